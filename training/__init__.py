@@ -1,0 +1,1 @@
+"""Trains the default model: a small autoencoder, then a small latent diffusion UNet made for style injection."""

@@ -1,0 +1,94 @@
+"""What lets an interrupted run go on: atomic checkpoints, and a moving average of the weights."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def save_atomically(value: object, path: Path) -> None:
+    """torch.save that leaves either the old file or the whole new one, whenever it is interrupted."""
+    partial = path.with_suffix(path.suffix + ".part")
+    torch.save(value, partial)
+    os.replace(partial, path)
+
+
+class MovingAverage:
+    """Exponential moving average of a module's parameters: a better model than any single step's."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module) -> None:
+        self.updates += 1
+        # Young averages forget faster, so that the first weights do not linger.
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_(list(self.values.values()), [parameters[n].detach() for n in self.values], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, module: torch.nn.Module) -> None:
+        """Exchanges the averaged and the trained weights; call it again to swap back."""
+        for name, parameter in module.named_parameters():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(kept)
+
+
+class Run:
+    """A module in training with its optimiser, average and random state, saved and resumed as one."""
+
+    def __init__(self, module: torch.nn.Module, path: Path, seed: int, rate: float, decay: float) -> None:
+        self.module = module
+        self.path = path
+        self.step = 0
+        self.seconds = 0.0
+        self.average = MovingAverage(module, decay)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=1e-4, foreach=True)
+        self.random = np.random.default_rng(seed)
+        random.seed(seed)
+        torch.manual_seed(seed)
+        if path.exists():
+            self._load()
+
+    def save(self) -> None:
+        save_atomically(
+            {
+                "module": self.module.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "average": self.average.values,
+                "updates": self.average.updates,
+                "step": self.step,
+                "seconds": self.seconds,
+                "numpy": self.random.bit_generator.state,
+                "torch": torch.get_rng_state(),
+            },
+            self.path,
+        )
+
+    def _load(self) -> None:
+        # weights_only: a checkpoint is data, and never runs code.
+        state = torch.load(self.path, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average.values = state["average"]
+        self.average.updates = state["updates"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.random.bit_generator.state = state["numpy"]
+        torch.set_rng_state(state["torch"])
+        print(f"resumed {self.path.name} at step {self.step}", flush=True)
+
+
+def rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Warm up, stay, and fall along a cosine over the last 40 % of the steps."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    fall = max(0.0, (step / steps - 0.6) / 0.4)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, fall))))

@@ -1,0 +1,156 @@
+"""The two networks, their growth from smaller ones, and the diffusers folder that holds them."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+LATENT_CHANNELS = 12
+CONTEXT_WIDTH = 64
+CONTEXT_NAME = "empty_prompt"
+
+
+def new_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
+    """Factor 4: 256x256 pictures have 64x64 latents."""
+    return AutoencoderKL(
+        latent_channels=latent_channels,
+        block_out_channels=(32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=256,
+        scaling_factor=1.0,
+    )
+
+
+def new_unet(latent_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
+    """The SD layout: decoder layers 3-11 have self-attention. Two heads everywhere: few heads are fast on a CPU."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(64, 96, 128, 192),
+        layers_per_block=2,
+        attention_head_dim=2,
+        cross_attention_dim=CONTEXT_WIDTH,
+        norm_num_groups=16,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise levels."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def noise_levels() -> torch.Tensor:
+    """alpha[t], the cumulative product of 1 - beta, (1000,)."""
+    return new_scheduler().alphas_cumprod
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The autoencoder of a model folder, in float32."""
+    return AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet of a model folder, in float32."""
+    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+
+
+def load_context(folder: Path) -> torch.Tensor:
+    """The one learned token that stands for the empty prompt, (1, 1, CONTEXT_WIDTH)."""
+    return load_file(folder / "context.safetensors")[CONTEXT_NAME].float()
+
+
+def grown_vae(folder: Path) -> AutoencoderKL:
+    """A model folder's autoencoder, given new latent channels that change nothing until they are trained."""
+    old = load_vae(folder).state_dict()
+    vae = new_vae()
+    state = vae.state_dict()
+    had, have = old["post_quant_conv.bias"].numel(), LATENT_CHANNELS
+    latent = list(range(had))
+    moments = latent + [have + i for i in latent]
+    for name in ("quant_conv", "post_quant_conv"):
+        weight = state[f"{name}.weight"].zero_()
+        weight[:, :, 0, 0] = torch.eye(weight.shape[0])
+        state[f"{name}.bias"].zero_()
+    state["decoder.conv_in.weight"].zero_()
+    places = {
+        "encoder.conv_out": (moments, slice(None)),
+        "quant_conv": (moments, moments),
+        "post_quant_conv": (latent, latent),
+        "decoder.conv_in": (slice(None), latent),
+    }
+    for name, value in old.items():
+        layer, _, kind = name.rpartition(".")
+        rows, columns = places.get(layer, (slice(None), slice(None)))
+        if kind == "bias" or layer not in places:
+            state[name][rows] = value
+        elif isinstance(rows, slice):
+            state[name][:, columns] = value
+        elif isinstance(columns, slice):
+            state[name][rows] = value
+        else:
+            state[name][torch.tensor(rows)[:, None], torch.tensor(columns)] = value
+    vae.load_state_dict(state)
+    return vae
+
+
+def grown_unet(folder: Path) -> UNet2DConditionModel:
+    """A model folder's UNet for more latent channels: only its first and last convolution differ."""
+    old = load_unet(folder).state_dict()
+    unet = new_unet()
+    state = unet.state_dict()
+    for name, value in old.items():
+        state[name][tuple(slice(0, length) for length in value.shape)] = value
+    unet.load_state_dict(state)
+    return unet
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls write(partial path), then puts the whole file in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    write(partial)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: dict) -> None:
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n"))
+
+
+def save_network(network: AutoencoderKL | UNet2DConditionModel, folder: Path) -> None:
+    """config.json and float16 weights, as diffusers names them."""
+    half = {name: value.detach().half().contiguous() for name, value in network.state_dict().items()}
+    config = {key: value for key, value in network.config.items() if key != "_name_or_path"}
+    config["_class_name"] = type(network).__name__
+    write_json(folder / "config.json", config)
+    write_atomically(folder / "diffusion_pytorch_model.safetensors", lambda partial: save_file(half, partial))
+
+
+def save_frame(folder: Path, context: torch.Tensor) -> None:
+    """What a model folder holds beside the two networks: its index, its scheduler and its context."""
+    write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+    scheduler = dict(new_scheduler().config) | {"_class_name": "DDIMScheduler"}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    tensors = {CONTEXT_NAME: context.detach().reshape(1, 1, -1).half().contiguous()}
+    write_atomically(folder / "context.safetensors", lambda partial: save_file(tensors, partial))
