@@ -1,0 +1,26 @@
+/* The operations that models are written in: each checks its shapes once, then calls the backend. */
+#ifndef SID_CORE_OPS_H
+#define SID_CORE_OPS_H
+
+#include "core/backend.h"
+
+/* A dense activation in the backend's dtype, from the arena. */
+int sid_new(sid_exec *exec, sid_tensor *t, size_t n, size_t h, size_t w, size_t c);
+/* The same shape as `like`, but c channels. */
+int sid_new_like(sid_exec *exec, sid_tensor *t, const sid_tensor *like, size_t c);
+
+/* Height or width after a convolution. */
+size_t sid_conv_size(const sid_conv_shape *shape, size_t size);
+
+/* Shape contracts: core/backend.h. post may be NULL. */
+int sid_conv2d(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv *conv, const sid_post *post);
+int sid_linear_map(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_linear *linear, const sid_post *post);
+int sid_group_normalize(sid_exec *exec, sid_tensor *dst, const sid_group_norm *norm);
+int sid_layer_normalize(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const float *scale, const float *shift,
+                        float eps);
+int sid_attend(sid_exec *exec, const sid_attention *problems, size_t count);
+int sid_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y);
+int sid_from_planes(sid_exec *exec, sid_tensor *dst, const float *planes, float factor);
+int sid_to_planes(sid_exec *exec, float *planes, const sid_tensor *src, float factor);
+
+#endif

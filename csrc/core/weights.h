@@ -1,0 +1,49 @@
+/* A model's named weights, borrowed from the caller while a model is built. */
+#ifndef SID_CORE_WEIGHTS_H
+#define SID_CORE_WEIGHTS_H
+
+#include "core/tensor.h"
+
+typedef struct {
+    char *name;
+    sid_dtype dtype;
+    size_t rank, shape[4];
+    size_t stride;    /* elements from one row (index of the first dimension) to the next */
+    const void *data; /* each row dense, in C order */
+    int taken;
+} sid_weight;
+
+typedef struct {
+    sid_weight *items; /* sorted by name once sid_weights_sort() ran */
+    size_t count;
+    int sorted;
+} sid_weights;
+
+int sid_weights_open(sid_weights **weights, size_t count);
+void sid_weights_close(sid_weights **weights);
+
+/* Adds one weight; data stays the caller's. The product of the shape was checked against the data's size by the caller. */
+int sid_weights_add(sid_weights *weights, const char *name, sid_dtype dtype, size_t rank, const size_t *shape,
+                    const void *data);
+
+/* Makes the weights findable; two of one name are an error. */
+int sid_weights_sort(sid_weights *weights);
+
+/* Whether a weight of that name is there. The name is given as printf() takes it. */
+int sid_weights_has(const sid_weights *weights, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The weight prefix.suffix, which must have exactly the given shape; a missing or misshaped one is SID_EMODEL. */
+int sid_weights_take(sid_weights *weights, const sid_weight **weight, const char *prefix, const char *suffix,
+                     size_t rank, const size_t *shape);
+
+/* Rows (first dimension) and columns (second dimension) of a weight, sharing its memory. */
+sid_weight sid_weight_rows(const sid_weight *weight, size_t first, size_t count);
+sid_weight sid_weight_columns(const sid_weight *weight, size_t first, size_t count);
+
+/* The weight's numbers in C order as float32. */
+void sid_weight_floats(float *dst, const sid_weight *weight);
+
+/* SID_EMODEL naming the first weight that nothing took. */
+int sid_weights_all_taken(const sid_weights *weights);
+
+#endif

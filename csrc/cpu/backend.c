@@ -1,0 +1,145 @@
+/* The CPU's entry in the backend table: oneDNN for convolutions and products, own kernels for the rest. */
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/err.h"
+#include "cpu/cpu.h"
+#include "cpu/primitive.h"
+
+static sid_isa forced_isa = SID_ISA_COUNT; /* SID_ISA_COUNT: the best */
+
+static sid_isa isa_in_use(void) {
+    sid_isa best = sid_cpu_isa();
+    return forced_isa < best ? forced_isa : best;
+}
+
+static const sid_kernels *kernels_of(const sid_exec *exec) { return &((const sid_cpu *)exec->backend)->kernels; }
+
+static int cpu_group_norm(sid_exec *exec, sid_tensor *dst, const sid_group_norm *norm) {
+    size_t mark = sid_arena_mark(&exec->arena);
+    int threads = exec->backend->threads;
+    void *scratch;
+    SID_TRY(sid_arena_take(&exec->arena, &scratch, sid_group_norm_scratch(norm, threads)));
+    if (!sid_measuring(&exec->arena)) kernels_of(exec)->group_norm[dst->dtype](dst->data, norm, scratch, threads);
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+static int cpu_layer_norm(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const float *scale,
+                          const float *shift, float eps) {
+    if (!sid_measuring(&exec->arena))
+        kernels_of(exec)->layer_norm[dst->dtype](dst->data, dst->stride, src->data, src->stride, sid_rows(src), src->c,
+                                                 scale, shift, eps, exec->backend->threads);
+    return SID_OK;
+}
+
+static int cpu_attention(sid_exec *exec, const sid_attention *problems, size_t count) {
+    const sid_kernels *kernels = kernels_of(exec);
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_dtype dtype = exec->backend->dtype;
+    int threads = exec->backend->threads;
+    void *scratch;
+    SID_TRY(sid_arena_take(&exec->arena, &scratch, kernels->attention_scratch[dtype](problems, count, threads)));
+    if (!sid_measuring(&exec->arena)) kernels->attention[dtype](problems, count, scratch, threads);
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+static int cpu_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y) {
+    const sid_kernels *kernels = kernels_of(exec);
+    int threads = exec->backend->threads;
+    size_t rows = sid_rows(dst), c = dst->c;
+    if (sid_measuring(&exec->arena)) return SID_OK;
+    sid_dtype y_dtype = y ? y->dtype : SID_F32;
+    if (dst->stride == c && x->stride == c && (!y || y->stride == c)) {
+        kernels->combine(dst->data, dst->dtype, a, x->data, x->dtype, b, y ? y->data : NULL, y_dtype, rows * c, threads);
+        return SID_OK;
+    }
+    size_t dst_step = dst->stride * sid_dtype_size(dst->dtype), x_step = x->stride * sid_dtype_size(x->dtype);
+    size_t y_step = y ? y->stride * sid_dtype_size(y->dtype) : 0;
+#pragma omp parallel for num_threads(threads)
+    for (size_t row = 0; row < rows; row++)
+        kernels->combine((char *)dst->data + row * dst_step, dst->dtype, a, (const char *)x->data + row * x_step,
+                         x->dtype, b, y ? (const char *)y->data + row * y_step : NULL, y_dtype, c, 1);
+    return SID_OK;
+}
+
+static int cpu_from_planes(sid_exec *exec, sid_tensor *dst, const float *planes, float factor) {
+    if (!sid_measuring(&exec->arena))
+        kernels_of(exec)->from_planes(dst->data, dst->dtype, planes, dst->n, dst->h, dst->w, dst->c, factor,
+                                      exec->backend->threads);
+    return SID_OK;
+}
+
+static int cpu_to_planes(sid_exec *exec, float *planes, const sid_tensor *src, float factor) {
+    if (!sid_measuring(&exec->arena))
+        kernels_of(exec)->to_planes(planes, src->data, src->dtype, src->n, src->h, src->w, src->c, src->stride, factor,
+                                    exec->backend->threads);
+    return SID_OK;
+}
+
+static void cpu_close(sid_backend **backend) {
+    sid_cpu *cpu = (sid_cpu *)*backend;
+    if (!cpu) return;
+    if (cpu->engine) dnnl_engine_destroy(cpu->engine);
+    pthread_mutex_destroy(&cpu->lock);
+    free(cpu);
+    *backend = NULL;
+}
+
+int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
+    sid_cpu *cpu = calloc(1, sizeof *cpu);
+    *backend = (sid_backend *)cpu;
+    if (!cpu) return sid_fail(SID_EMEMORY, "out of memory");
+    pthread_mutex_init(&cpu->lock, NULL);
+    cpu->base = (sid_backend){
+        .dtype = dtype,
+        .threads = threads,
+        .name = "cpu",
+        .close = cpu_close,
+        .conv_open = sid_cpu_conv_open,
+        .conv_close = sid_cpu_conv_close,
+        .conv = sid_cpu_conv,
+        .linear_open = sid_cpu_linear_open,
+        .linear_close = sid_cpu_linear_close,
+        .linear = sid_cpu_linear,
+        .group_norm = cpu_group_norm,
+        .layer_norm = cpu_layer_norm,
+        .attention = cpu_attention,
+        .combine = cpu_combine,
+        .from_planes = cpu_from_planes,
+        .to_planes = cpu_to_planes,
+    };
+    sid_kernels_fill(&cpu->kernels, isa_in_use());
+    SID_DNNL(dnnl_engine_create(&cpu->engine, dnnl_cpu, 0));
+    return SID_OK;
+}
+
+int sid_cpu_force_isa(const char *name) {
+    static const dnnl_cpu_isa_t limits[SID_ISA_COUNT] = {dnnl_cpu_isa_sse41, dnnl_cpu_isa_avx2, dnnl_cpu_isa_avx512_core,
+                                                         dnnl_cpu_isa_avx512_core_bf16, dnnl_cpu_isa_avx512_core_amx};
+    for (sid_isa isa = SID_ISA_GENERIC; isa < SID_ISA_COUNT; isa++) {
+        if (strcmp(name, sid_isa_name(isa)) != 0) continue;
+        if (isa > sid_cpu_isa())
+            return sid_fail(SID_EVALUE, "this CPU has no %s, only %s", name, sid_isa_name(sid_cpu_isa()));
+        SID_DNNL(dnnl_set_max_cpu_isa(limits[isa]));
+        forced_isa = isa;
+        return SID_OK;
+    }
+    return sid_fail(SID_EVALUE, "unknown instruction set %.32s, expected generic, avx2, avx512, avx512_bf16 or amx", name);
+}
+
+void sid_cpu_describe(sid_cpu_info *info) {
+    const dnnl_version_t *version = dnnl_version();
+    *info = (sid_cpu_info){
+        .isa = sid_isa_name(isa_in_use()),
+        .best_isa = sid_isa_name(sid_cpu_isa()),
+        .native_bfloat16 = isa_in_use() >= SID_ISA_AVX512_BF16,
+        .major = version->major,
+        .minor = version->minor,
+        .patch = version->patch,
+        .threading = version->cpu_runtime == DNNL_RUNTIME_OMP ? "OpenMP" : "other",
+        .threads = omp_get_max_threads(),
+    };
+}

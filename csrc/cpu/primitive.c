@@ -1,0 +1,212 @@
+#include "cpu/primitive.h"
+
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "core/err.h"
+
+#define HUGE_PAGE ((size_t)2 << 20)
+#define MAX_ARGUMENTS 8
+
+int sid_dnnl_fail(const char *what, dnnl_status_t status) {
+    const char *why = status == dnnl_out_of_memory    ? "out of memory"
+                      : status == dnnl_unimplemented  ? "not implemented for this shape or CPU"
+                      : status == dnnl_invalid_arguments ? "invalid arguments"
+                                                          : "run-time error";
+    return sid_fail(status == dnnl_out_of_memory ? SID_EMEMORY : SID_EINTERNAL, "oneDNN: %s (%.60s)", why, what);
+}
+
+int sid_threads_enter(const sid_cpu *cpu) {
+    int before = omp_get_max_threads();
+    omp_set_num_threads(cpu->base.threads);
+    return before;
+}
+
+void sid_threads_leave(int before) { omp_set_num_threads(before); }
+
+static int append_post(dnnl_post_ops_t ops, const sid_post *post, int accumulate, const_dnnl_memory_desc_t factor,
+                       const_dnnl_memory_desc_t residual) {
+    if (post->activation == SID_GELU_ERF) SID_DNNL(dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_gelu_erf, 0, 0));
+    if (post->activation == SID_GELU_QUICK) SID_DNNL(dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_swish, 1.702f, 0));
+    if (post->factor) SID_DNNL(dnnl_post_ops_append_binary(ops, dnnl_binary_mul, factor));
+    if (accumulate) SID_DNNL(dnnl_post_ops_append_sum(ops, 1, 0, dnnl_data_type_undef));
+    else if (post->residual) SID_DNNL(dnnl_post_ops_append_binary(ops, dnnl_binary_add, residual));
+    return SID_OK;
+}
+
+int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post, int accumulate,
+                        const_dnnl_memory_desc_t factor, const_dnnl_memory_desc_t residual) {
+    dnnl_post_ops_t ops = NULL;
+    int status = SID_EINTERNAL;
+    *attributes = NULL;
+    if (dnnl_primitive_attr_create(attributes) != dnnl_success || dnnl_post_ops_create(&ops) != dnnl_success ||
+        dnnl_primitive_attr_set_scratchpad_mode(*attributes, dnnl_scratchpad_mode_user) != dnnl_success)
+        status = sid_fail(SID_EMEMORY, "oneDNN: no attributes could be made");
+    else if ((status = append_post(ops, post, accumulate, factor, residual)) == SID_OK &&
+             dnnl_primitive_attr_set_post_ops(*attributes, ops) != dnnl_success)
+        status = sid_fail(SID_EINTERNAL, "oneDNN: post-operations were refused");
+    dnnl_post_ops_destroy(ops);
+    if (status != SID_OK) {
+        dnnl_primitive_attr_destroy(*attributes);
+        *attributes = NULL;
+    }
+    return status;
+}
+
+sid_primitive *sid_primitive_find(sid_primitive *list, const size_t *key) {
+    while (list && memcmp(list->key, key, sizeof list->key) != 0) list = list->next;
+    return list;
+}
+
+int sid_primitive_add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description,
+                      sid_primitive **primitive) {
+    sid_primitive *p = calloc(1, sizeof *p);
+    if (!p) {
+        dnnl_primitive_desc_destroy(description);
+        return sid_fail(SID_EMEMORY, "out of memory");
+    }
+    memcpy(p->key, key, sizeof p->key);
+    p->description = description;
+    p->scratch =
+        dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(description, dnnl_query_exec_arg_md, DNNL_ARG_SCRATCHPAD));
+    dnnl_status_t status = dnnl_primitive_create(&p->handle, description);
+    if (status != dnnl_success) {
+        sid_primitives_close(&p);
+        return sid_dnnl_fail("primitive", status);
+    }
+    p->next = *list;
+    *primitive = *list = p;
+    return SID_OK;
+}
+
+void sid_primitives_close(sid_primitive **list) {
+    for (sid_primitive *p = *list, *next; p; p = next) {
+        next = p->next;
+        dnnl_primitive_destroy(p->handle);
+        dnnl_primitive_desc_destroy(p->description);
+        free(p);
+    }
+    *list = NULL;
+}
+
+static int execute(const sid_cpu *cpu, const sid_primitive *primitive, const sid_argument *arguments, size_t count) {
+    dnnl_exec_arg_t bound[MAX_ARGUMENTS];
+    dnnl_stream_t stream = NULL;
+    dnnl_status_t status = dnnl_stream_create(&stream, cpu->engine, dnnl_stream_default_flags);
+    size_t made = 0;
+    for (; made < count && status == dnnl_success; made++) {
+        const_dnnl_memory_desc_t layout =
+            dnnl_primitive_desc_query_md(primitive->description, dnnl_query_exec_arg_md, arguments[made].number);
+        bound[made] = (dnnl_exec_arg_t){arguments[made].number, NULL};
+        status = dnnl_memory_create(&bound[made].memory, layout, cpu->engine, arguments[made].data);
+    }
+    if (status == dnnl_success) {
+        int before = sid_threads_enter(cpu);
+        status = dnnl_primitive_execute(primitive->handle, stream, (int)count, bound);
+        if (status == dnnl_success) status = dnnl_stream_wait(stream);
+        sid_threads_leave(before);
+    }
+    while (made--) dnnl_memory_destroy(bound[made].memory);
+    dnnl_stream_destroy(stream);
+    return status == dnnl_success ? SID_OK : sid_dnnl_fail("execution", status);
+}
+
+int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_argument *arguments, size_t count) {
+    sid_argument all[MAX_ARGUMENTS];
+    size_t mark = sid_arena_mark(&exec->arena);
+    memcpy(all, arguments, count * sizeof *arguments);
+    all[count].number = DNNL_ARG_SCRATCHPAD;
+    SID_TRY(sid_arena_take(&exec->arena, &all[count].data, primitive->scratch));
+    if (!sid_measuring(&exec->arena)) SID_TRY(execute((const sid_cpu *)exec->backend, primitive, all, count + 1));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+/* Large blocks begin at a huge page, so that the weights that every evaluation reads take few TLB entries. */
+static void *take_block(size_t size) {
+    size_t unit = size >= HUGE_PAGE ? HUGE_PAGE : SID_ALIGN;
+    size_t padded = (size + SID_ALIGN - 1) / SID_ALIGN * SID_ALIGN;
+    void *block = NULL;
+    if (posix_memalign(&block, unit, padded) != 0) return NULL;
+    if (unit == HUGE_PAGE) madvise(block, padded, MADV_HUGEPAGE);
+    return block;
+}
+
+static void stack_rows(const sid_cpu *cpu, char *dst, const sid_weight *weight) {
+    size_t columns = 1, size = sid_dtype_size(weight->dtype), out = sid_dtype_size(cpu->base.dtype);
+    for (size_t i = 1; i < weight->rank; i++) columns *= weight->shape[i];
+    int dense = columns == weight->stride;
+    size_t rows = dense ? 1 : weight->shape[0], count = dense ? columns * weight->shape[0] : columns;
+    for (size_t row = 0; row < rows; row++)
+        cpu->kernels.convert(dst + row * columns * out, cpu->base.dtype,
+                             (const char *)weight->data + row * weight->stride * size, weight->dtype, count,
+                             cpu->base.threads);
+}
+
+static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, void *src,
+                   const_dnnl_memory_desc_t src_layout) {
+    dnnl_primitive_desc_t description = NULL;
+    sid_primitive *primitive = NULL;
+    size_t key[SID_KEY_SIZE] = {0};
+    dnnl_primitive_attr_t attributes;
+    SID_TRY(sid_attributes_open(&attributes, &(sid_post){0}, 0, NULL, NULL));
+    dnnl_status_t made = dnnl_reorder_primitive_desc_create(&description, src_layout, cpu->engine, dst_layout,
+                                                            cpu->engine, attributes);
+    dnnl_primitive_attr_destroy(attributes);
+    if (made != dnnl_success) return sid_dnnl_fail("packing of weights", made);
+    SID_TRY(sid_primitive_add(&primitive, key, description, &primitive));
+
+    sid_exec exec = {.backend = &cpu->base};
+    sid_argument arguments[] = {{DNNL_ARG_FROM, src}, {DNNL_ARG_TO, dst}};
+    exec.arena.peak = primitive->scratch + SID_ALIGN;
+    int status = sid_arena_open(&exec.arena);
+    if (status == SID_OK) status = sid_primitive_run(&exec, primitive, arguments, 2);
+    sid_arena_close(&exec.arena);
+    sid_primitives_close(&primitive);
+    return status;
+}
+
+static int pack_bias(float **bias, size_t parts, const sid_weight *biases) {
+    size_t count = 0;
+    for (size_t i = 0; i < parts; i++) count += biases[i].shape[0];
+    float *next = *bias = malloc(count * sizeof **bias);
+    if (!next) return sid_fail(SID_EMEMORY, "out of memory");
+    for (size_t i = 0; i < parts; next += biases[i++].shape[0]) sid_weight_floats(next, &biases[i]);
+    return SID_OK;
+}
+
+int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
+             size_t parts, const sid_weight *weights, const sid_weight *biases) {
+    char *stacked = take_block(dnnl_memory_desc_get_size(plain));
+    packed->size = dnnl_memory_desc_get_size(layout);
+    packed->data = take_block(packed->size);
+    int status = SID_OK;
+    if (!stacked || !packed->data)
+        status = sid_fail(SID_EMEMORY, "out of memory for %zu bytes of weights", packed->size);
+    if (status == SID_OK) {
+        char *next = stacked;
+        for (size_t i = 0; i < parts; i++) {
+            size_t count = 1;
+            for (size_t d = 0; d < weights[i].rank; d++) count *= weights[i].shape[d];
+            stack_rows(cpu, next, &weights[i]);
+            next += count * sid_dtype_size(cpu->base.dtype);
+        }
+        status = reorder(cpu, packed->data, layout, stacked, plain);
+    }
+    free(stacked);
+    if (status == SID_OK && biases) status = pack_bias(&packed->bias, parts, biases);
+    if (status == SID_OK && dnnl_memory_desc_clone(&packed->layout, layout) != dnnl_success)
+        status = sid_fail(SID_EMEMORY, "out of memory");
+    if (status == SID_OK) cpu->base.packed_bytes += packed->size;
+    else sid_packed_close(packed);
+    return status;
+}
+
+void sid_packed_close(sid_packed *packed) {
+    if (packed->layout) dnnl_memory_desc_destroy(packed->layout);
+    free(packed->data);
+    free(packed->bias);
+    *packed = (sid_packed){0};
+}

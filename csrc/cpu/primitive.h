@@ -1,0 +1,84 @@
+/* oneDNN primitives, created once per shape, and weights packed into the layout that they like. */
+#ifndef SID_CPU_PRIMITIVE_H
+#define SID_CPU_PRIMITIVE_H
+
+#include <oneapi/dnnl/dnnl.h>
+#include <pthread.h>
+
+#include "core/backend.h"
+#include "cpu/kernels.h"
+
+typedef struct {
+    sid_backend base;
+    sid_kernels kernels;
+    dnnl_engine_t engine;
+    pthread_mutex_t lock; /* guards what is created at a first use: primitives and packed weights */
+} sid_cpu;
+
+#define SID_KEY_SIZE 8
+
+/* One primitive of a layer, for one shape; a layer has a list of them. */
+typedef struct sid_primitive {
+    size_t key[SID_KEY_SIZE];
+    dnnl_primitive_desc_t description;
+    dnnl_primitive_t handle;
+    size_t scratch;
+    struct sid_primitive *next;
+} sid_primitive;
+
+/* Weights in their final layout. */
+typedef struct {
+    dnnl_memory_desc_t layout; /* NULL until packed */
+    void *data;
+    size_t size;
+    float *bias; /* NULL: none */
+} sid_packed;
+
+/* An argument of an execution: its oneDNN number and memory. */
+typedef struct {
+    int number;
+    void *data;
+} sid_argument;
+
+/* Text of a failed oneDNN call. */
+int sid_dnnl_fail(const char *what, dnnl_status_t status);
+#define SID_DNNL(call)                                                                             \
+    do {                                                                                           \
+        dnnl_status_t sid_dnnl_status = (call);                                                    \
+        if (sid_dnnl_status != dnnl_success) return sid_dnnl_fail(#call, sid_dnnl_status);         \
+    } while (0)
+
+static inline dnnl_data_type_t sid_dnnl_type(sid_dtype dtype) { return dtype == SID_F32 ? dnnl_f32 : dnnl_bf16; }
+
+/* OpenMP's thread count is the caller's own state: set for the time of a call, then as it was. */
+int sid_threads_enter(const sid_cpu *cpu);
+void sid_threads_leave(int before);
+
+/* The attributes that carry `post`: activation, factor and residual in this order. Layouts may be NULL where unused. */
+int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post, int accumulate,
+                        const_dnnl_memory_desc_t factor, const_dnnl_memory_desc_t residual);
+
+sid_primitive *sid_primitive_find(sid_primitive *list, const size_t *key);
+/* Takes the description over, also when it fails. */
+int sid_primitive_add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description,
+                      sid_primitive **primitive);
+void sid_primitives_close(sid_primitive **list);
+
+/* Takes the scratch and, unless measuring, executes. */
+int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_argument *arguments, size_t count);
+
+/* Packs the stacked weights (dense rows in C order: the layout `plain`) into `layout`, and the biases (NULL: none). */
+int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
+             size_t parts, const sid_weight *weights, const sid_weight *biases);
+void sid_packed_close(sid_packed *packed);
+
+/* Filled into the backend's table by backend.c. */
+int sid_cpu_conv_open(sid_backend *, sid_conv **, const sid_conv_shape *, const sid_weight *, const sid_weight *);
+void sid_cpu_conv_close(sid_conv **);
+int sid_cpu_conv(sid_exec *, sid_tensor *, const sid_tensor *, sid_conv *, const sid_post *);
+int sid_cpu_linear_open(sid_backend *, sid_linear **, size_t, size_t, size_t, const sid_weight *const *,
+                        const sid_weight *const *);
+void sid_cpu_linear_close(sid_linear **);
+int sid_cpu_linear(sid_exec *, sid_tensor *, const sid_tensor *, sid_linear *, const sid_post *);
+
+#endif

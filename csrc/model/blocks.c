@@ -1,0 +1,303 @@
+#include "model/blocks.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/err.h"
+
+#define TRANSFORMER_EPS 1e-6f
+#define LAYER_NORM_EPS 1e-5f
+#define MAX_STYLES 16
+
+int sid_resnet_open(sid_builder *builder, sid_resnet *r, const char *prefix, size_t in, size_t skip, size_t out,
+                    size_t groups, float eps) {
+    char name[SID_NAME_SIZE];
+    sid_conv_shape first = sid_conv3x3(in + skip, out), second = sid_conv3x3(out, out);
+    *r = (sid_resnet){.in = in, .skip = skip, .out = out, .groups = groups, .eps = eps};
+    SID_TRY(sid_name(name, "%s.norm1", prefix));
+    SID_TRY(sid_norm_open(builder, &r->norm1, name, in + skip));
+    SID_TRY(sid_name(name, "%s.conv1", prefix));
+    SID_TRY(sid_conv_open(builder, &r->conv1, name, &first));
+    SID_TRY(sid_name(name, "%s.norm2", prefix));
+    SID_TRY(sid_norm_open(builder, &r->norm2, name, out));
+    SID_TRY(sid_name(name, "%s.conv2", prefix));
+    SID_TRY(sid_conv_open(builder, &r->conv2, name, &second));
+    if (in + skip == out) return SID_OK;
+    SID_TRY(sid_name(name, "%s.conv_shortcut", prefix));
+    SID_TRY(sid_linear_open_part(builder, &r->shortcut, name, out, in + skip, 0, out, 0, in, SID_CONV1X1));
+    if (skip)
+        SID_TRY(sid_linear_open_part(builder, &r->skip_shortcut, name, out, in + skip, 0, out, in, skip,
+                                     SID_CONV1X1 | SID_NO_BIAS));
+    return SID_OK;
+}
+
+void sid_resnet_close(sid_backend *backend, sid_resnet *r) {
+    sid_norm_close(&r->norm1);
+    sid_norm_close(&r->norm2);
+    sid_conv_close(backend, &r->conv1);
+    sid_conv_close(backend, &r->conv2);
+    sid_linear_close(backend, &r->shortcut);
+    sid_linear_close(backend, &r->skip_shortcut);
+}
+
+/* The time embedding, repeated for every sample. */
+static int repeat_time(sid_exec *exec, float **repeated, const float *time, size_t n, size_t channels) {
+    void *block;
+    SID_TRY(sid_arena_take(&exec->arena, &block, n * channels * sizeof(float)));
+    *repeated = block;
+    for (size_t i = 0; block && i < n; i++) memcpy(*repeated + i * channels, time, channels * sizeof(float));
+    return SID_OK;
+}
+
+/* dst = the 1x1 convolution of the concatenated input, or that input itself where the widths agree. */
+static int shortcut(sid_exec *exec, const sid_resnet *r, sid_tensor *dst, const sid_tensor *x, const sid_tensor *skip) {
+    if (r->shortcut) {
+        SID_TRY(sid_linear_map(exec, dst, x, r->shortcut, NULL));
+        return skip ? sid_linear_map(exec, dst, skip, r->skip_shortcut, &(sid_post){.residual = dst}) : SID_OK;
+    }
+    sid_tensor first = sid_channels(dst, 0, r->in), second = sid_channels(dst, r->in, r->skip);
+    SID_TRY(sid_combine(exec, &first, 1, x, 0, NULL));
+    return sid_combine(exec, &second, 1, skip, 0, NULL);
+}
+
+int sid_resnet_run(sid_exec *exec, const sid_resnet *r, sid_tensor *dst, sid_tensor *x, const sid_tensor *skip,
+                   const float *time) {
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_tensor normed, hidden;
+    float *channel_add = NULL;
+    SID_TRY(sid_new_like(exec, &hidden, x, r->out));
+    size_t inner = sid_arena_mark(&exec->arena);
+    SID_TRY(sid_new_like(exec, &normed, x, r->in + r->skip));
+    sid_group_norm norm1 = {x, skip, NULL, r->norm1.scale, r->norm1.shift, r->groups, r->eps, 1};
+    SID_TRY(sid_group_normalize(exec, &normed, &norm1));
+    SID_TRY(sid_conv2d(exec, &hidden, &normed, r->conv1, NULL));
+    sid_arena_release(&exec->arena, inner);
+
+    if (time) SID_TRY(repeat_time(exec, &channel_add, time, x->n, r->out));
+    sid_group_norm norm2 = {&hidden, NULL, channel_add, r->norm2.scale, r->norm2.shift, r->groups, r->eps, 1};
+    SID_TRY(sid_group_normalize(exec, &hidden, &norm2));
+
+    sid_tensor *residual = r->shortcut || skip ? dst : x;
+    if (residual == dst && dst != x) SID_TRY(shortcut(exec, r, dst, x, skip));
+    SID_TRY(sid_conv2d(exec, dst, &hidden, r->conv2, &(sid_post){.residual = residual}));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+/* Attention number `number` of a transformer block: its norm and products. */
+static int attention_open(sid_builder *builder, sid_norm *norm, sid_linear **query, sid_linear **keys,
+                          sid_linear **out, const char *block, int number, size_t channels, size_t key_channels) {
+    char name[SID_NAME_SIZE], stacked[2][SID_NAME_SIZE];
+    size_t outs[] = {channels, channels};
+    SID_TRY(sid_name(name, "%s.norm%d", block, number));
+    SID_TRY(sid_norm_open(builder, norm, name, channels));
+    SID_TRY(sid_name(name, "%s.attn%d.to_q", block, number));
+    SID_TRY(sid_linear_open(builder, query, name, channels, channels, SID_NO_BIAS));
+    SID_TRY(sid_name(stacked[0], "%s.attn%d.to_k", block, number));
+    SID_TRY(sid_name(stacked[1], "%s.attn%d.to_v", block, number));
+    SID_TRY(sid_linear_open_stacked(builder, keys, 2, stacked, key_channels, outs, SID_NO_BIAS));
+    SID_TRY(sid_name(name, "%s.attn%d.to_out.0", block, number));
+    return sid_linear_open(builder, out, name, channels, channels, SID_PLAIN);
+}
+
+static int feed_forward_open(sid_builder *builder, sid_transformer *t, const char *block) {
+    char name[SID_NAME_SIZE];
+    size_t c = t->channels;
+    SID_TRY(sid_name(name, "%s.norm3", block));
+    SID_TRY(sid_norm_open(builder, &t->norm3, name, c));
+    SID_TRY(sid_name(name, "%s.ff.net.0.proj", block));
+    SID_TRY(sid_linear_open_part(builder, &t->hidden, name, 8 * c, c, 0, 4 * c, 0, c, SID_PLAIN));
+    SID_TRY(sid_linear_open_part(builder, &t->gate, name, 8 * c, c, 4 * c, 4 * c, 0, c, SID_PLAIN));
+    SID_TRY(sid_name(name, "%s.ff.net.2", block));
+    return sid_linear_open(builder, &t->forward, name, 4 * c, c, SID_PLAIN);
+}
+
+int sid_transformer_open(sid_builder *builder, sid_transformer *t, const char *prefix, size_t channels, size_t heads,
+                         size_t context_size, size_t groups, int linear_projection, int layer) {
+    char name[SID_NAME_SIZE], block[SID_NAME_SIZE];
+    int projection = linear_projection ? SID_PLAIN : SID_CONV1X1;
+    *t = (sid_transformer){.channels = channels, .heads = heads, .groups = groups, .layer = layer};
+    SID_TRY(sid_name(name, "%s.norm", prefix));
+    SID_TRY(sid_norm_open(builder, &t->norm, name, channels));
+    SID_TRY(sid_name(name, "%s.proj_in", prefix));
+    SID_TRY(sid_linear_open(builder, &t->project_in, name, channels, channels, projection));
+    SID_TRY(sid_name(name, "%s.proj_out", prefix));
+    SID_TRY(sid_linear_open(builder, &t->project_out, name, channels, channels, projection));
+    SID_TRY(sid_name(block, "%s.transformer_blocks.0", prefix));
+    SID_TRY(attention_open(builder, &t->norm1, &t->query1, &t->keys1, &t->out1, block, 1, channels, channels));
+    SID_TRY(attention_open(builder, &t->norm2, &t->query2, &t->keys2, &t->out2, block, 2, channels, context_size));
+    return feed_forward_open(builder, t, block);
+}
+
+void sid_transformer_close(sid_backend *backend, sid_transformer *t) {
+    sid_norm *norms[] = {&t->norm, &t->norm1, &t->norm2, &t->norm3};
+    sid_linear **linears[] = {&t->project_in, &t->project_out, &t->query1, &t->keys1,  &t->out1, &t->query2,
+                              &t->keys2,      &t->out2,        &t->hidden, &t->gate, &t->forward};
+    for (size_t i = 0; i < sizeof norms / sizeof *norms; i++) sid_norm_close(norms[i]);
+    for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) sid_linear_close(backend, linears[i]);
+}
+
+/* One source: rows of t, whose first `channels` are keys and whose next ones are values. */
+static sid_keys keys_of(const sid_tensor *kv) {
+    sid_tensor values = sid_channels(kv, kv->c / 2, kv->c / 2);
+    return (sid_keys){.k = kv->data, .v = values.data, .tokens = sid_rows(kv), .k_stride = kv->stride, .v_stride = kv->stride};
+}
+
+/* All of one sample's queries against `sources`. */
+static int attend(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_keys *sources, size_t count,
+                  size_t heads, float temperature) {
+    size_t head_size = q->c / heads;
+    sid_attention problem = {
+        .dst = dst->data,
+        .q = q->data,
+        .queries = sid_rows(q),
+        .dst_stride = dst->stride,
+        .q_stride = q->stride,
+        .sources = sources,
+        .source_count = count,
+        .heads = heads,
+        .head_size = head_size,
+        .scale = temperature / sqrtf((float)head_size),
+    };
+    return sid_attend(exec, &problem, 1);
+}
+
+int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads,
+                       float temperature) {
+    for (size_t i = 0; i < q->n; i++) {
+        sid_tensor d = sid_sample(dst, i), query = sid_sample(q, i), own = sid_sample(kv, kv->n == 1 ? 0 : i);
+        sid_keys source = keys_of(&own);
+        SID_TRY(attend(exec, &d, &query, &source, 1, heads, temperature));
+    }
+    return SID_OK;
+}
+
+static int save_features(sid_exec *exec, const sid_tap *tap, int number, const sid_tensor *q, const sid_tensor *kv) {
+    for (size_t i = 0; i < q->n; i++) {
+        const sid_bank *bank = tap->saved[i];
+        const sid_bank_layer *layer = &bank->layers[number];
+        sid_tensor query = sid_sample(q, i), both = sid_sample(kv, i);
+        sid_tensor features[] = {query, sid_channels(&both, 0, q->c), sid_channels(&both, q->c, q->c)};
+        void *kept[] = {layer->query, layer->key, layer->value};
+        for (size_t f = 0; f < 3; f++) {
+            if (!kept[f]) continue;
+            sid_tensor slot = sid_bank_slot(bank, layer, kept[f], tap->step);
+            SID_TRY(sid_combine(exec, &slot, 1, &features[f], 0, NULL));
+        }
+    }
+    return SID_OK;
+}
+
+/* One style's features in the backend's dtype; a bank of another is converted into the arena. */
+static int style_features(sid_exec *exec, sid_tensor *features, const sid_bank *bank, const sid_bank_layer *layer,
+                          void *kept, size_t step) {
+    *features = sid_bank_slot(bank, layer, kept, step);
+    if (bank->dtype == exec->backend->dtype) return SID_OK;
+    sid_tensor converted;
+    SID_TRY(sid_new_like(exec, &converted, features, features->c));
+    SID_TRY(sid_combine(exec, &converted, 1, features, 0, NULL));
+    *features = converted;
+    return SID_OK;
+}
+
+/* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. */
+static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst, sid_tensor *q) {
+    size_t mark = sid_arena_mark(&exec->arena), layer_number = (size_t)t->layer;
+    sid_keys sources[MAX_STYLES];
+    if (tap->content && tap->content->layers[layer_number].query) {
+        const sid_bank_layer *layer = &tap->content->layers[layer_number];
+        sid_tensor content = sid_bank_slot(tap->content, layer, layer->query, tap->step);
+        float gamma = tap->gamma[layer_number];
+        SID_TRY(sid_combine(exec, q, gamma, &content, 1 - gamma, q));
+    }
+    for (size_t i = 0; i < tap->style_count; i++) {
+        const sid_bank *bank = tap->styles[i];
+        const sid_bank_layer *layer = &bank->layers[layer_number];
+        sid_tensor key, value;
+        SID_TRY(style_features(exec, &key, bank, layer, layer->key, tap->step));
+        SID_TRY(style_features(exec, &value, bank, layer, layer->value, tap->step));
+        sources[i] = (sid_keys){.k = key.data,
+                                .v = value.data,
+                                .tokens = layer->tokens,
+                                .k_stride = key.stride,
+                                .v_stride = value.stride,
+                                .bias = logf(tap->weights[i])};
+    }
+    SID_TRY(attend(exec, dst, q, sources, tap->style_count, t->heads, tap->temperature[layer_number]));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+static int injects(const sid_tap *tap, int layer) {
+    return tap && layer >= 0 && tap->mode == SID_TAP_INJECT && tap->style_count && tap->styles[0]->layers[layer].key;
+}
+
+/* dst = self-attention of x: the one place that reads the tap. An injected layer computes no keys and values. */
+static int self_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst, const sid_tensor *x,
+                          const sid_tap *tap) {
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_tensor q, kv;
+    SID_TRY(sid_new_like(exec, &q, x, t->channels));
+    SID_TRY(sid_linear_map(exec, &q, x, t->query1, NULL));
+    if (injects(tap, t->layer)) {
+        SID_TRY(inject(exec, t, tap, dst, &q));
+    } else {
+        SID_TRY(sid_new_like(exec, &kv, x, 2 * t->channels));
+        SID_TRY(sid_linear_map(exec, &kv, x, t->keys1, NULL));
+        if (tap && t->layer >= 0 && tap->mode == SID_TAP_SAVE) SID_TRY(save_features(exec, tap, t->layer, &q, &kv));
+        SID_TRY(sid_attend_samples(exec, dst, &q, &kv, t->heads, 1));
+    }
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+static int cross_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst, const sid_tensor *x,
+                           const sid_tensor *context_keys) {
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_tensor q;
+    SID_TRY(sid_new_like(exec, &q, x, t->channels));
+    SID_TRY(sid_linear_map(exec, &q, x, t->query2, NULL));
+    SID_TRY(sid_attend_samples(exec, dst, &q, context_keys, t->heads, 1));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+/* h += forward(hidden(x) * gelu(gate(x))). */
+static int feed_forward(sid_exec *exec, const sid_transformer *t, sid_tensor *h, const sid_tensor *x) {
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_tensor hidden, gated;
+    SID_TRY(sid_new_like(exec, &hidden, x, 4 * t->channels));
+    SID_TRY(sid_new_like(exec, &gated, x, 4 * t->channels));
+    SID_TRY(sid_linear_map(exec, &hidden, x, t->hidden, NULL));
+    SID_TRY(sid_linear_map(exec, &gated, x, t->gate, &(sid_post){.activation = SID_GELU_ERF, .factor = &hidden}));
+    SID_TRY(sid_linear_map(exec, h, &gated, t->forward, &(sid_post){.residual = h}));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+int sid_transformer_run(sid_exec *exec, const sid_transformer *t, sid_tensor *x, const sid_tensor *context_keys,
+                        const sid_tap *tap) {
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_tensor h, normed, attended;
+    SID_TRY(sid_new_like(exec, &h, x, t->channels));
+    SID_TRY(sid_new_like(exec, &normed, x, t->channels));
+    SID_TRY(sid_new_like(exec, &attended, x, t->channels));
+    sid_group_norm norm = {x, NULL, NULL, t->norm.scale, t->norm.shift, t->groups, TRANSFORMER_EPS, 0};
+    SID_TRY(sid_group_normalize(exec, &normed, &norm));
+    SID_TRY(sid_linear_map(exec, &h, &normed, t->project_in, NULL));
+
+    SID_TRY(sid_layer_normalize(exec, &normed, &h, t->norm1.scale, t->norm1.shift, LAYER_NORM_EPS));
+    SID_TRY(self_attention(exec, t, &attended, &normed, tap));
+    SID_TRY(sid_linear_map(exec, &h, &attended, t->out1, &(sid_post){.residual = &h}));
+
+    SID_TRY(sid_layer_normalize(exec, &normed, &h, t->norm2.scale, t->norm2.shift, LAYER_NORM_EPS));
+    SID_TRY(cross_attention(exec, t, &attended, &normed, context_keys));
+    SID_TRY(sid_linear_map(exec, &h, &attended, t->out2, &(sid_post){.residual = &h}));
+
+    SID_TRY(sid_layer_normalize(exec, &normed, &h, t->norm3.scale, t->norm3.shift, LAYER_NORM_EPS));
+    SID_TRY(feed_forward(exec, t, &h, &normed));
+
+    SID_TRY(sid_linear_map(exec, x, &h, t->project_out, &(sid_post){.residual = x}));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}

@@ -1,0 +1,48 @@
+/* The blocks that the UNet and the VAE are made of. */
+#ifndef SID_MODEL_BLOCKS_H
+#define SID_MODEL_BLOCKS_H
+
+#include "model/layers.h"
+#include "model/tap.h"
+
+/* norm, SiLU, 3x3 convolution, + time embedding, norm, SiLU, 3x3 convolution, + shortcut. */
+typedef struct {
+    size_t in, skip, out; /* the input's channels, those of a decoder's skip connection (or 0), the output's */
+    size_t groups;
+    float eps;
+    sid_norm norm1, norm2;
+    sid_conv *conv1, *conv2;
+    sid_linear *shortcut, *skip_shortcut; /* NULL: the input itself; the 1x1 convolution's input and skip columns */
+} sid_resnet;
+
+int sid_resnet_open(sid_builder *builder, sid_resnet *resnet, const char *prefix, size_t in, size_t skip, size_t out,
+                    size_t groups, float eps);
+void sid_resnet_close(sid_backend *backend, sid_resnet *resnet);
+/* dst (n, h, w, out), x (n, h, w, in), skip NULL or (n, h, w, skip), time NULL or [out]. dst may be x where in == out. */
+int sid_resnet_run(sid_exec *exec, const sid_resnet *resnet, sid_tensor *dst, sid_tensor *x, const sid_tensor *skip,
+                   const float *time);
+
+/* norm, projection, [norm, self-attention, norm, cross-attention, norm, gated feed-forward] each + its input,
+ * projection, + input. */
+typedef struct {
+    size_t channels, heads, groups;
+    int layer; /* decoder layer number for the tap; -1: none */
+    sid_norm norm, norm1, norm2, norm3;
+    sid_linear *project_in, *project_out;
+    sid_linear *query1, *keys1, *out1;   /* self-attention; keys: keys and values, stacked */
+    sid_linear *query2, *keys2, *out2;   /* cross-attention; keys2 maps the context */
+    sid_linear *hidden, *gate, *forward; /* forward(hidden(x) * gelu(gate(x))) */
+} sid_transformer;
+
+int sid_transformer_open(sid_builder *builder, sid_transformer *transformer, const char *prefix, size_t channels,
+                         size_t heads, size_t context_size, size_t groups, int linear_projection, int layer);
+void sid_transformer_close(sid_backend *backend, sid_transformer *transformer);
+/* x (n, h, w, channels), in place. context_keys: (1 or n, 1, tokens, 2 * channels). */
+int sid_transformer_run(sid_exec *exec, const sid_transformer *transformer, sid_tensor *x,
+                        const sid_tensor *context_keys, const sid_tap *tap);
+
+/* Attention of each sample's queries q (n, *, *, channels) to its own keys kv (1 or n, *, *, 2 * channels). */
+int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads,
+                       float temperature);
+
+#endif

@@ -1,0 +1,49 @@
+/* The small parts that blocks are made of, taken from the named weights. */
+#ifndef SID_MODEL_LAYERS_H
+#define SID_MODEL_LAYERS_H
+
+#include "core/ops.h"
+
+/* Where parts come from while a model is built. */
+typedef struct {
+    sid_backend *backend;
+    sid_weights *weights;
+} sid_builder;
+
+typedef struct {
+    float *scale, *shift; /* [channels], one block */
+    size_t channels;
+} sid_norm;
+
+/* Names are printf formats for the part's prefix; ".weight" and ".bias" follow it. */
+#define SID_NAME_SIZE 192
+int sid_name(char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+int sid_norm_open(sid_builder *builder, sid_norm *norm, const char *prefix, size_t channels);
+void sid_norm_close(sid_norm *norm);
+
+int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, const sid_conv_shape *shape);
+void sid_conv_close(sid_backend *backend, sid_conv **conv);
+
+/* 3x3, stride 1, same size. */
+static inline sid_conv_shape sid_conv3x3(size_t in, size_t out) { return (sid_conv_shape){in, out, 3, 1, 1, 1, 0}; }
+
+/* How a matrix product is stored. */
+typedef enum {
+    SID_PLAIN = 0,
+    SID_NO_BIAS = 1,
+    SID_CONV1X1 = 2 /* weights (out, in, 1, 1) */
+} sid_linear_kind;
+
+int sid_linear_open(sid_builder *builder, sid_linear **linear, const char *prefix, size_t in, size_t out, int kind);
+/* Several products of the same input as one, stacked along out: the i-th has outs[i] channels. */
+#define SID_MAX_PARTS 128
+int sid_linear_open_stacked(sid_builder *builder, sid_linear **linear, size_t parts, char (*prefixes)[SID_NAME_SIZE],
+                            size_t in, const size_t *outs, int kind);
+/* Rows first_row .. first_row + out - 1 and columns first_column .. first_column + in - 1 of a (rows, columns) product,
+ * with those rows of its bias. */
+int sid_linear_open_part(sid_builder *builder, sid_linear **linear, const char *prefix, size_t rows, size_t columns,
+                         size_t first_row, size_t out, size_t first_column, size_t in, int kind);
+void sid_linear_close(sid_backend *backend, sid_linear **linear);
+
+#endif

@@ -1,0 +1,22 @@
+/* What happens at the decoder's self-attention; read in exactly one place, the self-attention in blocks.c. */
+#ifndef SID_MODEL_TAP_H
+#define SID_MODEL_TAP_H
+
+#include "model/bank.h"
+
+typedef enum { SID_TAP_SAVE, SID_TAP_INJECT } sid_tap_mode;
+
+typedef struct {
+    sid_tap_mode mode;
+    size_t step; /* feature slot */
+    /* SAVE: one bank per sample of the batch. */
+    sid_bank *const *saved;
+    /* INJECT: into a batch of one, in the layers that the banks have features of. */
+    const sid_bank *content;       /* queries; NULL: the layer's own */
+    const sid_bank *const *styles; /* keys and values, concatenated */
+    const float *weights;          /* [style_count] */
+    size_t style_count;
+    const float *gamma, *temperature; /* [layers], of this step */
+} sid_tap;
+
+#endif

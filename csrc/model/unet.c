@@ -1,0 +1,257 @@
+#include "model/unet.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/err.h"
+
+#define MAX_RESNETS SID_MAX_PARTS
+#define MAX_SKIPS 80
+
+struct sid_unet {
+    sid_unet_config config;
+    sid_conv *conv_in, *conv_out;
+    sid_norm norm_out;
+    sid_linear *time1, *time2;
+    sid_linear *time_projections; /* those of all ResNets, stacked */
+    size_t time_size;
+    /* In the order in which they run: encoder, middle, decoder. */
+    size_t resnet_count, transformer_count, resampler_count;
+    sid_resnet resnets[MAX_RESNETS];
+    sid_transformer transformers[MAX_RESNETS];
+    sid_conv *resamplers[2 * SID_MAX_LEVELS];
+    char time_names[MAX_RESNETS][SID_NAME_SIZE]; /* used while opening */
+};
+
+size_t sid_unet_transformers(const sid_unet *unet) { return unet->transformer_count; }
+size_t sid_unet_transformer_channels(const sid_unet *unet, size_t i) { return unet->transformers[i].channels; }
+size_t sid_unet_time_size(const sid_unet *unet) { return unet->time_size; }
+
+static int add_resnet(sid_builder *builder, sid_unet *u, size_t in, size_t skip, size_t out, const char *prefix) {
+    size_t i = u->resnet_count++;
+    SID_TRY(sid_name(u->time_names[i], "%s.time_emb_proj", prefix));
+    return sid_resnet_open(builder, &u->resnets[i], prefix, in, skip, out, u->config.groups, u->config.eps);
+}
+
+static int add_transformer(sid_builder *builder, sid_unet *u, size_t level, int layer, const char *prefix) {
+    const sid_unet_config *c = &u->config;
+    return sid_transformer_open(builder, &u->transformers[u->transformer_count++], prefix, c->channels[level],
+                                c->heads[level], c->context_size, c->groups, c->linear_projection, layer);
+}
+
+static int open_encoder(sid_builder *builder, sid_unet *u) {
+    const sid_unet_config *c = &u->config;
+    char name[SID_NAME_SIZE];
+    for (size_t level = 0, in = c->channels[0]; level < c->levels; level++) {
+        size_t out = c->channels[level];
+        for (size_t i = 0; i < c->layers_per_block; i++, in = out) {
+            SID_TRY(sid_name(name, "unet.down_blocks.%zu.resnets.%zu", level, i));
+            SID_TRY(add_resnet(builder, u, in, 0, out, name));
+            if (!c->attention[level]) continue;
+            SID_TRY(sid_name(name, "unet.down_blocks.%zu.attentions.%zu", level, i));
+            SID_TRY(add_transformer(builder, u, level, -1, name));
+        }
+        if (level + 1 == c->levels) break;
+        sid_conv_shape halve = {out, out, 3, 2, 1, 1, 0};
+        SID_TRY(sid_name(name, "unet.down_blocks.%zu.downsamplers.0.conv", level));
+        SID_TRY(sid_conv_open(builder, &u->resamplers[u->resampler_count++], name, &halve));
+    }
+    return SID_OK;
+}
+
+static int open_middle(sid_builder *builder, sid_unet *u) {
+    size_t last = u->config.levels - 1, width = u->config.channels[last];
+    SID_TRY(add_resnet(builder, u, width, 0, width, "unet.mid_block.resnets.0"));
+    SID_TRY(add_transformer(builder, u, last, -1, "unet.mid_block.attentions.0"));
+    return add_resnet(builder, u, width, 0, width, "unet.mid_block.resnets.1");
+}
+
+/* Channels of the skip connection that decoder ResNet i of a level gets: the encoder's outputs, last first. */
+static size_t skip_channels(const sid_unet_config *c, size_t level, size_t i) {
+    if (i < c->layers_per_block) return c->channels[level];
+    return c->channels[level ? level - 1 : 0];
+}
+
+static int open_decoder(sid_builder *builder, sid_unet *u) {
+    const sid_unet_config *c = &u->config;
+    char name[SID_NAME_SIZE];
+    size_t in = c->channels[c->levels - 1];
+    for (size_t block = 0; block < c->levels; block++) {
+        size_t level = c->levels - 1 - block, out = c->channels[level];
+        for (size_t i = 0; i <= c->layers_per_block; i++, in = out) {
+            int layer = (int)(block * (c->layers_per_block + 1) + i);
+            SID_TRY(sid_name(name, "unet.up_blocks.%zu.resnets.%zu", block, i));
+            SID_TRY(add_resnet(builder, u, in, skip_channels(c, level, i), out, name));
+            if (!c->attention[level]) continue;
+            SID_TRY(sid_name(name, "unet.up_blocks.%zu.attentions.%zu", block, i));
+            SID_TRY(add_transformer(builder, u, level, layer, name));
+        }
+        if (level == 0) break;
+        sid_conv_shape twice = {out, out, 3, 1, 1, 1, 1};
+        SID_TRY(sid_name(name, "unet.up_blocks.%zu.upsamplers.0.conv", block));
+        SID_TRY(sid_conv_open(builder, &u->resamplers[u->resampler_count++], name, &twice));
+    }
+    return SID_OK;
+}
+
+static int open_time(sid_builder *builder, sid_unet *u) {
+    size_t width = u->config.channels[0], outs[MAX_RESNETS];
+    SID_TRY(sid_linear_open(builder, &u->time1, "unet.time_embedding.linear_1", width, 4 * width, SID_PLAIN));
+    SID_TRY(sid_linear_open(builder, &u->time2, "unet.time_embedding.linear_2", 4 * width, 4 * width, SID_PLAIN));
+    for (size_t i = 0; i < u->resnet_count; i++) u->time_size += outs[i] = u->resnets[i].out;
+    return sid_linear_open_stacked(builder, &u->time_projections, u->resnet_count, u->time_names, 4 * width, outs,
+                                   SID_PLAIN);
+}
+
+int sid_unet_open(sid_builder *builder, sid_unet **unet, const sid_unet_config *c) {
+    sid_unet *u = *unet = calloc(1, sizeof *u);
+    if (!u) return sid_fail(SID_EMEMORY, "out of memory");
+    u->config = *c;
+    sid_conv_shape in = sid_conv3x3(c->in_channels, c->channels[0]), out = sid_conv3x3(c->channels[0], c->out_channels);
+    SID_TRY(sid_conv_open(builder, &u->conv_in, "unet.conv_in", &in));
+    SID_TRY(open_encoder(builder, u));
+    SID_TRY(open_middle(builder, u));
+    SID_TRY(open_decoder(builder, u));
+    SID_TRY(open_time(builder, u));
+    SID_TRY(sid_norm_open(builder, &u->norm_out, "unet.conv_norm_out", c->channels[0]));
+    return sid_conv_open(builder, &u->conv_out, "unet.conv_out", &out);
+}
+
+void sid_unet_close(sid_backend *backend, sid_unet **unet) {
+    sid_unet *u = *unet;
+    if (!u) return;
+    for (size_t i = 0; i < u->resnet_count; i++) sid_resnet_close(backend, &u->resnets[i]);
+    for (size_t i = 0; i < u->transformer_count; i++) sid_transformer_close(backend, &u->transformers[i]);
+    for (size_t i = 0; i < u->resampler_count; i++) sid_conv_close(backend, &u->resamplers[i]);
+    sid_conv_close(backend, &u->conv_in);
+    sid_conv_close(backend, &u->conv_out);
+    sid_norm_close(&u->norm_out);
+    sid_linear_close(backend, &u->time1);
+    sid_linear_close(backend, &u->time2);
+    sid_linear_close(backend, &u->time_projections);
+    free(u);
+    *unet = NULL;
+}
+
+int sid_unet_context(sid_exec *exec, const sid_unet *u, sid_tensor *keys, const sid_tensor *context) {
+    for (size_t i = 0; i < u->transformer_count; i++)
+        SID_TRY(sid_linear_map(exec, &keys[i], context, u->transformers[i].keys2, NULL));
+    return SID_OK;
+}
+
+/* Sinusoids of a timestep, cosines first: cos(t 10000^(-i / half)), then sin. */
+static void sinusoids(sid_tensor *dst, int timestep) {
+    size_t half = dst->c / 2;
+    for (size_t i = 0; i < half; i++) {
+        double angle = timestep * exp(-log(10000.0) * (double)i / (double)half);
+        sid_store(dst->data, dst->dtype, i, (float)cos(angle));
+        sid_store(dst->data, dst->dtype, half + i, (float)sin(angle));
+    }
+}
+
+static void silu(sid_tensor *t) {
+    for (size_t i = 0; t->data && i < t->c; i++) {
+        float x = sid_load(t->data, t->dtype, i);
+        sid_store(t->data, t->dtype, i, x / (1 + expf(-x)));
+    }
+}
+
+int sid_unet_time(sid_exec *exec, const sid_unet *u, float *time, int timestep) {
+    size_t mark = sid_arena_mark(&exec->arena), width = u->config.channels[0];
+    sid_tensor waves, first, second, row = sid_dense(time, SID_F32, 1, 1, 1, u->time_size);
+    SID_TRY(sid_new(exec, &waves, 1, 1, 1, width));
+    SID_TRY(sid_new(exec, &first, 1, 1, 1, 4 * width));
+    SID_TRY(sid_new(exec, &second, 1, 1, 1, 4 * width));
+    if (waves.data) sinusoids(&waves, timestep);
+    SID_TRY(sid_linear_map(exec, &first, &waves, u->time1, NULL));
+    silu(&first);
+    SID_TRY(sid_linear_map(exec, &second, &first, u->time2, NULL));
+    silu(&second);
+    SID_TRY(sid_linear_map(exec, &row, &second, u->time_projections, NULL));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+/* One run's way through the blocks: what comes next of each kind, and the skip connections still to be used. */
+typedef struct {
+    const sid_unet *unet;
+    const float *time;
+    const sid_tensor *keys;
+    const sid_tap *tap;
+    size_t resnet, transformer, resampler;
+    sid_tensor x;
+    sid_tensor skips[MAX_SKIPS];
+    size_t skip_count;
+} walk;
+
+static int next_resnet(sid_exec *exec, walk *w, const sid_tensor *skip) {
+    const sid_resnet *r = &w->unet->resnets[w->resnet++];
+    sid_tensor out;
+    SID_TRY(sid_new_like(exec, &out, &w->x, r->out));
+    SID_TRY(sid_resnet_run(exec, r, &out, &w->x, skip, w->time));
+    w->time = w->time ? w->time + r->out : NULL;
+    w->x = out;
+    return SID_OK;
+}
+
+static int next_transformer(sid_exec *exec, walk *w) {
+    size_t i = w->transformer++;
+    return sid_transformer_run(exec, &w->unet->transformers[i], &w->x, &w->keys[i], w->tap);
+}
+
+static int next_resampler(sid_exec *exec, walk *w) {
+    sid_conv *conv = w->unet->resamplers[w->resampler++];
+    sid_tensor out;
+    SID_TRY(sid_new(exec, &out, w->x.n, sid_conv_size(&conv->shape, w->x.h), sid_conv_size(&conv->shape, w->x.w),
+                    w->x.c));
+    SID_TRY(sid_conv2d(exec, &out, &w->x, conv, NULL));
+    w->x = out;
+    return SID_OK;
+}
+
+static int run_encoder(sid_exec *exec, walk *w) {
+    const sid_unet_config *c = &w->unet->config;
+    w->skips[w->skip_count++] = w->x;
+    for (size_t level = 0; level < c->levels; level++) {
+        for (size_t i = 0; i < c->layers_per_block; i++) {
+            SID_TRY(next_resnet(exec, w, NULL));
+            if (c->attention[level]) SID_TRY(next_transformer(exec, w));
+            w->skips[w->skip_count++] = w->x;
+        }
+        if (level + 1 == c->levels) break;
+        SID_TRY(next_resampler(exec, w));
+        w->skips[w->skip_count++] = w->x;
+    }
+    return SID_OK;
+}
+
+static int run_decoder(sid_exec *exec, walk *w) {
+    const sid_unet_config *c = &w->unet->config;
+    for (size_t level = c->levels; level-- > 0;) {
+        for (size_t i = 0; i <= c->layers_per_block; i++) {
+            SID_TRY(next_resnet(exec, w, &w->skips[--w->skip_count]));
+            if (c->attention[level]) SID_TRY(next_transformer(exec, w));
+        }
+        if (level) SID_TRY(next_resampler(exec, w));
+    }
+    return SID_OK;
+}
+
+int sid_unet_run(sid_exec *exec, const sid_unet *u, sid_tensor *noise, const sid_tensor *z, const float *time,
+                 const sid_tensor *keys, const sid_tap *tap) {
+    size_t mark = sid_arena_mark(&exec->arena);
+    walk w = {.unet = u, .time = time, .keys = keys, .tap = tap};
+    SID_TRY(sid_new_like(exec, &w.x, z, u->config.channels[0]));
+    SID_TRY(sid_conv2d(exec, &w.x, z, u->conv_in, NULL));
+    SID_TRY(run_encoder(exec, &w));
+    SID_TRY(next_resnet(exec, &w, NULL));
+    SID_TRY(next_transformer(exec, &w));
+    SID_TRY(next_resnet(exec, &w, NULL));
+    SID_TRY(run_decoder(exec, &w));
+    sid_group_norm norm = {&w.x,  NULL, NULL, u->norm_out.scale, u->norm_out.shift, u->config.groups,
+                           u->config.eps, 1};
+    SID_TRY(sid_group_normalize(exec, &w.x, &norm));
+    SID_TRY(sid_conv2d(exec, noise, &w.x, u->conv_out, NULL));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}

@@ -1,0 +1,29 @@
+/* The noise predictor: UNet2DConditionModel of Stable Diffusion 1.x and 2.x. */
+#ifndef SID_MODEL_UNET_H
+#define SID_MODEL_UNET_H
+
+#include "core/config.h"
+#include "model/blocks.h"
+
+typedef struct sid_unet sid_unet;
+
+int sid_unet_open(sid_builder *builder, sid_unet **unet, const sid_unet_config *config);
+void sid_unet_close(sid_backend *backend, sid_unet **unet);
+
+/* Transformers, in the order in which they run. */
+size_t sid_unet_transformers(const sid_unet *unet);
+size_t sid_unet_transformer_channels(const sid_unet *unet, size_t transformer);
+
+/* keys[i] (n, 1, tokens, 2 * channels): the cross-attention keys and values of transformer i.
+ * context (n, 1, tokens, context_size) in the backend's dtype. They depend on the context alone. */
+int sid_unet_context(sid_exec *exec, const sid_unet *unet, sid_tensor *keys, const sid_tensor *context);
+
+/* What the ResNets add for a timestep: all of them in one row of sid_unet_time_size() floats. */
+size_t sid_unet_time_size(const sid_unet *unet);
+int sid_unet_time(sid_exec *exec, const sid_unet *unet, float *time, int timestep);
+
+/* noise (n, h, w, C) float32, z (n, h, w, C) in the backend's dtype; time and keys from the functions above. */
+int sid_unet_run(sid_exec *exec, const sid_unet *unet, sid_tensor *noise, const sid_tensor *z, const float *time,
+                 const sid_tensor *keys, const sid_tap *tap);
+
+#endif

@@ -1,0 +1,36 @@
+/* The method: DDIM inversion that keeps features, and sampling that injects them. ALGORITHM: docs/algorithm.md. */
+#ifndef SID_STYLE_STYLEID_H
+#define SID_STYLE_STYLEID_H
+
+#include "model/bank.h"
+#include "model/model.h"
+#include "style/ddim.h"
+
+/* Called before every evaluation and once after the last; anything but 0 ends the run with SID_ECANCELLED.
+ * z: the latents (n, c, h, w) that go into evaluation `step`; they may be changed. */
+typedef struct {
+    int (*call)(void *self, size_t step, size_t steps, float *z);
+    void *self;
+} sid_progress;
+
+/* Inverts z (n, C, h, w) in place: z0 -> zT. banks: one per sample. trajectory: NULL, or (steps + 1) latents
+ * (steps + 1, n, C, h, w): the input of every evaluation, then zT. */
+int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
+               const float *context, size_t context_tokens, sid_bank *const *banks, float *trajectory,
+               const sid_progress *progress);
+
+/* How features are injected. All arrays are [steps][layers], by inversion step and decoder layer. */
+typedef struct {
+    const sid_bank *content;       /* queries; NULL: nothing is injected */
+    const sid_bank *const *styles; /* keys and values, concatenated */
+    const float *weights;          /* [style_count]: each style's share of the attention */
+    size_t style_count;
+    const float *gamma, *temperature;
+} sid_injection;
+
+/* Samples z (1, C, h, w) in place: zT -> z0. */
+int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w,
+                const float *context, size_t context_tokens, const sid_injection *injection,
+                const sid_progress *progress);
+
+#endif

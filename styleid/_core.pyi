@@ -1,0 +1,180 @@
+"""The C engine: the method on NumPy arrays. The package `styleid` adds defaults, loading and conveniences."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+Float32 = NDArray[np.float32]
+Feature = NDArray[np.float32] | NDArray[np.uint16]  # uint16: the bits of bfloat16
+Progress = Callable[[int, int], object]
+Hook = Callable[[int, int, Float32], object]
+
+class ModelError(ValueError):
+    """A model's configuration or weights cannot be used."""
+
+class UNetConfig(TypedDict):
+    in_channels: int
+    out_channels: int
+    channels: Sequence[int]          # per level, full resolution first
+    heads: Sequence[int]             # number of attention heads per level
+    attention: Sequence[bool]        # levels that have transformers
+    layers_per_block: int
+    linear_projection: bool
+    context_size: int
+    groups: int
+    eps: float
+    prediction: Literal["epsilon", "v_prediction"]
+    sample_size: int
+
+class VAEConfig(TypedDict):
+    image_channels: int
+    latent_channels: int
+    channels: Sequence[int]
+    layers_per_block: int
+    groups: int
+    scaling_factor: float
+    mid_attention: bool
+    quant_conv: bool
+    post_quant_conv: bool
+
+class TextConfig(TypedDict):
+    vocabulary: int
+    positions: int
+    channels: int
+    hidden: int                      # width of the feed-forward layers
+    layers: int
+    heads: int
+    activation: Literal["quick_gelu", "gelu"]
+
+class Config(TypedDict):
+    unet: UNetConfig
+    vae: VAEConfig
+    text: TextConfig | None
+    alphas: NDArray[np.float64]      # (1000,) cumulative product of 1 - beta
+
+class Weight(TypedDict):
+    dtype: Literal["F32", "F16", "BF16"]
+    shape: Sequence[int]
+    data: Any                        # a contiguous buffer of exactly that many bytes
+
+class InversionData(TypedDict):
+    latents: Float32                 # (steps + 1, C, h, w): the input of every evaluation, then zT
+    query: dict[int, Feature]        # layer -> (steps, tokens, channels); empty where not kept
+    key: dict[int, Feature]
+    value: dict[int, Feature]
+
+class Schedule(TypedDict):
+    timesteps: NDArray[np.int32]     # of the inversion, ascending; feature slot i belongs to timesteps[i]
+    sampling: NDArray[np.int32]      # feature slots in the order of the sampling's evaluations
+    layers: tuple[int, ...]          # injected by default
+    adain_epsilon: float             # added to the content's standard deviation
+    truncate: bool                   # 8-bit output: truncated, else rounded half to even
+
+@final
+class Model:
+    """An immutable model with packed weights; any number of threads may use it at once.
+
+    Weights are named `unet.*`, `vae.*` and `text.*` followed by the diffusers / transformers name
+    (`text.text_model.…` without the leading `text_model.`). Nothing of `weights` is kept.
+    dtype: "float32" or "bfloat16", the type of every activation and packed weight.
+    Raises ModelError naming the first missing, misshaped or unknown weight.
+    """
+
+    def __new__(cls, config: Config, weights: Mapping[str, Weight], dtype: str = "float32", threads: int = 1) -> Model: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def memory(self) -> int: ...     # bytes of packed weights
+    @property
+    def attention_layers(self) -> tuple[int, ...]: ...
+    def scratch(self, batch: int, height: int, width: int) -> int:
+        """Bytes of scratch that one UNet evaluation on latents (batch, C, height, width) takes."""
+    def vae_scratch(self, height: int, width: int) -> int:
+        """Bytes of scratch that encoding or decoding a height x width picture takes, whichever is more."""
+    def predict_noise(self, latents: Float32, timestep: int, context: Float32) -> Float32:
+        """The raw UNet output. latents (N, C, h, w), context (1 or N, tokens, context_size)."""
+    def encode(self, images: NDArray[np.uint8] | Float32) -> Float32:
+        """(N, H, W, 3) uint8 or float32 in [0, 1] -> (N, C, h, w): the posterior's mean * scaling_factor."""
+    def decode(self, latents: Float32, truncate: bool = False) -> NDArray[np.uint8]:
+        """(N, C, h, w) -> (N, H, W, 3)."""
+    def decode_float(self, latents: Float32) -> Float32:
+        """(N, C, h, w) -> (N, 3, H, W): the decoder's raw output, about [-1, 1], not clamped."""
+    def encode_tokens(self, tokens: NDArray[np.int32]) -> Float32:
+        """(N, L) token numbers -> (N, L, channels): the last layer's output after the final layer norm."""
+
+def info() -> dict[str, Any]:
+    """{"onednn": "3.2.0", "onednn_threading": "OpenMP", "isa": best usable level, "isas": usable levels,
+    "native_bfloat16": bool, "threads": default thread count}"""
+
+def schedule(model: Model, name: str, steps: int) -> Schedule: ...
+
+def invert(
+    model: Model,
+    latents: Float32,                # (N, C, h, w) scaled latents z0, all inverted as one batch
+    context: Float32,                # (1, tokens, context_size)
+    steps: int,
+    schedule: str,                   # "paper", "diffusers" or "corrected"
+    layers: Sequence[int],
+    keep: Sequence[str],             # per picture: "query", "keys" (keys and values), "both" or "none"
+    feature_dtype: str,              # "float32" or "bfloat16"
+    progress: Progress | None = None,
+    hook: Hook | None = None,        # hook(step, steps, latents): may change the latents in place
+) -> list[InversionData]: ...
+
+def sample(
+    model: Model,
+    latent: Float32,                 # (1, C, h, w): zT
+    context: Float32,
+    steps: int,
+    schedule: str,
+    layers: Sequence[int],           # empty: nothing is injected
+    content: InversionData | None,
+    styles: Sequence[InversionData],
+    weights: Sequence[float],        # one per style
+    gamma: Float32,                  # (steps, decoder layers), by feature slot
+    temperature: Float32,            # (steps, decoder layers)
+    progress: Progress | None = None,
+    hook: Hook | None = None,
+) -> Float32:
+    """DDIM sampling from zT with injection -> z0 (1, C, h, w)."""
+
+def adain(content: Float32, style: Float32, epsilon: float = 0.0) -> Float32:
+    """std(style) * (content - mean(content)) / (std(content) + epsilon) + mean(style), per channel; std unbiased."""
+
+def inject_styles(
+    model: Model,
+    content: InversionData,
+    styles: Sequence[InversionData],
+    context: Float32,
+    steps: int,
+    schedule: str,
+    layers: Sequence[int],
+    weights: Sequence[float],
+    gamma: Float32,
+    temperature: Float32,
+    adain: bool = True,
+    progress: Progress | None = None,
+    hook: Hook | None = None,
+) -> NDArray[np.uint8]:
+    """adain + sample + decode -> (H, W, 3)."""
+
+def transfer(
+    model: Model,
+    content: NDArray[np.uint8] | Float32,   # (H, W, 3)
+    style: NDArray[np.uint8] | Float32,
+    context: Float32,
+    steps: int,
+    schedule: str,
+    layers: Sequence[int],
+    gamma: Float32,
+    temperature: Float32,
+    adain: bool = True,
+    progress: Progress | None = None,
+) -> NDArray[np.uint8]:
+    """encode + invert (one batch where the sizes agree) + inject_styles -> (H, W, 3)."""
