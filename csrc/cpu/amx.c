@@ -1,0 +1,71 @@
+/* The kernels for AMX: attention in bfloat16 on tiles. */
+#if defined(__x86_64__)
+
+#include "cpu/kernels.h"
+
+#define AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
+#ifdef SID_AMX_EMULATED
+#define TARGET __attribute__((target(AVX512_BF16)))
+#else
+#define TARGET __attribute__((target(AVX512_BF16 ",amx-tile,amx-bf16")))
+#endif
+#define LANES 16
+#include "cpu/amx_tiles.h"
+#include "cpu/simd_bf16.h"
+
+#define ROWS 16
+#define GROUP 32
+#define PAIR 2
+#define KEY_BLOCK 128
+#define EXP2 v_exp2_short
+
+/* See attention_tile.h. Tiles 0 to 2 hold c, 3 the panel's rows, 4 to 6 the columns of b. */
+TARGET static inline __attribute__((always_inline)) void multiply(float *c, const uint16_t *panel, const float *b,
+                                                                  size_t words, int add, int columns) {
+    const size_t stride = (size_t)columns * TILE_BYTES;
+    if (add) {
+        TILE_LOAD(0, c, stride);
+        if (columns > 1) TILE_LOAD(1, c + LANES, stride);
+        if (columns > 2) TILE_LOAD(2, c + 2 * LANES, stride);
+    } else {
+        TILE_ZERO(0);
+        if (columns > 1) TILE_ZERO(1);
+        if (columns > 2) TILE_ZERO(2);
+    }
+    for (size_t i = 0; i < words; i += TILE_ROWS) {
+        const float *rows = b + i * (size_t)columns * LANES;
+        TILE_LOAD(3, panel + i * 2 * ROWS, TILE_BYTES);
+        TILE_LOAD(4, rows, stride);
+        TILE_DOT(0, 3, 4);
+        if (columns > 1) {
+            TILE_LOAD(5, rows + LANES, stride);
+            TILE_DOT(1, 3, 5);
+        }
+        if (columns > 2) {
+            TILE_LOAD(6, rows + 2 * LANES, stride);
+            TILE_DOT(2, 3, 6);
+        }
+    }
+    TILE_STORE(0, c, stride);
+    if (columns > 1) TILE_STORE(1, c + LANES, stride);
+    if (columns > 2) TILE_STORE(2, c + 2 * LANES, stride);
+}
+#include "cpu/attention_tile.h"
+
+ATTENTION_TILE(on_tiles, SID_BF16)
+
+TARGET static void attention_tile(const sid_attention_tile *tile) {
+    tiles_begin();
+    on_tiles_tile(tile);
+    tiles_end();
+}
+ATTENTION_TABLE(attention_bf16, SID_BF16, attention_tile, on_tiles_pack)
+
+void sid_kernels_amx(sid_kernels *kernels) {
+    kernels->attention_scratch[SID_BF16] = attention_bf16_scratch;
+    kernels->attention[SID_BF16] = attention_bf16;
+}
+
+#else
+typedef int sid_nothing_here; /* an empty translation unit is not C */
+#endif

@@ -1,0 +1,40 @@
+/* Fused attention: what is common to all instruction sets (attention.c) and what each of them provides.
+ *
+ * Everything is computed transposed, with queries across the lanes of a vector:
+ *     S^T = K Q^T    (keys x queries)        O^T = V^T P^T    (head channels x queries)
+ * So the softmax over keys needs no operation across lanes, and keys and head channels, which sit in the rows, come
+ * in any number without wasting lanes. Both products are the same one: rows of K or V^T, packed in panels, times a
+ * matrix with queries in its columns. A panel holds `rows` rows; it is stored as
+ *     [ceil(depth / group)][rows][group],    depth: what is summed over (head channels or keys), zero-padded.
+ * Per head, keys are packed in blocks of key_block, each block's panels of K before its panels of V^T. */
+#ifndef SID_CPU_ATTENTION_H
+#define SID_CPU_ATTENTION_H
+
+#include "core/backend.h"
+
+/* Some queries of one head of one problem. */
+typedef struct {
+    const sid_attention *problem;
+    size_t head, first_query, query_count;
+    const void *packed; /* the head's keys and values, source after source */
+    void *workspace;    /* workspace() bytes */
+    double *moments;    /* NULL, or [2] to be set */
+} sid_attention_tile;
+
+typedef struct {
+    size_t rows, group, key_block; /* of the panels; key_block is a multiple of both others */
+    size_t element;                /* bytes of a packed element */
+    size_t query_tile;             /* most queries of a tile */
+    size_t (*workspace)(size_t head_size);
+    void (*tile)(const sid_attention_tile *tile);
+    /* Packs rows x depth elements, (r, d) at src[r * row_stride + d * depth_stride], into panels. */
+    void (*pack)(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows, size_t depth);
+} sid_attention_isa;
+
+static inline size_t sid_round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+size_t sid_attention_scratch(const sid_attention_isa *isa, const sid_attention *problems, size_t count, int threads);
+void sid_attention_run(const sid_attention_isa *isa, sid_dtype dtype, const sid_attention *problems, size_t count,
+                       void *scratch, int threads);
+
+#endif

@@ -1,0 +1,293 @@
+/* The attention of one tile of queries over all keys: online softmax, block of keys by block of keys.
+ *
+ * Included by each instruction set's file after simd.h and these definitions:
+ *   ROWS, GROUP, KEY_BLOCK  the panels' layout, see attention.h
+ *   PAIR                    elements of a 32-bit word of an operand: 1 float32 or 2 bfloat16
+ *   MULTIPLY_ADD(c, a, b)   c + a * b per word; or, where GROUP is not PAIR, an own multiply(), see below
+ *   EXP2                    v_exp2 or v_exp2_short
+ *   v_store_pair(p, x, y)   words of the bfloat16 values of x (low half) and y; for PAIR == 2
+ * Most functions take constants (columns: vectors of queries; dtype: as stored) and are inlined for each. */
+#ifndef SID_CPU_ATTENTION_TILE_H
+#define SID_CPU_ATTENTION_TILE_H
+
+#include "cpu/attention.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#define COLUMNS 3
+#define QUERY_TILE (COLUMNS * LANES)
+
+#if PAIR == 2
+typedef uint16_t element;
+#else
+typedef float element;
+#endif
+
+/* A larger maximum is taken over only once it exceeds the old one by this much (in powers of 2): until then the
+ * probabilities grow beyond 1, which costs no accuracy, and nothing needs rescaling. */
+#define SLACK 8
+
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#if GROUP == PAIR
+typedef float __attribute__((may_alias)) word;
+
+/* c[ROWS][columns * LANES] = (add ? c : 0) + panel * b[words][columns * LANES] */
+SIMD void multiply(float *c, const element *panel, const float *b, size_t words, int add, int columns) {
+    const size_t width = (size_t)columns * LANES;
+    vec sum[ROWS][COLUMNS];
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int v = 0; v < columns; v++)
+            sum[r][v] = add ? v_load(c + (size_t)r * width + v * LANES) : v_set(0);
+    for (size_t i = 0; i < words; i++) {
+        vec x[COLUMNS];
+        UNROLL for (int v = 0; v < columns; v++) x[v] = v_load(b + i * width + v * LANES);
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            vec a = v_set(*(const word *)(panel + (i * ROWS + (size_t)r) * PAIR));
+            UNROLL for (int v = 0; v < columns; v++) sum[r][v] = MULTIPLY_ADD(sum[r][v], a, x[v]);
+        }
+    }
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int v = 0; v < columns; v++) v_store(c + (size_t)r * width + v * LANES, sum[r][v]);
+}
+#endif
+
+/* See sid_attention_isa; with constant strides and dtype where it pays. */
+SIMD void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row_stride, size_t depth_stride, size_t rows,
+                      size_t depth) {
+    for (size_t row = 0; row < rows; row += ROWS)
+        for (size_t first = 0; first < depth; first += GROUP)
+            for (size_t r = row; r < row + ROWS; r++)
+                for (size_t d = first; d < first + GROUP; d++, dst++) {
+                    size_t at = r * row_stride + d * depth_stride;
+                    if (r >= rows || d >= depth) *dst = 0;
+                    else if (dtype == SID_BF16 && PAIR == 1) *dst = sid_from_bf16(((const uint16_t *)src)[at]);
+                    else *dst = ((const element *)src)[at];
+                }
+}
+
+/* The channels or pairs of channels of one query that fill a vector, as operand words; zeros from count channels on. */
+SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
+#if PAIR == 2
+    (void)dtype;
+    __mmask32 mask = count < 2 * LANES ? (1u << count) - 1 : ~0u;
+    __m512i x = _mm512_maskz_loadu_epi16(mask, q);
+    if (negate) x = _mm512_xor_si512(x, _mm512_set1_epi16((short)0x8000));
+    return _mm512_castsi512_ps(x);
+#else
+    vec x;
+    if (dtype == SID_BF16)
+        x = count < LANES ? v_from_bf16_part((const uint16_t *)q, count) : v_from_bf16((const uint16_t *)q);
+    else
+        x = count < LANES ? v_load_part((const float *)q, count) : v_load((const float *)q);
+    return negate ? v_sub(v_set(0), x) : x;
+#endif
+}
+
+/* words[ceil(head_size / GROUP) * GROUP / PAIR][columns * LANES]: Q^T, negated where the scale is negative. */
+SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
+    const sid_attention *p = tile->problem;
+    const char *q = (const char *)p->q + (tile->first_query * p->q_stride + tile->head * p->head_size) * sid_dtype_size(dtype);
+    size_t depth = sid_round_up(p->head_size, GROUP) / PAIR;
+    for (size_t first = 0; first < depth; first += LANES) {
+        size_t rows = depth - first < LANES ? depth - first : LANES;
+        for (size_t column = 0; column < (size_t)columns; column++) {
+            vec r[LANES];
+            for (size_t i = 0; i < LANES; i++) {
+                size_t query = column * LANES + i, channel = first * PAIR;
+                int inside = query < tile->query_count && channel < p->head_size;
+                r[i] = inside ? load_query(q + (query * p->q_stride + channel) * sid_dtype_size(dtype),
+                                           p->head_size - channel, dtype, p->scale < 0)
+                              : v_set(0);
+            }
+            v_transpose(r);
+            for (size_t j = 0; j < rows; j++) v_store(words + ((first + j) * (size_t)columns + column) * LANES, r[j]);
+        }
+    }
+}
+
+/* dst = O / total, transposed back. out has rows for a whole number of LANES. */
+SIMD void store_output(const float *out, const vec *total, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
+    const sid_attention *p = tile->problem;
+    char *dst = (char *)p->dst + (tile->first_query * p->dst_stride + tile->head * p->head_size) * sid_dtype_size(dtype);
+    for (size_t column = 0; column < (size_t)columns; column++) {
+        vec zero = v_set(0), none = v_if_greater(total[column], zero, zero, v_set(1));
+        vec factor = v_div(v_set(1), v_add(total[column], none)); /* a query without keys: out is 0, the total too */
+        for (size_t channel = 0; channel < p->head_size; channel += LANES) {
+            size_t count = p->head_size - channel;
+            vec r[LANES];
+            for (size_t j = 0; j < LANES; j++)
+                r[j] = v_mul(v_load(out + ((channel + j) * (size_t)columns + column) * LANES), factor);
+            v_transpose(r);
+            for (size_t i = 0; i < LANES && column * LANES + i < tile->query_count; i++) {
+                char *to = dst + ((column * LANES + i) * p->dst_stride + channel) * sid_dtype_size(dtype);
+                if (dtype == SID_BF16) {
+                    if (count < LANES) v_to_bf16_part((uint16_t *)to, r[i], count);
+                    else v_to_bf16((uint16_t *)to, r[i]);
+                } else {
+                    if (count < LANES) v_store_part((float *)to, r[i], count);
+                    else v_store((float *)to, r[i]);
+                }
+            }
+        }
+    }
+}
+
+/* Adds the sum and the sum of squares of count * LANES values. */
+TARGET static void add_moments(double sums[2], const float *values, size_t count) {
+    vec sum = v_set(0), squares = v_set(0);
+    for (size_t i = 0; i < count; i++) {
+        vec x = v_load(values + i * LANES);
+        sum = v_add(sum, x);
+        squares = v_fma(x, x, squares);
+    }
+    float lanes[2][LANES];
+    v_store(lanes[0], sum);
+    v_store(lanes[1], squares);
+    for (size_t i = 0; i < LANES; i++) {
+        sums[0] += lanes[0][i];
+        sums[1] += lanes[1][i];
+    }
+}
+
+/* Replaces the logits scores[keys][columns * LANES] by probabilities 2^(score * scale + shift), as words of the second
+ * product's operand, zero-padded to whole groups of keys; adds them to total. */
+SIMD void exponentials(float *scores, size_t keys, float scale, const vec *shift, vec *total, int columns) {
+    const size_t width = (size_t)columns * LANES;
+    vec factor = v_set(scale);
+#if PAIR == 2
+    size_t key = 0;
+    for (; key < sid_round_up(keys, GROUP); key += 2) {
+        for (size_t v = 0; v < (size_t)columns; v++) {
+            vec p[2] = {v_set(0), v_set(0)};
+            for (size_t i = 0; i < 2; i++)
+                if (key + i < keys) {
+                    p[i] = EXP2(v_fma(v_load(scores + (key + i) * width + v * LANES), factor, shift[v]));
+                    total[v] = v_add(total[v], p[i]);
+                }
+            v_store_pair(scores + key / 2 * width + v * LANES, p[0], p[1]);
+        }
+    }
+#else
+    for (size_t key = 0; key < keys; key++)
+        for (size_t v = 0; v < (size_t)columns; v++) {
+            float *at = scores + key * width + v * LANES;
+            vec p = EXP2(v_fma(v_load(at), factor, shift[v]));
+            total[v] = v_add(total[v], p);
+            v_store(at, p);
+        }
+#endif
+}
+
+typedef struct {
+    size_t query, score, out; /* offsets in floats; the size is end */
+    size_t end;
+} tile_workspace;
+
+static tile_workspace workspace_layout(size_t head_size) {
+    tile_workspace w = {.query = 0};
+    w.score = w.query + sid_round_up(head_size, GROUP) / PAIR * QUERY_TILE;
+    w.out = w.score + KEY_BLOCK * QUERY_TILE;
+    w.end = w.out + sid_round_up(head_size, LANES) * QUERY_TILE;
+    return w;
+}
+static size_t workspace_size(size_t head_size) { return workspace_layout(head_size).end * sizeof(float); }
+
+SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
+    const sid_attention *p = tile->problem;
+    const size_t width = (size_t)columns * LANES;
+    const size_t depth = sid_round_up(p->head_size, GROUP), channels = sid_round_up(p->head_size, ROWS);
+    const tile_workspace layout = workspace_layout(p->head_size);
+    float *query = (float *)tile->workspace + layout.query;
+    float *score = (float *)tile->workspace + layout.score, *out = (float *)tile->workspace + layout.out;
+    const float scale = fabsf(p->scale) * SID_LOG2E;
+    const element *packed = tile->packed;
+    double sums[2] = {0, 0};
+    vec largest[COLUMNS], total[COLUMNS];
+
+    pack_queries(query, tile, dtype, columns);
+    memset(out, 0, sid_round_up(p->head_size, LANES) * width * sizeof *out);
+    for (int v = 0; v < columns; v++) largest[v] = v_set(-FLT_MAX), total[v] = v_set(0);
+
+    for (size_t i = 0; i < p->source_count; i++) {
+        const sid_keys *source = &p->sources[i];
+        float bias[QUERY_TILE] = {0};
+        for (size_t q = 0; q < width; q++) {
+            bias[q] = source->bias;
+            if (source->query_bias && q < tile->query_count) bias[q] += source->query_bias[tile->first_query + q];
+            bias[q] *= SID_LOG2E;
+        }
+        for (size_t token = 0; token < source->tokens; token += KEY_BLOCK) {
+            size_t keys = source->tokens - token < KEY_BLOCK ? source->tokens - token : KEY_BLOCK;
+            const element *values = packed + sid_round_up(keys, ROWS > GROUP ? ROWS : GROUP) * depth;
+            for (size_t key = 0; key < keys; key += ROWS)
+                multiply(score + key * width, packed + key * depth, query, depth / PAIR, 0, columns);
+            if (tile->moments) add_moments(sums, score, keys * (size_t)columns);
+
+            vec shift[COLUMNS];
+            for (int v = 0; v < columns; v++) {
+                vec top = v_set(-FLT_MAX), added = v_load(bias + v * LANES);
+                for (size_t key = 0; key < keys; key++) top = v_max(top, v_load(score + key * width + (size_t)v * LANES));
+                top = v_fma(top, v_set(scale), added);
+                vec bound = v_add(largest[v], v_set(SLACK));
+                if (v_any_greater(top, bound)) {
+                    vec raised = v_if_greater(top, bound, top, largest[v]);
+                    vec factor = v_exp2(v_sub(largest[v], raised));
+                    largest[v] = raised;
+                    total[v] = v_mul(total[v], factor);
+                    for (size_t c = 0; c < channels; c++) {
+                        float *at = out + c * width + (size_t)v * LANES;
+                        v_store(at, v_mul(v_load(at), factor));
+                    }
+                }
+                shift[v] = v_sub(added, largest[v]);
+            }
+            exponentials(score, keys, scale, shift, total, columns);
+            for (size_t c = 0; c < channels; c += ROWS)
+                multiply(out + c * width, values + c * sid_round_up(keys, GROUP), score, sid_round_up(keys, GROUP) / PAIR,
+                         1, columns);
+            packed += sid_round_up(keys, ROWS > GROUP ? ROWS : GROUP) * (depth + channels);
+        }
+    }
+    store_output(out, total, tile, dtype, columns);
+    if (tile->moments) {
+        tile->moments[0] = sums[0] * fabsf(p->scale);
+        tile->moments[1] = sums[1] * p->scale * p->scale;
+    }
+}
+
+/* What sid_attention_isa needs for one stored dtype: name_tile() and name_pack(). */
+#define ATTENTION_TILE(name, dtype)                                                                                    \
+    TARGET static void name##_tile(const sid_attention_tile *tile) {                                                   \
+        if (tile->query_count <= LANES) attend(tile, dtype, 1);                                                        \
+        else if (tile->query_count <= 2 * LANES) attend(tile, dtype, 2);                                               \
+        else attend(tile, dtype, COLUMNS);                                                                             \
+    }                                                                                                                  \
+    TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,    \
+                                   size_t depth) {                                                                     \
+        if (row_stride == 1) pack_panels(dst, src, dtype, 1, depth_stride, rows, depth);                               \
+        else pack_panels(dst, src, dtype, row_stride, depth_stride, rows, depth);                                      \
+    }
+
+/* The entries of the kernel table: name() and name_scratch(). */
+#define ATTENTION_TABLE(name, dtype, tile, pack)                                                                       \
+    static const sid_attention_isa name##_isa = {ROWS,       GROUP,          KEY_BLOCK, sizeof(element),               \
+                                                 QUERY_TILE, workspace_size, tile,      pack};                         \
+    static size_t name##_scratch(const sid_attention *problems, size_t count, int threads) {                           \
+        return sid_attention_scratch(&name##_isa, problems, count, threads);                                           \
+    }                                                                                                                  \
+    static void name(const sid_attention *problems, size_t count, void *scratch, int threads) {                        \
+        sid_attention_run(&name##_isa, dtype, problems, count, scratch, threads);                                      \
+    }
+
+#define ATTENTION(name, dtype)                                                                                         \
+    ATTENTION_TILE(name, dtype)                                                                                        \
+    ATTENTION_TABLE(name, dtype, name##_tile, name##_pack)
+
+#endif

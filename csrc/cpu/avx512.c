@@ -1,0 +1,30 @@
+/* The kernels for AVX-512: attention in float32, from and to either dtype. */
+#if defined(__x86_64__)
+
+#include "cpu/kernels.h"
+
+#define LANES 16
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#include "cpu/simd.h"
+
+#define ROWS 8
+#define GROUP 1
+#define PAIR 1
+#define KEY_BLOCK 64
+#define MULTIPLY_ADD(c, a, b) v_fma(a, b, c)
+#define EXP2 v_exp2
+#include "cpu/attention_tile.h"
+
+ATTENTION(attention_f32, SID_F32)
+ATTENTION(attention_bf16, SID_BF16)
+
+void sid_kernels_avx512(sid_kernels *kernels) {
+    kernels->attention_scratch[SID_F32] = attention_f32_scratch;
+    kernels->attention_scratch[SID_BF16] = attention_bf16_scratch;
+    kernels->attention[SID_F32] = attention_f32;
+    kernels->attention[SID_BF16] = attention_bf16;
+}
+
+#else
+typedef int sid_nothing_here; /* an empty translation unit is not C */
+#endif

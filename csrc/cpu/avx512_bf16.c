@@ -1,0 +1,28 @@
+/* The kernels for AVX-512 with bfloat16 dot products. */
+#if defined(__x86_64__)
+
+#include "cpu/kernels.h"
+
+#define LANES 16
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#include "cpu/simd.h"
+#include "cpu/simd_bf16.h"
+
+#define ROWS 8
+#define GROUP 2
+#define PAIR 2
+#define KEY_BLOCK 64
+#define MULTIPLY_ADD(c, a, b) v_dot_pairs(c, a, b)
+#define EXP2 v_exp2_short
+#include "cpu/attention_tile.h"
+
+ATTENTION(attention_bf16, SID_BF16)
+
+void sid_kernels_avx512_bf16(sid_kernels *kernels) {
+    kernels->attention_scratch[SID_BF16] = attention_bf16_scratch;
+    kernels->attention[SID_BF16] = attention_bf16;
+}
+
+#else
+typedef int sid_nothing_here; /* an empty translation unit is not C */
+#endif

@@ -1,0 +1,102 @@
+/* Every kernel in plain C: what the others must agree with, and all there is on other processors. */
+#define TARGET
+#include "cpu/norm.h"
+#include "cpu/pointwise.h"
+
+#include <float.h>
+
+#define QUERY_BLOCK 32 /* queries of a thread's turn */
+#define KEY_BLOCK 64
+
+static size_t most_queries(const sid_attention *problems, size_t count) {
+    size_t most = 0;
+    for (size_t i = 0; i < count; i++)
+        if (problems[i].queries > most) most = problems[i].queries;
+    return most;
+}
+static size_t query_blocks(size_t queries) { return (queries + QUERY_BLOCK - 1) / QUERY_BLOCK; }
+
+/* The scratch: two sums per block of queries | an accumulator [head_size] per thread. */
+static size_t attention_scratch(const sid_attention *problems, size_t count, int threads) {
+    if (count == 0) return 0;
+    return count * problems[0].heads * query_blocks(most_queries(problems, count)) * 2 * sizeof(double) +
+           (size_t)threads * problems[0].head_size * sizeof(float);
+}
+
+/* One query of one head: online softmax over blocks of keys. Adds to the sums. */
+static void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t query, float *out, double *sums) {
+    const size_t size = p->head_size, first = head * size;
+    float largest = -FLT_MAX, total = 0;
+    for (size_t c = 0; c < size; c++) out[c] = 0;
+    for (size_t s = 0; s < p->source_count; s++) {
+        const sid_keys *source = &p->sources[s];
+        float bias = source->bias + (source->query_bias ? source->query_bias[query] : 0);
+        for (size_t token = 0; token < source->tokens; token += KEY_BLOCK) {
+            size_t keys = source->tokens - token < KEY_BLOCK ? source->tokens - token : KEY_BLOCK;
+            float logit[KEY_BLOCK], top = largest;
+            for (size_t k = 0; k < keys; k++) {
+                float dot = 0;
+                for (size_t c = 0; c < size; c++)
+                    dot += sid_load(p->q, dtype, query * p->q_stride + first + c) *
+                           sid_load(source->k, dtype, (token + k) * source->k_stride + first + c);
+                dot *= p->scale;
+                sums[0] += dot;
+                sums[1] += (double)dot * dot;
+                logit[k] = dot + bias;
+                if (logit[k] > top) top = logit[k];
+            }
+            float factor = expf(largest - top);
+            largest = top;
+            total *= factor;
+            for (size_t c = 0; c < size; c++) out[c] *= factor;
+            for (size_t k = 0; k < keys; k++) {
+                float p_k = expf(logit[k] - largest);
+                total += p_k;
+                for (size_t c = 0; c < size; c++)
+                    out[c] += p_k * sid_load(source->v, dtype, (token + k) * source->v_stride + first + c);
+            }
+        }
+    }
+    for (size_t c = 0; c < size; c++)
+        sid_store(p->dst, dtype, query * p->dst_stride + first + c, total == 0 ? 0 : out[c] / total);
+}
+
+static void attention(const sid_attention *problems, size_t count, void *scratch, int threads, sid_dtype dtype) {
+    if (count == 0) return;
+    const size_t heads = problems[0].heads, blocks = query_blocks(most_queries(problems, count));
+    double *sums = scratch;
+    float *accumulators = (float *)(sums + count * heads * blocks * 2);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (size_t i = 0; i < count * heads * blocks; i++) {
+        const sid_attention *p = &problems[i / blocks / heads];
+        float *out = accumulators + (size_t)omp_get_thread_num() * p->head_size;
+        size_t first = i % blocks * QUERY_BLOCK;
+        sums[2 * i] = sums[2 * i + 1] = 0;
+        for (size_t query = first; query < p->queries && query < first + QUERY_BLOCK; query++)
+            attend(p, dtype, i / blocks % heads, query, out, sums + 2 * i);
+    }
+    for (size_t i = 0; i < count * heads * blocks; i++) { /* in a fixed order */
+        double *moments = problems[i / blocks / heads].moments;
+        if (moments) moments[0] += sums[2 * i], moments[1] += sums[2 * i + 1];
+    }
+}
+
+static void attention_f32(const sid_attention *problems, size_t count, void *scratch, int threads) {
+    attention(problems, count, scratch, threads, SID_F32);
+}
+static void attention_bf16(const sid_attention *problems, size_t count, void *scratch, int threads) {
+    attention(problems, count, scratch, threads, SID_BF16);
+}
+
+size_t sid_group_norm_scratch(const sid_group_norm *norm, int threads) {
+    group_norm_plan p = plan_group_norm(norm, threads);
+    return p.spread_count * sizeof(spread) + (p.coefficient_count + p.sum_count) * sizeof(float);
+}
+
+void sid_kernels_generic(sid_kernels *kernels) {
+    kernels->attention_scratch[SID_F32] = kernels->attention_scratch[SID_BF16] = attention_scratch;
+    kernels->attention[SID_F32] = attention_f32;
+    kernels->attention[SID_BF16] = attention_bf16;
+    fill_norms(kernels);
+    fill_pointwise(kernels);
+}

@@ -1,0 +1,56 @@
+/* The table of the CPU's own kernels: filled with the plain C ones, overwritten by the best that the CPU has. */
+#ifndef SID_CPU_KERNELS_H
+#define SID_CPU_KERNELS_H
+
+#include "core/backend.h"
+
+/* Ordered: a level includes the ones before it. */
+typedef enum {
+    SID_ISA_GENERIC,
+    SID_ISA_AVX2,        /* with FMA and F16C */
+    SID_ISA_AVX512,      /* F, BW, DQ, VL */
+    SID_ISA_AVX512_BF16, /* native bfloat16 dot products */
+    SID_ISA_AMX,         /* bfloat16 tiles, and the kernel's permission to use them */
+    SID_ISA_COUNT
+} sid_isa;
+
+typedef struct {
+    sid_isa isa;
+    /* Scratch bytes that attention() needs for these problems. All problems of a call share heads and head_size. */
+    size_t (*attention_scratch[2])(const sid_attention *problems, size_t count, int threads); /* by dtype */
+    void (*attention[2])(const sid_attention *problems, size_t count, void *scratch, int threads);
+    /* dst dense. scratch: sid_group_norm_scratch() bytes. */
+    void (*group_norm[2])(void *dst, const sid_group_norm *norm, void *scratch, int threads);
+    /* dst, src of rows x c with the given strides. */
+    void (*layer_norm[2])(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t rows, size_t c,
+                          const float *scale, const float *shift, float eps, int threads);
+    /* dst = a * x + b * y over count elements, accumulated in float32; y may be NULL. */
+    void (*combine)(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b, const void *y,
+                    sid_dtype y_dtype, size_t count, int threads);
+    /* dst (n, 2h, 2w, c): each pixel of src (n, h, w, c) four times. */
+    void (*upsample)(void *dst, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c, int threads);
+    void (*from_planes)(void *dst, sid_dtype dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
+                        float factor, int threads);
+    void (*to_planes)(float *planes, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c,
+                      size_t src_stride, float factor, int threads);
+    /* Weights on their way into packing: count elements of any stored dtype to float32 or bfloat16. */
+    void (*convert)(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t count, int threads);
+} sid_kernels;
+
+size_t sid_group_norm_scratch(const sid_group_norm *norm, int threads);
+
+/* The best level that this CPU and its operating system support. */
+sid_isa sid_cpu_isa(void);
+const char *sid_isa_name(sid_isa isa); /* "generic", "avx2", "avx512", "avx512_bf16", "amx" */
+
+/* The kernels of a level; the CPU must support it. */
+void sid_kernels_fill(sid_kernels *kernels, sid_isa isa);
+
+/* Each overwrites what it does better. */
+void sid_kernels_generic(sid_kernels *kernels);
+void sid_kernels_avx2(sid_kernels *kernels);
+void sid_kernels_avx512(sid_kernels *kernels);
+void sid_kernels_avx512_bf16(sid_kernels *kernels);
+void sid_kernels_amx(sid_kernels *kernels);
+
+#endif

@@ -1,0 +1,84 @@
+/* What the tests call by ctypes: one kernel of one level, with scratch of exactly the size it asked for. */
+#include "cpu/kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define GUARD 64
+
+/* Memory that is dirty from the start and whose end is watched; NULL where there is none. */
+static char *take(size_t size) {
+    char *memory = aligned_alloc(SID_ALIGN, (size + GUARD + SID_ALIGN - 1) / SID_ALIGN * SID_ALIGN);
+    if (memory) memset(memory, 0xff, size + GUARD);
+    return memory;
+}
+/* Frees it; whether nothing was written beyond size. */
+static int give_back(char *memory, size_t size) {
+    int intact = 1;
+    for (size_t i = 0; i < GUARD; i++) intact &= memory[size + i] == (char)0xff;
+    free(memory);
+    return intact;
+}
+
+static sid_kernels level(int isa) {
+    sid_kernels kernels;
+    sid_kernels_fill(&kernels, (sid_isa)isa);
+    return kernels;
+}
+
+EXPORT int shim_isa(void) { return (int)sid_cpu_isa(); }
+EXPORT const char *shim_isa_name(int isa) { return sid_isa_name((sid_isa)isa); }
+
+EXPORT size_t shim_attention_scratch(int isa, int dtype, const sid_attention *problems, size_t count, int threads) {
+    return level(isa).attention_scratch[dtype](problems, count, threads);
+}
+
+EXPORT int shim_attention(int isa, int dtype, const sid_attention *problems, size_t count, int threads) {
+    sid_kernels kernels = level(isa);
+    size_t size = kernels.attention_scratch[dtype](problems, count, threads);
+    char *scratch = take(size);
+    if (!scratch) return 0;
+    kernels.attention[dtype](problems, count, scratch, threads);
+    return give_back(scratch, size);
+}
+
+/* b: NULL, or the second source. */
+EXPORT int shim_group_norm(int isa, void *dst, const sid_tensor *a, const sid_tensor *b, const float *channel_add,
+                           const float *scale, const float *shift, size_t groups, float eps, int silu, int threads) {
+    sid_group_norm norm = {a, b, channel_add, scale, shift, groups, eps, silu};
+    size_t size = sid_group_norm_scratch(&norm, threads);
+    char *scratch = take(size);
+    if (!scratch) return 0;
+    level(isa).group_norm[a->dtype](dst, &norm, scratch, threads);
+    return give_back(scratch, size);
+}
+
+EXPORT void shim_layer_norm(int isa, int dtype, void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t rows,
+                            size_t c, const float *scale, const float *shift, float eps, int threads) {
+    level(isa).layer_norm[dtype](dst, dst_stride, src, src_stride, rows, c, scale, shift, eps, threads);
+}
+
+EXPORT void shim_combine(int isa, void *dst, int dst_dtype, float a, const void *x, int x_dtype, float b, const void *y,
+                         int y_dtype, size_t count, int threads) {
+    level(isa).combine(dst, (sid_dtype)dst_dtype, a, x, (sid_dtype)x_dtype, b, y, (sid_dtype)y_dtype, count, threads);
+}
+
+EXPORT void shim_upsample(int isa, void *dst, const void *src, int dtype, size_t n, size_t h, size_t w, size_t c,
+                          int threads) {
+    level(isa).upsample(dst, src, (sid_dtype)dtype, n, h, w, c, threads);
+}
+
+EXPORT void shim_from_planes(int isa, void *dst, int dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
+                             float factor, int threads) {
+    level(isa).from_planes(dst, (sid_dtype)dtype, planes, n, h, w, c, factor, threads);
+}
+
+EXPORT void shim_to_planes(int isa, float *planes, const void *src, int dtype, size_t n, size_t h, size_t w, size_t c,
+                           size_t src_stride, float factor, int threads) {
+    level(isa).to_planes(planes, src, (sid_dtype)dtype, n, h, w, c, src_stride, factor, threads);
+}
+
+EXPORT void shim_convert(int isa, void *dst, int dst_dtype, const void *src, int src_dtype, size_t count, int threads) {
+    level(isa).convert(dst, (sid_dtype)dst_dtype, src, (sid_dtype)src_dtype, count, threads);
+}
