@@ -1,0 +1,28 @@
+"""StyleID: the style of one picture on the content of another, with a pretrained latent diffusion model.
+
+>>> import styleid
+>>> picture = styleid.transfer("photo.jpg", "painting.jpg")  # doctest: +SKIP
+>>> styleid.save_image("stylized.png", picture)  # doctest: +SKIP
+"""
+
+import styleid._onednn  # noqa: F401  first: it finds the library that _core needs
+from styleid._core import ModelError, __version__
+from styleid.images import load_image, save_image, to_array
+from styleid.inversion import Inversion
+from styleid.loading import load_model
+from styleid.method import inject_styles, invert, transfer
+from styleid.model import Model
+
+__all__ = [
+    "Inversion",
+    "Model",
+    "ModelError",
+    "__version__",
+    "inject_styles",
+    "invert",
+    "load_image",
+    "load_model",
+    "save_image",
+    "to_array",
+    "transfer",
+]

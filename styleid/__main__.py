@@ -1,0 +1,7 @@
+"""python -m styleid"""
+
+import sys
+
+from styleid.cli import main
+
+sys.exit(main())

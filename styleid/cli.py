@@ -1,0 +1,239 @@
+"""The command line: styleid transfer | invert | inject | info."""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from styleid import _core
+from styleid.files import check_writable
+from styleid.images import Size, check_output, load_image, save_image
+from styleid.inversion import KEEP, SCHEDULES, Inversion
+from styleid.loading import load_model
+from styleid.method import inject_styles, invert, transfer
+from styleid.model import Model
+
+OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("styleid: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except MemoryError:
+        return _fail("not enough memory; try a smaller --size, or --dtype bfloat16")
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except ValueError as error:
+        return _fail(error)
+    return OK
+
+
+def _fail(error: object) -> int:
+    print(f"styleid: error: {error}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"styleid: warning: {message}", file=sys.stderr)
+
+
+def run_transfer(options: argparse.Namespace) -> None:
+    """styleid transfer CONTENT STYLE -o OUT"""
+    check_output(options.output)
+    model = _load(options)
+    size = options.size or model.image_size
+    picture = transfer(
+        load_image(options.content, size),
+        load_image(options.style, size),
+        model,
+        options.steps,
+        options.schedule,
+        options.gamma,
+        options.temperature,
+        options.layers,
+        options.adain,
+        options.injection,
+        _show_progress(options),
+    )
+    save_image(options.output, picture)
+
+
+def run_invert(options: argparse.Namespace) -> None:
+    """styleid invert IMAGE -o FILE"""
+    check_writable(options.output)
+    model = _load(options)
+    invert(
+        load_image(options.image, options.size or model.image_size),
+        model,
+        options.steps,
+        options.schedule,
+        options.layers,
+        options.keep,
+        options.prompt,
+        _show_progress(options),
+    ).save(options.output)
+
+
+def run_inject(options: argparse.Namespace) -> None:
+    """styleid inject CONTENT STYLE -o OUT"""
+    check_output(options.output)
+    content, style = Inversion.load(options.content), Inversion.load(options.style)
+    picture = inject_styles(
+        content,
+        style,
+        _load(options),
+        options.gamma,
+        options.temperature,
+        options.adain,
+        options.injection,
+        options.layers,
+        _show_progress(options),
+    )
+    save_image(options.output, picture)
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """styleid info"""
+    engine = _core.info()
+    print(f"styleid {_core.__version__}")
+    print(f"oneDNN {engine['onednn']} ({engine['onednn_threading']})")
+    print(f"CPU: {engine['isa']} (of {', '.join(engine['isas'])}), {engine['threads']} threads by default")
+    print(f"bfloat16: {'computed natively' if engine['native_bfloat16'] else 'emulated; float32 is the better choice'}")
+    model = _load(options)
+    unet = model.config["unet"]
+    print(f"model: {model.source}")
+    print(f"  computed in {model.dtype} by {model.threads} threads; weights take {model.memory / 1e6:.0f} MB")
+    print(f"  pictures: {model.image_size}x{model.image_size}; other sizes in multiples of {model.image_multiple}")
+    print(
+        f"  widths {list(unet['channels'])}; predicts {unet['prediction']}; context of {unet['context_size']} numbers"
+    )
+    print(f"  self-attention in decoder layers {', '.join(map(str, model.attention_layers))}")
+    print(f"  prompts: {'any' if model.config['text'] else 'the empty one only'}")
+    _print_estimate(model, options.steps)
+
+
+def _print_estimate(model: Model, steps: int) -> None:
+    """Times one evaluation; a transfer is 3 * steps of them, but for a few, and little else."""
+    side = model.config["unet"]["sample_size"]
+    latents = np.zeros((1, model.config["unet"]["in_channels"], side, side), np.float32)
+    model.predict_noise(latents, 1)  # the first one of a size also prepares the engine
+    start = time.perf_counter()
+    model.predict_noise(latents, 1)
+    seconds = time.perf_counter() - start
+    print(f"  one evaluation takes {seconds:.2f} s; a transfer with {steps} steps about {3 * steps * seconds:.0f} s")
+
+
+def _load(options: argparse.Namespace) -> Model:
+    return load_model(options.model, options.dtype, threads=options.threads)
+
+
+def _show_progress(options: argparse.Namespace) -> bool:
+    return not options.quiet and sys.stderr.isatty()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for all other errors."""
+        self.exit(USER_ERROR, f"styleid: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="styleid",
+        description="The style of one picture on the content of another (Chung, Hyun, Heo, CVPR 2024), on the CPU.",
+    )
+    parser.add_argument("--version", action="version", version=f"styleid {_core.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    picture = "a picture file; its largest centred part of the right proportions is taken and resized"
+
+    command = commands.add_parser("transfer", help="the whole method: two pictures in, one out")
+    command.add_argument("content", metavar="CONTENT", help=picture)
+    command.add_argument("style", metavar="STYLE", help=picture)
+    _add_output(command, "the picture to write: .png, .jpg, .webp, .tif or .bmp")
+    _add_inversion(command)
+    _add_layers(command)
+    _add_injection(command)
+    _add_engine(command)
+    command.set_defaults(run=run_transfer)
+
+    command = commands.add_parser("invert", help="invert a picture once, to inject it many times")
+    command.add_argument("image", metavar="IMAGE", help=picture)
+    _add_output(command, "the inversion to write (safetensors)")
+    command.add_argument("--keep", choices=KEEP, default="both", help="query: for contents; keys: for styles")
+    command.add_argument("--prompt", default="", help="text to invert under; empty as in the paper unless given")
+    _add_inversion(command)
+    _add_layers(command)
+    _add_engine(command)
+    command.set_defaults(run=run_invert)
+
+    command = commands.add_parser("inject", help="a picture from two inversions")
+    command.add_argument("content", metavar="CONTENT", help="the content's inversion")
+    command.add_argument("style", metavar="STYLE", help="the style's inversion")
+    _add_output(command, "the picture to write: .png, .jpg, .webp, .tif or .bmp")
+    _add_layers(command)
+    _add_injection(command)
+    _add_engine(command)
+    command.set_defaults(run=run_inject)
+
+    command = commands.add_parser("info", help="versions, CPU, the model, and how long a transfer takes")
+    command.add_argument("--steps", type=int, default=50, help="of the estimate (50)")
+    _add_engine(command)
+    command.set_defaults(run=run_info)
+    return parser
+
+
+def _add_output(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help=text)
+
+
+def _add_inversion(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=int, default=50, help="DDIM steps, 2 to 1000 (50)")
+    command.add_argument("--schedule", choices=SCHEDULES, default="paper", help="which timesteps (paper)")
+    command.add_argument("--size", type=_size, help="N, or HEIGHTxWIDTH (the model's native size)")
+
+
+def _add_injection(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--gamma", type=float, default=0.75, help="0 to 1: preserves the content's queries (0.75)")
+    command.add_argument("--temperature", type=float, default=1.5, help="above 0: sharpens the attention (1.5)")
+    command.add_argument("--no-adain", dest="adain", action="store_false", help="keep the content's initial latent")
+    command.add_argument("--no-injection", dest="injection", action="store_false", help="touch no attention layer")
+
+
+def _add_layers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--layers", type=_layers, help="decoder layers, such as 6-11 or 7,8,9 (the schedule's)")
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="default", help="a diffusers model folder (the small model shipped)")
+    command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    command.add_argument("--threads", type=int, help="threads to compute with (one per core)")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _size(text: str) -> Size:
+    sides = text.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"expected N or HEIGHTxWIDTH, got {text!r}")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _layers(text: str) -> list[int]:
+    """6-11, or 7,8,9, or both."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()) or not int(first) <= int(last) < 1000:
+            raise argparse.ArgumentTypeError(f"expected numbers such as 6-11 or 7,8,9, got {text!r}")
+        layers += range(int(first), int(last) + 1)
+    return layers

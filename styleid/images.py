@@ -1,0 +1,210 @@
+"""Pictures in and out: what users have becomes height x width x 3 arrays, and results become files.
+
+The rules, for whatever comes in:
+- grey is repeated to three channels; what is transparent is laid on white; palettes are looked up
+- arrays are uint8, uint16 (divided by 65535) or floating point in [0, 1]; they are never resized
+- pictures of Pillow's are reduced to 8 bits, and turned as their EXIF orientation says; of an animation the first
+  frame counts; colour profiles are not applied: the numbers are taken as sRGB
+- files are refused beyond `PIL.Image.MAX_IMAGE_PIXELS`, before they are unpacked
+"""
+
+import operator
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from styleid.files import check_writable, write_whole
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+Picture = NDArray[Any] | Image.Image | str | os.PathLike[str]
+Size = int | tuple[int, int]
+
+# Formats of pictures, and of nothing that runs programs (EPS) or holds other data.
+READABLE = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+    ".bmp": ("BMP", {}),
+}
+
+
+def to_array(image: Picture, name: str = "image", size: Size | None = None) -> Pixels:
+    """Any picture as a C-contiguous (H, W, 3) array: uint8, or float32 in [0, 1].
+
+    Args:
+        image: an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL.Image, or the path of a file
+        name: the argument's name in error messages
+        size: only for files: see `load_image`
+
+    Raises:
+        TypeError: the type or dtype is none of the above
+        ValueError: the shape is none of the above, the array is empty, or a number is NaN or outside [0, 1]
+        OSError: a file cannot be opened
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name)
+    if isinstance(image, Image.Image):
+        _check_pixels(name, image.width, image.height)
+        return np.array(_to_rgb(image, name))
+    if isinstance(image, (str, os.PathLike)):
+        return load_image(image, size)
+    raise TypeError(f"{name}: expected a NumPy array, a PIL.Image or a path, got {type(image).__name__}")
+
+
+def load_image(path: str | os.PathLike[str], size: Size | None = None) -> NDArray[np.uint8]:
+    """The picture in a file, as (H, W, 3) uint8.
+
+    Args:
+        path: a PNG, JPEG, WebP, TIFF, GIF, BMP or another common format
+        size: None: the picture's own; else the side of a square, or (height, width): the largest centred part of
+            these proportions is cut out and resized (Lanczos)
+    """
+    height_width = None if size is None else check_size(size)
+    with _damage_in(path):
+        opened = Image.open(path, formats=[kind for kind in READABLE if kind in _registered()])
+    with opened:
+        _check_pixels(path, opened.width, opened.height)
+        image = _to_rgb(opened, path)
+    if height_width:
+        image = _crop_and_resize(image, *height_width)
+    return np.array(image)
+
+
+def save_image(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
+    """Writes an (H, W, 3) uint8 array in the format of the path's suffix, whole or not at all."""
+    kind, options = _format(path)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    with write_whole(path) as file:
+        picture.save(file, format=kind, **options)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError or OSError now if `save_image` would fail later: an unknown suffix, an unwritable place."""
+    _format(path)
+    check_writable(path)
+
+
+def check_size(size: Size) -> tuple[int, int]:
+    """(height, width) of a size given as one number or two; TypeError or ValueError otherwise."""
+    sides = size if isinstance(size, (tuple, list)) else (size, size)
+    try:
+        height, width = map(operator.index, sides)
+    except (TypeError, ValueError):
+        raise TypeError(f"size: expected a whole number or (height, width), got {size!r}") from None
+    if not (1 <= height <= 1 << 16 and 1 <= width <= 1 << 16):
+        raise ValueError(f"size: expected 1 to 65536 pixels, got {height}x{width}")
+    return height, width
+
+
+def _from_array(array: NDArray[Any], name: str) -> Pixels:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"{name}: expected the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name}: the array is empty: {array.shape}")
+    _check_pixels(name, array.shape[1], array.shape[0])
+    pixels = _numbers(array.reshape(*array.shape[:2], -1), name)
+    if pixels.shape[2] == 4:
+        pixels = _on_white(pixels)
+    elif pixels.shape[2] == 1:
+        pixels = cast(Pixels, np.repeat(pixels, 3, axis=2))
+    return cast(Pixels, np.ascontiguousarray(pixels))
+
+
+def _numbers(array: NDArray[Any], name: str) -> Pixels:
+    """uint8 as it is, all else as float32 in [0, 1]."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return array.astype(np.float32) / np.float32(65535)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name}: expected uint8, uint16 or floating point in [0, 1], got {array.dtype}")
+    low, high = array.min(), array.max()  # NaN if there is one
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"{name}: floating-point pixels must lie in [0, 1], found {low} to {high}")
+    return array.astype(np.float32)
+
+
+def _on_white(pixels: Pixels) -> Pixels:
+    """Colour over white by the fourth channel; stays uint8 where nothing is transparent."""
+    colour, opacity = pixels[..., :3], pixels[..., 3:]
+    if pixels.dtype == np.uint8:
+        if opacity.min() == 255:
+            return colour
+        colour, opacity = (part.astype(np.float32) / np.float32(255) for part in (colour, opacity))
+    return 1 - (1 - colour) * opacity
+
+
+@contextmanager
+def _damage_in(name: object) -> Iterator[None]:
+    """Pillow's readers stumble over damaged files with exceptions of all kinds; here they become ValueErrors."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not a picture, or in no format that is read here") from None
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise  # the operating system's: no such file, no permission
+        raise ValueError(f"{name}: damaged picture: {error}") from None
+
+
+def _to_rgb(image: Image.Image, name: object) -> Image.Image:
+    """8-bit RGB, upright, on white."""
+    with _damage_in(name):
+        image = ImageOps.exif_transpose(image)  # unpacks the file
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        image = _to_8_bits(image, name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise ValueError(f"{name}: pictures of mode {image.mode} cannot be converted to RGB") from None
+
+
+def _to_8_bits(image: Image.Image, name: object) -> Image.Image:
+    """Grey of 16 bits, also where Pillow holds it in 32, or of floating point in [0, 1]."""
+    grey = np.asarray(image)
+    factor = 255.0 if image.mode == "F" else 255 / 65535
+    low, high = grey.min(), grey.max()
+    if not (low >= 0 and high * factor <= 255):
+        raise ValueError(f"{name}: grey levels from {low} to {high}; expected 16 bits, or floating point in [0, 1]")
+    return Image.fromarray(np.rint(grey * factor).astype(np.uint8))
+
+
+def _crop_and_resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    scale = min(image.width / width, image.height / height)
+    part_width, part_height = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = round((image.width - part_width) / 2), round((image.height - part_height) / 2)
+    part = image.crop((left, top, left + part_width, top + part_height))
+    return part.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _check_pixels(name: object, width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(
+            f"{name}: {width} x {height} pixels; accepted are {limit} at most (PIL.Image.MAX_IMAGE_PIXELS)"
+        )
+
+
+def _registered() -> set[str]:
+    Image.init()
+    return set(Image.OPEN)
+
+
+def _format(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITABLE:
+        raise ValueError(f"{path}: unknown picture format {suffix!r}; expected one of {', '.join(WRITABLE)}")
+    return WRITABLE[suffix]

@@ -1,0 +1,261 @@
+"""The method on pictures: invert, inject_styles, and transfer = both.
+
+Chung, Hyun, Heo: Style Injection in Diffusion, CVPR 2024. The steps themselves are in the engine, csrc/style.
+"""
+
+import operator
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from styleid import _core
+from styleid.images import Picture, Pixels, to_array
+from styleid.inversion import KEEP, Inversion
+from styleid.loading import default_model
+from styleid.model import Model
+from styleid.progress import Progress, reporter
+
+
+def invert(
+    image: Picture,
+    model: Model | None = None,
+    steps: int = 50,
+    schedule: str = "paper",
+    layers: Iterable[int] | None = None,
+    keep: str = "both",
+    prompt: str = "",
+    progress: Progress = False,
+    feature_dtype: str = "auto",
+) -> Inversion:
+    """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
+
+    At every evaluation the noise estimate e at level a moves the latent to the next level b:
+    x0 = (z - sqrt(1 - a) e) / sqrt(a), then z = sqrt(b) x0 + sqrt(1 - b) e.
+
+    Args:
+        image: an array (H, W, 3), (H, W) or (H, W, 4), uint8, uint16 or floating point in [0, 1], or a PIL.Image,
+            with H and W multiples of `model.image_multiple`; or the path of a file, of which the largest centred
+            square is resized to the model's native size (other sizes: `styleid.load_image`)
+        model: None: the default model
+        steps: evaluations, 2 to 1000
+        schedule: "paper", "diffusers" or "corrected"
+        layers: decoder layers to keep features of; None: those that the schedule injects (paper: 6-11)
+        keep: "both", "query" (enough for a content), "keys" (keys and values: enough for a style) or "none"
+        prompt: the text that the picture is inverted under; the paper's is empty
+        progress: True for a bar, or a function that is called with (step, total)
+        feature_dtype: "float32", "bfloat16" (half the memory), or "auto": what the model computes in
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected
+    """
+    model = _model(model)
+    plan = _core.schedule(model.engine, schedule, steps)
+    chosen = plan["layers"] if layers is None else _layers(layers, model.attention_layers)
+    if keep not in KEEP:
+        raise ValueError(f"keep: expected one of {list(KEEP)}, got {keep!r}")
+    dtype = model.dtype if feature_dtype == "auto" else feature_dtype
+    context = model.encode_prompt(prompt)
+    pixels = _pixels(image, model, "image")
+    with reporter(progress, "inversion") as report:
+        latents = model.engine.encode(pixels[np.newaxis])
+        data = _core.invert(model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report)[0]
+    return Inversion(
+        latents=data["latents"],
+        timesteps=plan["timesteps"],
+        context=context,
+        layers=chosen,
+        schedule=schedule,
+        keep=keep,
+        prompt=prompt,
+        fingerprint=model.fingerprint,
+        features={"query": data["query"], "key": data["key"], "value": data["value"]},
+        model=model,
+    )
+
+
+def inject_styles(
+    content: Inversion,
+    style: Inversion | Sequence[Inversion],
+    model: Model | None = None,
+    gamma: ArrayLike = 0.75,
+    temperature: ArrayLike = 1.5,
+    adain: bool = True,
+    inject: bool = True,
+    layers: Iterable[int] | None = None,
+    progress: Progress = False,
+    weights: Sequence[float] | None = None,
+) -> NDArray[np.uint8]:
+    """Samples a picture from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
+
+    The initial latent is AdaIN of both zT. In the chosen layers, at every timestep t:
+    attention = softmax(temperature * Q K^T / sqrt(d)) V with Q = gamma * Q_t^c + (1 - gamma) * Q_t^cs and K, V of
+    the style.
+
+    Args:
+        content: an inversion that kept queries
+        style: an inversion that kept keys and values, or several: then queries attend to the keys of all
+        model: the model of all inversions; None: the one that made `content`, or the default one if it was loaded
+        gamma: 0 to 1, how much of the content's queries is preserved: one number, or an array that broadcasts to
+            (steps, decoder layers), in the order of the inversion's timesteps
+        temperature: above 0, sharpens the attention: one number or an array as for gamma
+        adain: False: start from the content's zT as it is
+        inject: False: no layer is touched
+        layers: decoder layers to inject into; None: those that `content` was inverted with
+        progress: True for a bar, or a function that is called with (step, total)
+        weights: with several styles, the share of each; None: equal
+
+    Returns:
+        (H, W, 3) uint8 of the content's size
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected; also for inversions of different
+            models, sizes, schedules or numbers of steps
+    """
+    styles = [style] if isinstance(style, Inversion) else list(style)
+    _check_inversions(content, styles)
+    model = _model(model or content.model)
+    for name, inversion in _named(content, styles):
+        inversion.check_model(model, name)
+    chosen = _kept_layers(content, styles, layers) if inject else ()
+    with reporter(progress, "sampling") as report:
+        return _core.inject_styles(
+            model.engine,
+            content.data,
+            [one.data for one in styles],
+            content.context,
+            content.steps,
+            content.schedule,
+            chosen,
+            _shares(weights, len(styles)),
+            _per_step_and_layer("gamma", gamma, content.steps, model),
+            _per_step_and_layer("temperature", temperature, content.steps, model),
+            adain,
+            report,
+        )
+
+
+def transfer(
+    content: Picture,
+    style: Picture,
+    model: Model | None = None,
+    steps: int = 50,
+    schedule: str = "paper",
+    gamma: ArrayLike = 0.75,
+    temperature: ArrayLike = 1.5,
+    layers: Iterable[int] | None = None,
+    adain: bool = True,
+    inject: bool = True,
+    progress: Progress = False,
+) -> NDArray[np.uint8]:
+    """Gives the content picture the style of the other: the whole method, with the empty prompt.
+
+    The same as `inject_styles(invert(content), invert(style))`, faster: both inversions run as one batch.
+    Arguments, result and errors are theirs; both pictures must have the same size.
+    """
+    model = _model(model)
+    plan = _core.schedule(model.engine, schedule, steps)
+    chosen = plan["layers"] if layers is None else _layers(layers, model.attention_layers)
+    content_pixels, style_pixels = _pixels(content, model, "content"), _pixels(style, model, "style")
+    if content_pixels.shape != style_pixels.shape:
+        raise ValueError(f"style: the shape is {style_pixels.shape}, but content's is {content_pixels.shape}")
+    with reporter(progress, "transfer") as report:
+        return _core.transfer(
+            model.engine,
+            content_pixels,
+            style_pixels,
+            model.empty_context,
+            steps,
+            schedule,
+            chosen if inject else (),
+            _per_step_and_layer("gamma", gamma, steps, model),
+            _per_step_and_layer("temperature", temperature, steps, model),
+            adain,
+            report,
+        )
+
+
+def _model(model: Model | None) -> Model:
+    if model is None:
+        return default_model()
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected what styleid.load_model returns, got {type(model).__name__}")
+    return model
+
+
+def _pixels(image: Picture, model: Model, name: str) -> Pixels:
+    """The picture as the engine takes it. Files are fitted to the model's size; arrays must fit as they are."""
+    size = model.image_size if isinstance(image, (str, os.PathLike)) else None
+    pixels = to_array(image, name, size)
+    model.check_size(name, pixels.shape[:2])
+    return pixels
+
+
+def _layers(layers: Iterable[int], allowed: Sequence[int]) -> tuple[int, ...]:
+    """The layers in ascending order; TypeError or ValueError if one is not allowed or comes twice."""
+    try:
+        chosen = sorted(map(operator.index, layers))
+    except TypeError:
+        raise TypeError(f"layers: expected whole numbers, got {layers!r}") from None
+    if len(set(chosen)) < len(chosen) or not set(chosen) <= set(allowed):
+        raise ValueError(f"layers: expected different ones out of {list(allowed)}, got {chosen}")
+    return tuple(chosen)
+
+
+def _kept_layers(content: Inversion, styles: Sequence[Inversion], layers: Iterable[int] | None) -> tuple[int, ...]:
+    """The layers to inject into, all of which must have been kept by all inversions."""
+    chosen = content.layers if layers is None else _layers(layers, content.layers)
+    for (name, inversion), needed in zip(_named(content, styles), ["query"] + ["key"] * len(styles), strict=True):
+        if needed not in KEEP[inversion.keep]:
+            raise ValueError(
+                f"{name}: needed are its {needed} features, but it was inverted with keep={inversion.keep!r}"
+            )
+        if missing := set(chosen) - set(inversion.layers):
+            raise ValueError(f"{name}: layers {sorted(missing)} are needed, but not among its {inversion.layers}")
+    return chosen
+
+
+def _named(content: Inversion, styles: Sequence[Inversion]) -> list[tuple[str, Inversion]]:
+    """All inversions with the names that error messages call them by."""
+    names = ["style"] if len(styles) == 1 else [f"style[{i}]" for i in range(len(styles))]
+    return [("content", content), *zip(names, styles, strict=True)]
+
+
+def _check_inversions(content: Inversion, styles: Sequence[Inversion]) -> None:
+    """Whether these are inversions, at least one of a style, and made alike."""
+    if not styles:
+        raise ValueError("style: expected at least one inversion")
+    for name, inversion in _named(content, styles):
+        if not isinstance(inversion, Inversion):
+            raise TypeError(f"{name}: expected an Inversion, got {type(inversion).__name__}")
+        for what in "fingerprint", "latent_size", "schedule", "steps":
+            theirs, ours = getattr(inversion, what), getattr(content, what)
+            if theirs != ours:
+                raise ValueError(f"{name}: its {what} is {theirs}, but content's is {ours}; they must be the same")
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """The weight of each style, all together 1."""
+    shares = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+    if shares.shape != (count,) or not np.all((shares > 0) & np.isfinite(shares)):
+        raise ValueError(f"weights: expected {count} positive numbers, one per style, got {weights!r}")
+    return [float(share) for share in shares / shares.sum()]
+
+
+def _per_step_and_layer(name: str, value: ArrayLike, steps: int, model: Model) -> NDArray[np.float32]:
+    """gamma or temperature as (steps, decoder layers)."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected a number or an array of numbers, got {value!r}")
+    shape = (steps, model.layer_count)
+    if array.ndim not in (0, 2) or any(n not in (1, of) for n, of in zip(array.shape, shape, strict=False)):
+        raise ValueError(
+            f"{name}: expected one number or an array of steps x decoder layers, {shape}, either of which may be 1; "
+            f"got the shape {array.shape}"
+        )
+    fits = (array >= 0) & (array <= 1) if name == "gamma" else (array > 0) & np.isfinite(array)
+    if not fits.all():
+        wanted = "0 to 1" if name == "gamma" else "numbers above 0"
+        raise ValueError(f"{name}: expected {wanted}, got {array[~fits].flat[0] if array.ndim else array}")
+    return np.ascontiguousarray(np.broadcast_to(array, shape), dtype=np.float32)

@@ -1,0 +1,188 @@
+"""A loaded model: the engine's networks with what Python keeps around them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from styleid import _core
+from styleid.images import Picture, to_array
+from styleid.prompts import PromptTokenizer
+
+if TYPE_CHECKING:
+    from styleid._core import Config, Weight
+
+Float32 = NDArray[np.float32]
+
+
+class Model:
+    """A latent diffusion model: UNet, VAE and text encoder (or one stored context). Made by `load_model`.
+
+    It never changes; any number of threads may use it at once.
+
+    Attributes:
+        config: the configuration, as nested dictionaries of numbers
+        source: where it was loaded from
+        fingerprint: a hash of configuration and weights, which inversions carry along
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Mapping[str, Weight],
+        dtype: str,
+        threads: int,
+        *,
+        tokenizer: PromptTokenizer | None = None,
+        context: Float32 | None = None,
+        source: str = "",
+    ) -> None:
+        self._engine = _core.Model(config, weights, dtype, threads)
+        self._tokenizer = tokenizer
+        self._stored_context = context
+        self.config = config
+        self.source = source
+        self.fingerprint = fingerprint(config, weights)
+
+    def __repr__(self) -> str:
+        return f"<styleid.Model {self.source!r}, {self.dtype}, {self.image_size}x{self.image_size}>"
+
+    @property
+    def engine(self) -> _core.Model:
+        """The C object, as the functions of `styleid._core` take it."""
+        return self._engine
+
+    @property
+    def dtype(self) -> str:
+        """The type of weights and activations: "float32" or "bfloat16"."""
+        return self._engine.dtype
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that a call computes with."""
+        return self._engine.threads
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the packed weights."""
+        return self._engine.memory
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The decoder layers that have self-attention, by the paper's numbers (0-11 in SD 1.x and 2.x)."""
+        return self._engine.attention_layers
+
+    @property
+    def layer_count(self) -> int:
+        """The number of decoder layers, with and without attention."""
+        unet = self.config["unet"]
+        return len(unet["channels"]) * (unet["layers_per_block"] + 1)
+
+    @property
+    def vae_factor(self) -> int:
+        """Image pixels per latent pixel, in each direction."""
+        return 1 << (len(self.config["vae"]["channels"]) - 1)
+
+    @property
+    def image_multiple(self) -> int:
+        """Heights and widths of pictures must be multiples of this."""
+        return self.vae_factor << (len(self.config["unet"]["channels"]) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """The native height and width of pictures."""
+        return self.config["unet"]["sample_size"] * self.vae_factor
+
+    def scratch(self, batch: int, height: int, width: int) -> int:
+        """Bytes of scratch that one evaluation takes for a batch of height x width pictures."""
+        return self._engine.scratch(batch, height // self.vae_factor, width // self.vae_factor)
+
+    def predict_noise(self, latents: ArrayLike, timestep: int, context: ArrayLike | None = None) -> Float32:
+        """The raw output of the UNet: the noise, or v for a v-prediction model.
+
+        Args:
+            latents: (N, C, h, w) numbers, converted to float32
+            timestep: 0 to 999
+            context: (1 or N, tokens, channels); None: the empty prompt
+
+        Returns:
+            (N, C, h, w) float32
+        """
+        known = self.empty_context if context is None else float32_array("context", context, 3)
+        return self._engine.predict_noise(float32_array("latents", latents, 4), timestep, known)
+
+    def encode(self, image: Picture) -> Float32:
+        """The picture's latent z0: the mean of the VAE's posterior times the scaling factor.
+
+        Args:
+            image: as `styleid.to_array` takes it; height and width multiples of `vae_factor`
+
+        Returns:
+            (1, C, h, w) float32
+        """
+        array = to_array(image, "image")
+        self.check_size("image", array.shape[:2], self.vae_factor)
+        return self._engine.encode(array[np.newaxis])
+
+    def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
+        """The picture of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even."""
+        array = float32_array("latent", latent, 4)
+        if len(array) != 1:
+            raise ValueError(f"latent: expected the shape (1, C, h, w), got {array.shape}")
+        return cast(NDArray[np.uint8], self._engine.decode(array)[0])
+
+    def encode_prompt(self, text: str) -> Float32:
+        """The (1, tokens, channels) context of a prompt. ValueError where the model knows the empty one only."""
+        if not isinstance(text, str):
+            raise TypeError(f"prompt: expected str, got {type(text).__name__}")
+        if self._tokenizer is not None:
+            return self._engine.encode_tokens(self._tokenizer(text))
+        if text or self._stored_context is None:
+            raise ValueError(f"prompt {text[:80]!r}: this model has no text encoder, so it takes the empty prompt only")
+        return self._stored_context
+
+    @cached_property
+    def empty_context(self) -> Float32:
+        """The (1, tokens, channels) context of the empty prompt, which the method uses unless told otherwise."""
+        return self.encode_prompt("")
+
+    def check_size(self, name: str, size: tuple[int, ...], multiple: int | None = None) -> None:
+        """ValueError unless height and width are multiples of `image_multiple`, or of the given number."""
+        multiple = multiple or self.image_multiple
+        if any(side % multiple for side in size):
+            raise ValueError(
+                f"{name}: the picture is {size[0]}x{size[1]} (height x width), but this model needs multiples of "
+                f"{multiple}; resize it, or use styleid.load_image(path, size={self.image_size})"
+            )
+
+
+def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:
+    """A C-contiguous float32 array of the given rank with finite numbers, else TypeError or ValueError."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__} of dtype {array.dtype}")
+    if array.ndim != rank or array.size == 0:
+        raise ValueError(f"{name}: expected a non-empty array with {rank} dimensions, got the shape {array.shape}")
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: holds NaN or infinity")
+    return array
+
+
+def fingerprint(config: Config, weights: Mapping[str, Weight]) -> str:
+    """A hash of the configuration, and of names, types, shapes and samples of all weights: 16 evenly spaced blocks of
+    256 bytes of each, which any training changes, so that it takes milliseconds and not seconds."""
+    digest = hashlib.blake2b(digest_size=16)
+    parts: dict[str, Any] = {**config, "alphas": config["alphas"].tobytes().hex()}
+    digest.update(repr(parts).encode())
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {weight['dtype']} {tuple(weight['shape'])}".encode())
+        data = memoryview(weight["data"]).cast("B")
+        for begin in range(0, len(data), max(256, len(data) // 16)):
+            digest.update(data[begin : begin + 256])
+    return digest.hexdigest()

@@ -1,0 +1,114 @@
+"""CLIP's tokenizer, from the files that come with a model."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from styleid.files import read_json, read_limited
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+# How CLIP cuts a lower-cased text into words, before these are cut into the pieces of its vocabulary.
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class PromptTokenizer:
+    """Text -> token numbers: begin token, pieces, end token, padding up to a fixed length."""
+
+    def __init__(self, tokenizer: Tokenizer, begin: int, end: int, pad: int, length: int) -> None:
+        self.tokenizer = tokenizer
+        self.begin, self.end, self.pad, self.length = begin, end, pad, length
+
+    def __call__(self, text: str) -> NDArray[np.int32]:
+        """(1, length) token numbers; what is too long is cut off with a warning."""
+        try:
+            pieces = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # `tokenizers` raises nothing more specific
+            raise ValueError(f"prompt {text[:80]!r} cannot be tokenized: {error}") from None
+        room = self.length - 2
+        if len(pieces) > room:
+            warnings.warn(f"the prompt has {len(pieces)} tokens; only the first {room} are used", stacklevel=3)
+        tokens = [self.begin, *pieces[:room], self.end]
+        tokens += [self.pad] * (self.length - len(tokens))
+        return np.array([tokens], dtype=np.int32)
+
+
+def read_tokenizer(folder: Path, positions: int, vocabulary: int) -> PromptTokenizer:
+    """From tokenizer.json, or vocab.json and merges.txt. ValueError naming the file and the fault.
+
+    positions, vocabulary: what the text encoder accepts.
+    """
+    settings = _settings(folder)
+    names = {key: _token(settings.get(f"{key}_token", default)) for key, default in
+             (("unk", END), ("bos", BEGIN), ("eos", END), ("pad", END))}  # fmt: skip
+    tokenizer = _read(folder, names)
+    numbers = tokenizer.get_vocab(with_added_tokens=True)
+    if max(numbers.values()) >= vocabulary:
+        raise ValueError(f"{folder}: a token number is beyond the text encoder's vocabulary of {vocabulary}")
+    length = settings.get("model_max_length", positions)
+    length = positions if not isinstance(length, int) else min(length, positions)
+    if length < 2:
+        raise ValueError(f"{folder}: model_max_length is {length}; expected at least 2")
+    return PromptTokenizer(tokenizer, numbers[names["bos"]], numbers[names["eos"]], numbers[names["pad"]], length)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json; in older folders special_tokens_map.json has the last word on special tokens."""
+    config, tokens = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    settings = read_json(config) if config.is_file() else {}
+    if "added_tokens_decoder" not in settings and tokens.is_file():
+        settings |= read_json(tokens)
+    return settings
+
+
+def _token(value: Any) -> str:
+    """A special token is given by its text, or by an object with its text and flags."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else END
+
+
+def _read(folder: Path, names: dict[str, str]) -> Tokenizer:
+    whole = folder / "tokenizer.json"
+    try:
+        if whole.is_file():
+            tokenizer = Tokenizer.from_buffer(read_limited(whole))
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        else:
+            tokenizer = _clip_tokenizer(folder, names["unk"])
+        tokenizer.add_special_tokens(sorted(set(names.values())))
+    except ValueError:
+        raise
+    except Exception as error:  # `tokenizers` raises nothing more specific
+        raise ValueError(f"{folder}: unusable tokenizer: {error}") from None
+    return tokenizer
+
+
+def _clip_tokenizer(folder: Path, unknown: str) -> Tokenizer:
+    """CLIP's byte-level byte-pair encoding of lower-cased text (Radford et al. 2021, section 2.4)."""
+    merges = read_limited(folder / "merges.txt").decode("utf-8").splitlines()
+    pairs = [_pair(line, folder) for line in merges if line.strip() and not line.startswith("#version")]
+    vocabulary = read_json(folder / "vocab.json")
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=pairs, unk_token=unknown, end_of_word_suffix="</w>", fuse_unk=False)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return tokenizer
+
+
+def _pair(line: str, folder: Path) -> tuple[str, str]:
+    first, _, second = line.rstrip().partition(" ")
+    if not second or " " in second:
+        raise ValueError(f"{folder / 'merges.txt'}: expected two pieces on every line, found {line[:80]!r}")
+    return first, second

@@ -1,0 +1,112 @@
+"""safetensors files as named raw buffers: memory-mapped, so that a model is never in memory twice.
+
+The safetensors library checks a file; it hands out no bfloat16 to NumPy, therefore the data are found by the offsets
+of the header that was checked. A file of bytes is mapped rather than read: loading is about four times as fast,
+and a tensor that turns out to be unwanted costs nothing. The price: a file that another program *shortens* during
+the load takes this process down with it (files replaced by renaming, as all well-behaved programs do, are harmless).
+"""
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from styleid.files import parse_json, write_whole
+
+HEADER_LIMIT = 16 << 20  # bytes; the header of a whole Stable Diffusion model has about 0.2 MB
+ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8}
+FOREIGN = {  # first bytes of what people rename to .safetensors, or git leaves in its place
+    b"PK\x03\x04": "a zip archive (a PyTorch checkpoint?)",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"version ": "a Git LFS pointer; the file itself was not downloaded",
+    b"GGUF": "a GGUF file",
+}
+
+
+class Tensor(NamedTuple):
+    """A stored tensor: safetensors' name of its type, its shape and its bytes in C order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+    def float32(self) -> NDArray[np.float32]:
+        """A copy as float32."""
+        if self.dtype == "BF16":
+            return from_bfloat16(np.frombuffer(self.data, "<u2")).reshape(self.shape)
+        stored = np.frombuffer(self.data, {"F32": "<f4", "F16": "<f2"}[self.dtype])
+        return stored.astype(np.float32).reshape(self.shape)
+
+
+def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The numbers whose bfloat16 bits are given; exact."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file. ValueError naming the file and the fault."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        start, header = _read_header(file, path)
+        try:
+            with safe_open(path, framework="numpy"):
+                pass  # opening checks the whole header: offsets without gap or overlap, sizes, the file's length
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a sound safetensors file: {error}") from None
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    metadata = header.pop("__metadata__", {})
+    return {name: _tensor(name, entry, content, start, path) for name, entry in header.items()}, metadata
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data start, and the header."""
+    size = os.fstat(file.fileno()).st_size
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or length > size - 8:
+        kind = next((kind for magic, kind in FOREIGN.items() if first.startswith(magic)), "something else or truncated")
+        raise ValueError(f"{path}: not a safetensors file but {kind} ({size} bytes); nothing of it was used")
+    if length > HEADER_LIMIT:
+        raise ValueError(f"{path}: a header of {length} bytes; at most {HEADER_LIMIT} are accepted")
+    return 8 + length, parse_json(file.read(length), path)
+
+
+def _tensor(name: str, entry: Any, content: memoryview, start: int, path: Path) -> Tensor:
+    """One entry of a checked header. Its size is checked here once more: the library may have seen another file of
+    this name, and nothing below looks at sizes again."""
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if dtype not in ITEM_SIZE:
+        raise ValueError(f"{path}: tensor {name[:80]!r} has the type {dtype}, expected F32, F16 or BF16")
+    if end - begin != math.prod(shape) * ITEM_SIZE[dtype] or not 0 <= begin <= end <= len(content) - start:
+        raise ValueError(f"{path}: tensor {name[:80]!r} lies outside the file or has a wrong size")
+    return Tensor(dtype, shape, content[start + begin : start + end])
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all, without another copy of the data."""
+
+    def entries() -> Iterator[tuple[str, object]]:
+        yield "__metadata__", dict(metadata)
+        begin = 0
+        for name, (dtype, shape, data) in tensors.items():
+            yield name, {"dtype": dtype, "shape": shape, "data_offsets": (begin, begin + data.nbytes)}
+            begin += data.nbytes
+
+    header = json.dumps(dict(entries())).encode()
+    header += b" " * (-len(header) % 8)  # the format's padding: data start aligned
+    with write_whole(path) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in tensors.values():
+            file.write(tensor.data)
