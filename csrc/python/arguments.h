@@ -1,0 +1,44 @@
+/* Readers for the functions' arguments. Each returns 0, or -1 with an exception that names the argument. */
+#ifndef SID_PYTHON_ARGUMENTS_H
+#define SID_PYTHON_ARGUMENTS_H
+
+#include "python/ndarray.h"
+#include "style/image.h"
+
+typedef struct {
+    size_t numbers[SID_MAX_LAYERS], count;
+} sid_layers;
+
+int sid_read_size(size_t *value, PyObject *object, const char *name, size_t least, size_t most);
+int sid_read_number(double *value, PyObject *object, const char *name);
+/* choice: the index in the NULL-terminated list. */
+int sid_read_choice(int *choice, PyObject *object, const char *name, const char *const *choices);
+/* Any iterable but a string as a tuple, which no code that runs meanwhile can change; NULL with an exception.
+ * of: its items, for the error text. */
+PyObject *sid_read_sequence(PyObject *object, const char *name, const char *of);
+/* Decoder layers that have self-attention, none twice. */
+int sid_read_layers(sid_layers *layers, PyObject *object, const sid_unet_config *config);
+/* count positive finite numbers; *weights is the caller's to PyMem_Free(). */
+int sid_read_shares(float **weights, PyObject *object, const char *name, size_t count);
+/* None becomes NULL. */
+int sid_read_callable(PyObject **callable, PyObject *object, const char *name);
+
+/* The decoder layers from `first` on that have self-attention, as a tuple. */
+PyObject *sid_attention_layers(const sid_unet_config *config, size_t first);
+
+/* (n, C, h, w) finite latents; n 0: any. */
+int sid_read_latents(sid_array *array, PyObject *object, const char *name, size_t n, const sid_unet_config *config);
+/* (1 or n, tokens, context_size), finite. */
+int sid_read_context(sid_array *array, PyObject *object, size_t n, const sid_unet_config *config);
+/* Pixels (N, H, W, channels), or (H, W, channels) where rank is 3; sides are multiples of `multiple`. */
+int sid_read_images(sid_array *array, PyObject *object, const char *name, size_t rank, const sid_vae_config *config,
+                    size_t multiple);
+
+/* What sid_read_images() read, as the engine takes it. */
+sid_image sid_image_of(const sid_array *pixels);
+
+/* Every number of a float32 array lies between least and most, which a NaN does not; expected says so in words. */
+int sid_check_values(const sid_array *array, const char *name, float least, float most, const char *expected);
+int sid_check_finite(const sid_array *array, const char *name);
+
+#endif

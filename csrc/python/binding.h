@@ -1,0 +1,33 @@
+/* What the files of the Python module share. */
+#ifndef SID_PYTHON_BINDING_H
+#define SID_PYTHON_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "model/model.h"
+
+typedef struct {
+    PyObject *model_type;  /* Model */
+    PyObject *model_error; /* ModelError */
+} sid_state;
+
+typedef struct {
+    PyObject_HEAD
+    sid_model *model;
+} sid_model_object;
+
+extern PyType_Spec sid_model_spec;
+
+/* The module's functions that run the method; see method.c. */
+PyObject *sid_py_schedule(PyObject *module, PyObject *args, PyObject *keywords);
+PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords);
+PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords);
+PyObject *sid_py_adain(PyObject *module, PyObject *args, PyObject *keywords);
+PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywords);
+PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords);
+
+/* Raises what an engine's status stands for; SID_ECANCELLED keeps the exception that the callback left. */
+void sid_raise(const sid_state *state, int status);
+
+#endif

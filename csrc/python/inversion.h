@@ -1,0 +1,37 @@
+/* One picture's inversion: NumPy arrays on Python's side, a bank on the engine's. */
+#ifndef SID_PYTHON_INVERSION_H
+#define SID_PYTHON_INVERSION_H
+
+#include "python/arguments.h"
+
+enum { SID_QUERY, SID_KEY, SID_VALUE, SID_FEATURES };
+
+/* Which features, or'ed. */
+enum { SID_KEEP_NONE = 0, SID_KEEP_QUERY = 1 << SID_QUERY, SID_KEEP_KEYS = 1 << SID_KEY | 1 << SID_VALUE };
+
+typedef struct {
+    sid_array latents; /* (steps + 1, C, h, w) */
+    sid_array features[SID_FEATURES][SID_MAX_LAYERS];
+    sid_bank bank; /* over their memory */
+} sid_inversion;
+
+/* count empty ones, to be closed in any case; NULL with an exception. */
+sid_inversion *sid_inversions_new(size_t count);
+void sid_inversions_close(sid_inversion *inversions, size_t count);
+
+/* Makes the arrays. Below, 0 is success and -1 an exception. */
+int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
+                           unsigned keep, sid_dtype dtype, size_t steps, size_t h, size_t w);
+
+/* InversionData. */
+PyObject *sid_inversion_export(const sid_inversion *inversion, const sid_layers *layers);
+
+/* From InversionData: its latents, and those features of those layers that `need` names, all of them checked against
+ * each other, the steps and the model. name: the argument's. */
+int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *name, const sid_unet_config *config,
+                       const sid_layers *layers, unsigned need, size_t steps);
+
+/* zT: the last of the latents. */
+const float *sid_inversion_last(const sid_inversion *inversion);
+
+#endif

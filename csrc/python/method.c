@@ -1,0 +1,292 @@
+/* The method on NumPy arrays. Each function reads its arguments, makes one call of the engine without the GIL, and
+ * gives back what that filled. */
+#include "python/request.h"
+
+#include <string.h>
+
+#include "core/err.h"
+
+#define MAX_BATCH 64
+
+/* What a function returns: the array if the engine succeeded. */
+static PyObject *finish(const sid_request *request, const sid_array *array, int status) {
+    if (status == SID_OK) return Py_NewRef(array->object);
+    sid_raise(request->state, status);
+    return NULL;
+}
+
+/* A copy for the engine to work in, in place. */
+static int copy_array(sid_array *copy, const sid_array *array) {
+    if (sid_array_new(copy, array->element, array->rank, array->shape)) return -1;
+    memcpy(copy->data, array->data, sid_array_count(array) * sizeof(float));
+    return 0;
+}
+
+/* ---- schedule ---- */
+
+static PyObject *export_schedule(const sid_schedule *schedule, const sid_unet_config *config) {
+    sid_array timesteps = {0}, sampling = {0};
+    PyObject *result = NULL, *layers = sid_attention_layers(config, (size_t)schedule->first_layer);
+    if (!layers || sid_array_new(&timesteps, SID_INT32, 1, &schedule->steps) ||
+        sid_array_new(&sampling, SID_INT32, 1, &schedule->sampling_steps))
+        goto done;
+    for (size_t i = 0; i < schedule->steps; i++) ((int32_t *)timesteps.data)[i] = schedule->inversion[i].timestep;
+    for (size_t i = 0; i < schedule->sampling_steps; i++)
+        ((int32_t *)sampling.data)[i] = (int32_t)schedule->sampling[i].slot;
+    result = Py_BuildValue("{sOsOsOsdsO}", "timesteps", timesteps.object, "sampling", sampling.object, "layers", layers,
+                           "adain_epsilon", (double)schedule->adain_epsilon, "truncate",
+                           schedule->truncate ? Py_True : Py_False);
+done:
+    Py_XDECREF(layers);
+    sid_array_close(&timesteps);
+    sid_array_close(&sampling);
+    return result;
+}
+
+PyObject *sid_py_schedule(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"model", "name", "steps", NULL};
+    PyObject *model, *name, *steps, *result = NULL;
+    sid_request r = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:schedule", names, &model, &name, &steps)) return NULL;
+    if (sid_request_read_schedule(&r, module, model, name, steps) == 0)
+        result = export_schedule(r.schedule, &r.config->unet);
+    sid_request_close(&r);
+    return result;
+}
+
+/* ---- invert ---- */
+
+static int read_keep(unsigned *keep, PyObject *object, size_t n) {
+    static const char *const names[] = {"none", "query", "keys", "both", NULL};
+    static const unsigned features[] = {SID_KEEP_NONE, SID_KEEP_QUERY, SID_KEEP_KEYS, SID_KEEP_QUERY | SID_KEEP_KEYS};
+    int failed = 0, choice;
+    PyObject *sequence = sid_read_sequence(object, "keep", "strings");
+    if (!sequence) return -1;
+    if ((size_t)PyTuple_GET_SIZE(sequence) != n) {
+        PyErr_Format(PyExc_ValueError, "keep: expected %zu, one for each picture, got %zd", n, PyTuple_GET_SIZE(sequence));
+        failed = -1;
+    }
+    for (size_t i = 0; !failed && i < n; i++) {
+        failed = sid_read_choice(&choice, PyTuple_GET_ITEM(sequence, (Py_ssize_t)i), "keep", names);
+        if (!failed) keep[i] = features[choice];
+    }
+    Py_DECREF(sequence);
+    return failed;
+}
+
+static int read_batch(sid_array *latents, unsigned *keep, PyObject *latents_object, PyObject *keep_object,
+                      const sid_unet_config *config) {
+    if (sid_read_latents(latents, latents_object, "latents", 0, config)) return -1;
+    if (latents->shape[0] <= MAX_BATCH) return read_keep(keep, keep_object, latents->shape[0]);
+    PyErr_Format(PyExc_ValueError, "latents: expected at most %d pictures, got %zu", MAX_BATCH, latents->shape[0]);
+    return -1;
+}
+
+static PyObject *export_inversions(sid_inversion *inversions, size_t n, const sid_layers *layers, const float *trajectory) {
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < n; i++) {
+        const sid_array *latents = &inversions[i].latents;
+        size_t size = sid_array_count(latents) / latents->shape[0];
+        for (size_t step = 0; step < latents->shape[0]; step++)
+            memcpy((float *)latents->data + step * size, trajectory + (step * n + i) * size, size * sizeof(float));
+        PyObject *data = sid_inversion_export(&inversions[i], layers);
+        if (!data || PyList_Append(list, data)) Py_CLEAR(list);
+        Py_XDECREF(data);
+    }
+    return list;
+}
+
+/* Inverts z in place. */
+static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype) {
+    size_t n = z->shape[0], h = z->shape[2], w = z->shape[3];
+    sid_bank *banks[MAX_BATCH];
+    PyObject *result = NULL;
+    int status;
+    sid_inversion *inversions = sid_inversions_new(n);
+    float *trajectory = PyMem_New(float, (r->schedule->steps + 1) * sid_array_count(z));
+    if (!trajectory) PyErr_NoMemory();
+    if (!inversions || !trajectory) goto done;
+    for (size_t i = 0; i < n; i++) {
+        banks[i] = &inversions[i].bank;
+        if (sid_inversion_allocate(&inversions[i], &r->config->unet, &r->layers, keep[i], dtype, r->schedule->steps, h, w))
+            goto done;
+    }
+    r->callbacks.latents = z;
+    Py_BEGIN_ALLOW_THREADS
+    status = sid_invert(r->model, r->schedule, z->data, n, h, w, r->context.data, r->context.shape[1], banks, trajectory,
+                        &r->progress);
+    Py_END_ALLOW_THREADS
+    if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, trajectory);
+    else sid_raise(r->state, status);
+done:
+    PyMem_Free(trajectory);
+    sid_inversions_close(inversions, n);
+    return result;
+}
+
+PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"model",         "latents",  "context", "steps", "schedule", "layers", "keep",
+                            "feature_dtype", "progress", "hook",    NULL};
+    static const char *const dtypes[] = {"float32", "bfloat16", NULL};
+    sid_request_objects o = {.progress = Py_None, .hook = Py_None};
+    PyObject *latents_object, *keep_object, *dtype_object, *result = NULL;
+    sid_request r = {0};
+    sid_array latents = {0}, z = {0};
+    unsigned keep[MAX_BATCH];
+    int dtype;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OO:invert", names, &o.model, &latents_object, &o.context,
+                                     &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object, &o.progress,
+                                     &o.hook) ||
+        sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
+        sid_read_choice(&dtype, dtype_object, "feature_dtype", dtypes) || copy_array(&z, &latents))
+        goto done;
+    result = invert(&r, &z, keep, dtype == 0 ? SID_F32 : SID_BF16);
+done:
+    sid_request_close(&r);
+    sid_array_close(&latents);
+    sid_array_close(&z);
+    return result;
+}
+
+/* ---- sample, adain, inject_styles, transfer ---- */
+
+PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"model",  "latent",  "context", "steps",       "schedule", "layers", "content",
+                            "styles", "weights", "gamma",   "temperature", "progress", "hook",   NULL};
+    sid_request_objects o = {.progress = Py_None, .hook = Py_None};
+    PyObject *latent_object, *content, *styles, *weights, *result = NULL;
+    sid_request r = {0};
+    sid_sources s = {0};
+    sid_array latent = {0}, z = {0};
+    int status;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OO:sample", names, &o.model, &latent_object,
+                                     &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights, &o.gamma,
+                                     &o.temperature, &o.progress, &o.hook) ||
+        sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
+        (r.layers.count && sid_sources_read(&s, &r, content, styles, weights)) || copy_array(&z, &latent))
+        goto done;
+    size_t h = z.shape[2], w = z.shape[3];
+    if (r.layers.count && (s.content.h != h || s.content.w != w)) {
+        PyErr_Format(PyExc_ValueError, "content: its latents are %zu x %zu, but latent is %zu x %zu", s.content.h,
+                     s.content.w, h, w);
+        goto done;
+    }
+    r.callbacks.latents = &z;
+    Py_BEGIN_ALLOW_THREADS
+    status = sid_denoise(r.model, r.schedule, z.data, h, w, r.context.data, r.context.shape[1],
+                         r.layers.count ? &s.injection : NULL, &r.progress);
+    Py_END_ALLOW_THREADS
+    result = finish(&r, &z, status);
+done:
+    sid_request_close(&r);
+    sid_sources_close(&s);
+    sid_array_close(&latent);
+    sid_array_close(&z);
+    return result;
+}
+
+/* A latent of at least two pixels a channel, so that it has a standard deviation; channels 0: any. */
+static int read_statistical(sid_array *array, PyObject *object, const char *name, size_t channels) {
+    const sid_array_spec spec = {.name = name, .elements = SID_FLOAT32, .rank = 4, .shape = {1, channels},
+                                 .letters = "NChw", .limit = SID_MAX_LATENT_PIXELS * 128};
+    if (sid_array_read(array, object, &spec)) return -1;
+    if (array->shape[2] * array->shape[3] > 1) return sid_check_finite(array, name);
+    PyErr_Format(PyExc_ValueError, "%s: expected at least two pixels, got one", name);
+    return -1;
+}
+
+PyObject *sid_py_adain(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"content", "style", "epsilon", NULL};
+    PyObject *content_object, *style_object, *epsilon_object = NULL, *result = NULL;
+    sid_array content = {0}, style = {0}, z = {0};
+    double epsilon = 0;
+    (void)module;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|O:adain", names, &content_object, &style_object,
+                                     &epsilon_object) ||
+        read_statistical(&content, content_object, "content", 0) ||
+        read_statistical(&style, style_object, "style", content.shape[1]) ||
+        (epsilon_object && sid_read_number(&epsilon, epsilon_object, "epsilon")) ||
+        sid_array_new(&z, SID_FLOAT32, 4, content.shape))
+        goto done;
+    Py_BEGIN_ALLOW_THREADS
+    sid_adain(z.data, content.data, content.shape[2] * content.shape[3], style.data, style.shape[2] * style.shape[3],
+              content.shape[1], (float)epsilon);
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(z.object);
+done:
+    sid_array_close(&content);
+    sid_array_close(&style);
+    sid_array_close(&z);
+    return result;
+}
+
+PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"model",   "content", "styles",      "context", "steps",    "schedule", "layers",
+                            "weights", "gamma",   "temperature", "adain",   "progress", "hook",     NULL};
+    sid_request_objects o = {.progress = Py_None, .hook = Py_None};
+    PyObject *content, *styles, *weights, *result = NULL;
+    sid_request r = {0};
+    sid_sources s = {0};
+    sid_array z = {0}, picture = {0};
+    int adain = 1, status;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOO|pOO:inject_styles", names, &o.model, &content, &styles,
+                                     &o.context, &o.steps, &o.schedule, &o.layers, &weights, &o.gamma, &o.temperature,
+                                     &adain, &o.progress, &o.hook) ||
+        sid_request_read(&r, module, &o) || sid_sources_read(&s, &r, content, styles, weights))
+        goto done;
+    const sid_vae_config *vae = &r.config->vae;
+    const size_t z_shape[] = {1, r.config->unet.in_channels, s.content.h, s.content.w};
+    const size_t shape[] = {s.content.h * sid_vae_factor(vae), s.content.w * sid_vae_factor(vae), vae->image_channels};
+    if (sid_array_new(&z, SID_FLOAT32, 4, z_shape) || sid_array_new(&picture, SID_UINT8, 3, shape)) goto done;
+    r.callbacks.latents = &z;
+    Py_BEGIN_ALLOW_THREADS
+    status = sid_inject_styles(r.model, r.schedule, picture.data, z.data, &s.content, s.styles, adain, r.context.data,
+                               r.context.shape[1], &s.injection, &r.progress);
+    Py_END_ALLOW_THREADS
+    result = finish(&r, &picture, status);
+done:
+    sid_request_close(&r);
+    sid_sources_close(&s);
+    sid_array_close(&z);
+    sid_array_close(&picture);
+    return result;
+}
+
+PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"model",  "content", "style",       "context", "steps",    "schedule",
+                            "layers", "gamma",   "temperature", "adain",   "progress", NULL};
+    sid_request_objects o = {.progress = Py_None};
+    PyObject *content_object, *style_object, *result = NULL;
+    sid_request r = {0};
+    sid_array content = {0}, style = {0}, picture = {0};
+    int adain = 1, status;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOO|pO:transfer", names, &o.model, &content_object,
+                                     &style_object, &o.context, &o.steps, &o.schedule, &o.layers, &o.gamma,
+                                     &o.temperature, &adain, &o.progress) ||
+        sid_request_read(&r, module, &o))
+        goto done;
+    const sid_vae_config *vae = &r.config->vae;
+    size_t multiple = sid_vae_factor(vae) * sid_latent_multiple(&r.config->unet);
+    if (sid_read_images(&content, content_object, "content", 3, vae, multiple) ||
+        sid_read_images(&style, style_object, "style", 3, vae, multiple) ||
+        sid_array_new(&picture, SID_UINT8, 3, content.shape))
+        goto done;
+    sid_image content_image = sid_image_of(&content), style_image = sid_image_of(&style);
+    Py_BEGIN_ALLOW_THREADS
+    status = sid_transfer(r.model, r.schedule, picture.data, &content_image, &style_image, r.layers.numbers,
+                          r.layers.count, adain, r.context.data, r.context.shape[1], r.gamma.data, r.temperature.data,
+                          &r.progress);
+    Py_END_ALLOW_THREADS
+    result = finish(&r, &picture, status);
+done:
+    sid_request_close(&r);
+    sid_array_close(&content);
+    sid_array_close(&style);
+    sid_array_close(&picture);
+    return result;
+}

@@ -1,0 +1,132 @@
+/* The module styleid._core. */
+#include "python/ndarray.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/err.h"
+#include "cpu/cpu.h"
+
+void sid_raise(const sid_state *state, int status) {
+    PyObject *const exceptions[] = {
+        [SID_EVALUE] = PyExc_ValueError,
+        [SID_EMODEL] = state->model_error,
+        [SID_EMEMORY] = PyExc_MemoryError,
+        [SID_EINTERNAL] = PyExc_RuntimeError,
+    };
+    if (status == SID_ECANCELLED) return;
+    /* The text may quote a name of the user's, cut off within a character. */
+    PyObject *text = PyUnicode_DecodeUTF8(sid_error(), (Py_ssize_t)strlen(sid_error()), "replace");
+    if (text) PyErr_SetObject(exceptions[status], text);
+    Py_XDECREF(text);
+}
+
+/* ---- info ---- */
+
+/* The levels up to the best one, as a list. */
+static PyObject *isa_levels(const char *best) {
+    static const char *const levels[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < sizeof levels / sizeof *levels; i++) {
+        PyObject *level = PyUnicode_FromString(levels[i]);
+        if (!level || PyList_Append(list, level)) Py_CLEAR(list);
+        Py_XDECREF(level);
+        if (strcmp(levels[i], best) == 0) break;
+    }
+    return list;
+}
+
+static PyObject *core_info(PyObject *module, PyObject *unused) {
+    sid_cpu_info info;
+    char version[32];
+    (void)module, (void)unused;
+    sid_cpu_describe(&info);
+    PyOS_snprintf(version, sizeof version, "%d.%d.%d", info.major, info.minor, info.patch);
+    return Py_BuildValue("{sssssssNsOsi}", "onednn", version, "onednn_threading", info.threading, "isa", info.isa, "isas",
+                         isa_levels(info.best_isa), "native_bfloat16", info.native_bfloat16 ? Py_True : Py_False,
+                         "threads", info.threads);
+}
+
+/* ---- the module ---- */
+
+/* STYLEID_ISA takes a lower instruction set than the CPU's best. */
+static int force_isa(void) {
+    const char *name = getenv("STYLEID_ISA");
+    if (!name || !*name || sid_cpu_force_isa(name) == SID_OK) return 0;
+    PyErr_Format(PyExc_ImportError, "STYLEID_ISA: %s", sid_error());
+    return -1;
+}
+
+static int add_object(PyObject *module, const char *name, PyObject *object) {
+    return object ? PyModule_AddObjectRef(module, name, object) : -1;
+}
+
+static int core_exec(PyObject *module) {
+    sid_state *state = PyModule_GetState(module);
+    if (sid_numpy_import() || force_isa()) return -1;
+    state->model_error = PyErr_NewExceptionWithDoc("styleid._core.ModelError",
+                                                   "A model's configuration or weights cannot be used.",
+                                                   PyExc_ValueError, NULL);
+    if (add_object(module, "ModelError", state->model_error)) return -1;
+    state->model_type = PyType_FromModuleAndSpec(module, &sid_model_spec, NULL);
+    if (add_object(module, "Model", state->model_type)) return -1;
+    return PyModule_AddStringConstant(module, "__version__", STYLEID_VERSION);
+}
+
+static int core_traverse(PyObject *module, visitproc visit, void *arg) {
+    sid_state *state = PyModule_GetState(module);
+    Py_VISIT(state->model_type);
+    Py_VISIT(state->model_error);
+    return 0;
+}
+
+static int core_clear(PyObject *module) {
+    sid_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->model_type);
+    Py_CLEAR(state->model_error);
+    return 0;
+}
+
+#define FUNCTION(name, signature, doc)                                                                                 \
+    {#name, (PyCFunction)(void (*)(void))sid_py_##name, METH_VARARGS | METH_KEYWORDS, #name signature "\n--\n\n" doc}
+
+static PyMethodDef functions[] = {
+    {"info", core_info, METH_NOARGS, "info()\n--\n\nThe CPU, oneDNN and their use."},
+    FUNCTION(schedule, "(model, name, steps)", "The timesteps of a schedule, and its conventions."),
+    FUNCTION(invert, "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None)",
+             "DDIM inversion that keeps features; a list of InversionData."),
+    FUNCTION(sample,
+             "(model, latent, context, steps, schedule, layers, content, styles, weights, gamma, temperature, "
+             "progress=None, hook=None)",
+             "DDIM sampling from zT with injection; z0."),
+    FUNCTION(adain, "(content, style, epsilon=0.0)", "The content's latent with the style's statistics per channel."),
+    FUNCTION(inject_styles,
+             "(model, content, styles, context, steps, schedule, layers, weights, gamma, temperature, adain=True, "
+             "progress=None, hook=None)",
+             "adain, sample and decode; a picture."),
+    FUNCTION(transfer,
+             "(model, content, style, context, steps, schedule, layers, gamma, temperature, adain=True, progress=None)",
+             "encode, invert and inject_styles; a picture."),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, core_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED}, /* as NumPy */
+#endif
+    {0, NULL},
+};
+
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "styleid._core",
+    .m_doc = "The C engine: the method on NumPy arrays.",
+    .m_size = sizeof(sid_state),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = core_traverse,
+    .m_clear = core_clear,
+};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,56 @@
+/* NumPy arrays as checked C memory. ndarray.c is the only file that uses NumPy's C API. */
+#ifndef SID_PYTHON_NDARRAY_H
+#define SID_PYTHON_NDARRAY_H
+
+#include "python/binding.h"
+
+#define SID_MAX_RANK 4
+#define SID_MAX_LATENT_PIXELS ((size_t)1 << 24) /* of a whole batch: no product of sizes in the engine overflows */
+
+typedef enum { /* may be or'ed */
+    SID_FLOAT32 = 1,
+    SID_FLOAT64 = 2,
+    SID_UINT8 = 4,
+    SID_UINT16 = 8,
+    SID_INT32 = 16
+} sid_element;
+
+typedef struct {
+    PyObject *object; /* owned; NULL: none */
+    void *data;       /* dense, in C order, aligned, of the machine's byte order */
+    sid_element element;
+    size_t rank, shape[SID_MAX_RANK];
+} sid_array;
+
+/* What an argument must be. No axis is ever empty. */
+typedef struct {
+    const char *name;           /* of the argument, for error texts */
+    unsigned elements;          /* the types that are taken */
+    size_t rank;
+    size_t shape[SID_MAX_RANK]; /* 0: any */
+    const char *letters;        /* one for each axis: what error texts call those of any size */
+    size_t sides, multiple;     /* axes sides and sides + 1 are multiples of `multiple`; 0: of anything */
+    size_t limit;               /* most numbers in all; 0: any */
+} sid_array_spec;
+
+int sid_numpy_import(void);
+
+/* array: object's memory, or that of a converted copy where it is strided or of foreign byte order.
+ * Below, 0 is success and -1 an exception. */
+int sid_array_read(sid_array *array, PyObject *object, const sid_array_spec *spec);
+
+/* A new array of undefined content. */
+int sid_array_new(sid_array *array, sid_element element, size_t rank, const size_t *shape);
+
+/* Another array object over the same memory, which it keeps alive. */
+PyObject *sid_array_view(const sid_array *array);
+
+void sid_array_close(sid_array *array);
+
+static inline size_t sid_array_count(const sid_array *array) {
+    size_t count = 1;
+    for (size_t i = 0; i < array->rank; i++) count *= array->shape[i];
+    return count;
+}
+
+#endif

@@ -1,0 +1,17 @@
+/* Python's progress and hook as the engine's callback. */
+#ifndef SID_PYTHON_PROGRESS_H
+#define SID_PYTHON_PROGRESS_H
+
+#include "python/ndarray.h"
+#include "style/styleid.h"
+
+typedef struct {
+    PyObject *progress, *hook; /* borrowed; NULL: none */
+    const sid_array *latents;  /* what the engine works in, for the hook */
+} sid_callbacks;
+
+/* The callback of a run that has released the GIL: looks for signals, so that Ctrl-C stops within a step, then calls
+ * hook(step, steps, latents) and progress(step, steps). An exception of theirs cancels the run. */
+sid_progress sid_callbacks_progress(sid_callbacks *callbacks);
+
+#endif

@@ -1,0 +1,115 @@
+#include "python/request.h"
+
+#include <float.h>
+
+#include "core/err.h"
+
+static int read_model(sid_request *r, PyObject *module, PyObject *model) {
+    r->state = PyModule_GetState(module);
+    if (!Py_IS_TYPE(model, (PyTypeObject *)r->state->model_type)) {
+        PyErr_Format(PyExc_TypeError, "model: expected a Model, got %.100s", Py_TYPE(model)->tp_name);
+        return -1;
+    }
+    r->model = ((sid_model_object *)model)->model;
+    r->config = sid_model_config(r->model);
+    return 0;
+}
+
+static int read_schedule(sid_request *r, PyObject *name_object, PyObject *steps_object) {
+    static const char *const names[] = {"paper", "diffusers", "corrected", NULL};
+    static const sid_schedule_name schedules[] = {SID_PAPER, SID_DIFFUSERS, SID_CORRECTED};
+    int name;
+    size_t steps;
+    if (sid_read_choice(&name, name_object, "schedule", names) ||
+        sid_read_size(&steps, steps_object, "steps", 2, SID_TRAIN_STEPS))
+        return -1;
+    r->schedule = PyMem_Malloc(sizeof *r->schedule);
+    if (!r->schedule) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    int status = sid_schedule_open(r->schedule, schedules[name], steps, r->config->alphas);
+    if (status != SID_OK) sid_raise(r->state, status);
+    return status == SID_OK ? 0 : -1;
+}
+
+static int read_strengths(sid_request *r, PyObject *gamma, PyObject *temperature) {
+    sid_array_spec spec = {.name = "gamma", .elements = SID_FLOAT32, .rank = 2,
+                           .shape = {r->schedule->steps, sid_layer_count(&r->config->unet)}};
+    if (sid_array_read(&r->gamma, gamma, &spec) || sid_check_finite(&r->gamma, "gamma")) return -1;
+    spec.name = "temperature";
+    if (sid_array_read(&r->temperature, temperature, &spec)) return -1;
+    return sid_check_values(&r->temperature, "temperature", FLT_MIN, FLT_MAX, "positive finite numbers");
+}
+
+int sid_request_read_schedule(sid_request *r, PyObject *module, PyObject *model, PyObject *name, PyObject *steps) {
+    return read_model(r, module, model) || read_schedule(r, name, steps) ? -1 : 0;
+}
+
+int sid_request_read(sid_request *r, PyObject *module, const sid_request_objects *objects) {
+    if (sid_request_read_schedule(r, module, objects->model, objects->schedule, objects->steps) ||
+        sid_read_context(&r->context, objects->context, 1, &r->config->unet) ||
+        sid_read_layers(&r->layers, objects->layers, &r->config->unet) ||
+        (objects->gamma && read_strengths(r, objects->gamma, objects->temperature)) ||
+        (objects->progress && sid_read_callable(&r->callbacks.progress, objects->progress, "progress")) ||
+        (objects->hook && sid_read_callable(&r->callbacks.hook, objects->hook, "hook")))
+        return -1;
+    r->progress = sid_callbacks_progress(&r->callbacks);
+    return 0;
+}
+
+void sid_request_close(sid_request *r) {
+    PyMem_Free(r->schedule);
+    sid_array_close(&r->context);
+    sid_array_close(&r->gamma);
+    sid_array_close(&r->temperature);
+}
+
+/* ---- sources ---- */
+
+static sid_latent last_latent(const sid_inversion *inversion) {
+    return (sid_latent){sid_inversion_last(inversion), inversion->latents.shape[2], inversion->latents.shape[3]};
+}
+
+static int read_styles(sid_sources *s, const sid_request *r, PyObject *styles) {
+    for (size_t i = 0; i < s->style_count; i++) {
+        char name[32];
+        sid_inversion *inversion = &s->inversions[1 + i];
+        PyOS_snprintf(name, sizeof name, "styles[%zu]", i);
+        if (sid_inversion_read(inversion, PyTuple_GET_ITEM(styles, (Py_ssize_t)i), name, &r->config->unet, &r->layers,
+                               SID_KEEP_KEYS, r->schedule->steps))
+            return -1;
+        s->styles[i] = last_latent(inversion);
+        s->style_banks[i] = &inversion->bank;
+    }
+    return 0;
+}
+
+int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, PyObject *styles, PyObject *weights) {
+    PyObject *sequence = sid_read_sequence(styles, "styles", "inversions");
+    int failed = -1;
+    if (!sequence) return -1;
+    s->style_count = (size_t)PyTuple_GET_SIZE(sequence);
+    if (s->style_count < 1 || s->style_count > SID_MAX_STYLES) {
+        PyErr_Format(PyExc_ValueError, "styles: expected 1 to %d, got %zu", SID_MAX_STYLES, s->style_count);
+        goto done;
+    }
+    if (sid_read_shares(&s->weights, weights, "weights", s->style_count) ||
+        !(s->inversions = sid_inversions_new(s->style_count + 1)) ||
+        sid_inversion_read(&s->inversions[0], content, "content", &r->config->unet, &r->layers, SID_KEEP_QUERY,
+                           r->schedule->steps) ||
+        read_styles(s, r, sequence))
+        goto done;
+    s->content = last_latent(&s->inversions[0]);
+    s->injection = (sid_injection){r->layers.count ? &s->inversions[0].bank : NULL, s->style_banks, s->weights,
+                                   s->style_count, r->gamma.data, r->temperature.data};
+    failed = 0;
+done:
+    Py_DECREF(sequence);
+    return failed;
+}
+
+void sid_sources_close(sid_sources *s) {
+    sid_inversions_close(s->inversions, s->style_count + 1);
+    PyMem_Free(s->weights);
+}

@@ -1,0 +1,50 @@
+/* What the functions of method.c read from their arguments before they call the engine. */
+#ifndef SID_PYTHON_REQUEST_H
+#define SID_PYTHON_REQUEST_H
+
+#include "python/inversion.h"
+#include "python/progress.h"
+#include "style/transfer.h"
+
+#define SID_MAX_STYLES 64
+
+/* The arguments that all of them share; NULL where a function has no such argument. */
+typedef struct {
+    PyObject *model, *context, *steps, *schedule, *layers, *gamma, *temperature, *progress, *hook;
+} sid_request_objects;
+
+/* Filled with zeros first, closed in any case. Everything in it lives until then. */
+typedef struct {
+    const sid_state *state;
+    sid_model *model;
+    const sid_config *config;
+    sid_schedule *schedule;
+    sid_layers layers;
+    sid_array context;
+    sid_array gamma, temperature; /* (steps, decoder layers) */
+    sid_callbacks callbacks;
+    sid_progress progress; /* calls them */
+} sid_request;
+
+/* Below, 0 is success and -1 an exception. */
+int sid_request_read(sid_request *request, PyObject *module, const sid_request_objects *objects);
+/* Only the model and the schedule. */
+int sid_request_read_schedule(sid_request *request, PyObject *module, PyObject *model, PyObject *name, PyObject *steps);
+void sid_request_close(sid_request *request);
+
+/* What is injected. Filled with zeros first, closed in any case. */
+typedef struct {
+    sid_inversion *inversions; /* the content's, then the styles' */
+    size_t style_count;
+    float *weights;
+    const sid_bank *style_banks[SID_MAX_STYLES];
+    sid_latent content, styles[SID_MAX_STYLES]; /* zT of each */
+    sid_injection injection;
+} sid_sources;
+
+/* Without layers nothing is injected, and of the inversions only the latents are read. */
+int sid_sources_read(sid_sources *sources, const sid_request *request, PyObject *content, PyObject *styles,
+                     PyObject *weights);
+void sid_sources_close(sid_sources *sources);
+
+#endif

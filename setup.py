@@ -1,0 +1,118 @@
+"""Builds styleid._core: C11 against oneDNN's C API and GNU OpenMP. Everything else is in pyproject.toml.
+
+ONEDNN_ROOT=DIR       use the oneDNN (3.2 or later) in DIR/include and DIR/lib or DIR/lib64
+STYLEID_WERROR=1      warnings are errors
+STYLEID_SANITIZE=...  e.g. address,undefined: build with these sanitizers
+"""
+
+import os
+import re
+import shutil
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import SetupError
+
+LAYERS = ("core", "cpu", "model", "style", "python")
+LEAST_ONEDNN = (3, 2)
+VERSION_HEADER = "oneapi/dnnl/dnnl_version.h"
+HELP = "install onednn-devel-cpu-gomp, or set ONEDNN_ROOT to the directory of a oneDNN 3.2 or later built for GNU OpenMP"
+
+
+def installed(distribution: str, name: str) -> Path:
+    """Where the file of that name lies that a distribution brought."""
+    try:
+        found = [file for file in files(distribution) or [] if file.as_posix().endswith("/" + name)]
+    except PackageNotFoundError:
+        found = []
+    if not found:
+        raise SetupError(f"{name} not found: {HELP}")
+    return Path(found[0].locate()).resolve()
+
+
+def find_onednn() -> tuple[Path, Path]:
+    """The directory of oneDNN's headers and that of its library."""
+    root = os.environ.get("ONEDNN_ROOT")
+    if root:
+        headers = Path(root).resolve() / "include"
+        library = next(iter(sorted(Path(root).resolve().glob("lib*/libdnnl.so"))), None)
+        if library is None:
+            raise SetupError(f"ONEDNN_ROOT: no lib/libdnnl.so or lib64/libdnnl.so in {root}")
+    else:
+        headers = installed("onednn-devel-cpu-gomp", "include/" + VERSION_HEADER).parents[2]
+        library = installed("onednn-cpu-gomp", "libdnnl.so")
+    check_version(headers / VERSION_HEADER)
+    return headers, library.parent
+
+
+def check_version(header: Path) -> None:
+    if not header.is_file():
+        raise SetupError(f"{header} not found: {HELP}")
+    numbers = dict(re.findall(r"#define DNNL_VERSION_(\w+)\s+(\d+)", header.read_text()))
+    version = int(numbers["MAJOR"]), int(numbers["MINOR"])
+    if version < LEAST_ONEDNN:
+        raise SetupError(f"oneDNN {version[0]}.{version[1]} in {header.parents[2]} is too old: {HELP}")
+
+
+class BuildCore(build_ext):
+    def build_extension(self, extension: Extension) -> None:
+        import numpy  # a build requirement: needed by no other command
+
+        self.check_tools()
+        headers, libraries = find_onednn()
+        extension.include_dirs += [str(headers), numpy.get_include()]
+        extension.library_dirs.append(str(libraries))
+        # From site-packages/styleid to the environment's lib; styleid/_onednn.py finds it where that does not hold.
+        extension.runtime_library_dirs.append(
+            str(libraries) if os.environ.get("ONEDNN_ROOT") else "$ORIGIN/../../.."
+        )
+        extension.define_macros.append(("STYLEID_VERSION", f'"{self.distribution.get_version()}"'))
+        self.compile_in_parallel()
+        super().build_extension(extension)
+
+    def check_tools(self) -> None:
+        compiler = self.compiler.compiler[0]
+        if shutil.which(compiler) is None:
+            raise SetupError(f"styleid needs a C compiler, and there is no {compiler}; on Debian: apt install gcc")
+        if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+            raise SetupError("styleid needs Python's headers (Python.h); on Debian: apt install python3-dev")
+
+    def compile_in_parallel(self) -> None:
+        compile_files = self.compiler.compile
+
+        def compile_all(sources: list[str], **options: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda source: compile_files([source], **options), sources)
+                return [name for names in objects for name in names]
+
+        self.compiler.compile = compile_all
+
+
+compile_flags = ["-std=c11", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
+link_flags = ["-fopenmp"]
+if os.environ.get("STYLEID_WERROR") == "1":
+    compile_flags.append("-Werror")
+if os.environ.get("STYLEID_SANITIZE"):
+    sanitize = "-fsanitize=" + os.environ["STYLEID_SANITIZE"]
+    compile_flags += [sanitize, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
+    link_flags.append(sanitize)
+
+setup(
+    cmdclass={"build_ext": BuildCore},
+    ext_modules=[
+        Extension(
+            "styleid._core",
+            sources=sorted(str(path) for layer in LAYERS for path in Path("csrc", layer).glob("*.c")),
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+            include_dirs=["csrc"],
+            define_macros=[("_GNU_SOURCE", None)],
+            libraries=["dnnl", "m"],
+            extra_compile_args=compile_flags,
+            extra_link_args=link_flags,
+        )
+    ],
+)

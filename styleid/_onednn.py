@@ -1,0 +1,54 @@
+"""Importing this makes styleid._core importable: it finds oneDNN where the dynamic loader alone does not."""
+
+import ctypes
+from importlib.metadata import PackageNotFoundError, files
+
+LIBRARY = "libdnnl.so.3"
+LEAST = (3, 2)
+HELP = "styleid needs oneDNN 3.2 or later, built for GNU OpenMP: pip install 'onednn-cpu-gomp>=2023.2'"
+
+
+def load() -> None:
+    """Imports styleid._core, or raises one ImportError that says what to install."""
+    try:
+        from styleid import _core
+    except ImportError as error:
+        if LIBRARY not in str(error):
+            raise explain(error) from error
+        preload()
+        try:
+            from styleid import _core
+        except ImportError as again:
+            raise explain(again) from again
+    version = _core.info()["onednn"]
+    if tuple(int(number) for number in version.split(".")[:2]) < LEAST:
+        raise ImportError(f"{HELP}; found {version}")
+
+
+def preload() -> None:
+    """Loads the wheel's library. _core then gets it by its name wherever it lies, as in an editable installation."""
+    try:
+        paths = [file.locate() for file in files("onednn-cpu-gomp") or [] if file.name == LIBRARY]
+    except PackageNotFoundError:
+        paths = []
+    if not paths:
+        raise ImportError(f"{LIBRARY} not found. {HELP}")
+    try:
+        ctypes.CDLL(str(paths[0]))
+    except OSError as error:
+        raise explain(error) from error
+
+
+def explain(error: Exception) -> ImportError:
+    """What to do about a library or module that did not load."""
+    text = str(error)
+    if "libgomp" in text:
+        return ImportError(f"styleid needs GNU OpenMP's libgomp.so.1; on Debian: apt install libgomp1 ({text})")
+    if "dnnl" in text:
+        return ImportError(f"{HELP} ({text})")
+    if "_core" in text:
+        return ImportError(f"styleid's C module is missing or broken; install styleid again: pip install . ({text})")
+    return ImportError(text)
+
+
+load()
