@@ -1,0 +1,256 @@
+"""Compiles the CPU kernels with the system's compiler into a library of their own and calls them on NumPy arrays.
+
+Arrays of float32 are float32 to the kernels, arrays of uint16 bfloat16. Matrices may be slices of columns.
+"""
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin between small problems slow each other down
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+SOURCES = [
+    *(CSRC / "cpu" / f"{name}.c" for name in ("attention", "avx2", "avx512", "avx512_bf16", "amx", "generic", "kernels", "cpuid")),
+    Path(__file__).with_name("shim.c"),
+]
+FLAGS = "-std=c11 -O3 -fopenmp -fPIC -fvisibility=hidden -Wall -Wextra -Werror".split()
+
+F32, BF16, F16 = range(3)
+GENERIC, AVX2, AVX512, AVX512_BF16, AMX = range(5)
+NAMES = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+
+
+def to_bfloat16(x):
+    bits = np.asarray(x, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(x):
+    return (np.asarray(x).astype(np.uint32) << 16).view(np.float32)
+
+
+def floats(x):
+    return from_bfloat16(x) if x.dtype == np.uint16 else x
+
+
+# ------------------------------------------------------------------------------------------------- structures of the C side
+
+
+class _Keys(ctypes.Structure):
+    _fields_ = [
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("tokens", c_size_t),
+        ("k_stride", c_size_t),
+        ("v_stride", c_size_t),
+        ("bias", c_float),
+        ("query_bias", c_void_p),
+    ]
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [
+        ("dst", c_void_p),
+        ("q", c_void_p),
+        ("queries", c_size_t),
+        ("dst_stride", c_size_t),
+        ("q_stride", c_size_t),
+        ("sources", POINTER(_Keys)),
+        ("source_count", c_size_t),
+        ("heads", c_size_t),
+        ("head_size", c_size_t),
+        ("scale", c_float),
+        ("moments", c_void_p),
+    ]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int),
+        ("n", c_size_t),
+        ("h", c_size_t),
+        ("w", c_size_t),
+        ("c", c_size_t),
+        ("stride", c_size_t),
+    ]
+
+
+_ARGUMENTS = {
+    "attention": [c_int, c_int, POINTER(_Attention), c_size_t, c_int],
+    "attention_scratch": [c_int, c_int, POINTER(_Attention), c_size_t, c_int],
+    "group_norm": [c_int, c_void_p, POINTER(_Tensor), POINTER(_Tensor), *[c_void_p] * 3, c_size_t, c_float, c_int, c_int],
+    "layer_norm": [c_int, c_int, *[c_void_p, c_size_t] * 2, c_size_t, c_size_t, c_void_p, c_void_p, c_float, c_int],
+    "combine": [c_int, c_void_p, c_int, *[c_float, c_void_p, c_int] * 2, c_size_t, c_int],
+    "upsample": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 4, c_int],
+    "from_planes": [c_int, c_void_p, c_int, c_void_p, *[c_size_t] * 4, c_float, c_int],
+    "to_planes": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_float, c_int],
+    "convert": [c_int, c_void_p, c_int, c_void_p, c_int, c_size_t, c_int],
+}
+
+
+_folder = tempfile.TemporaryDirectory(prefix="styleid-native-")
+
+
+def _compile(*arguments):
+    subprocess.run([*os.environ.get("CC", "cc").split(), *map(str, arguments)], check=True)
+
+
+@cache
+def _object(source, emulate_amx):
+    target = Path(_folder.name, f"{source.stem}{'_emulated' * emulate_amx}.o")
+    _compile(*FLAGS, f"-I{CSRC}", *["-DSID_AMX_EMULATED"] * emulate_amx, "-c", source, "-o", target)
+    return target
+
+
+@cache
+def library(emulate_amx):
+    """The kernels and the shim; with emulate_amx, the AMX level is computed by plain C in place of the tile instructions."""
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(lambda source: _object(source, emulate_amx and source.stem == "amx"), SOURCES))
+    path = Path(_folder.name, f"kernels{'_emulated' * emulate_amx}.so")
+    _compile("-shared", "-fopenmp", *objects, "-o", path, "-lm")
+    loaded = ctypes.CDLL(str(path))
+    for name, arguments in _ARGUMENTS.items():
+        getattr(loaded, "shim_" + name).argtypes = arguments
+    loaded.shim_attention_scratch.restype = c_size_t
+    loaded.shim_isa_name.restype = c_char_p
+    return loaded
+
+
+def best_level():
+    return library(False).shim_isa()
+
+
+def _address(x):
+    return None if x is None else x.ctypes.data
+
+
+def _dtype(x):
+    return {"float32": F32, "uint16": BF16, "float16": F16}[x.dtype.name]
+
+
+def _stride(x):
+    assert x.strides[-1] == x.itemsize or x.shape[-1] == 1
+    return x.strides[-2] // x.itemsize if x.shape[-2] > 1 else x.shape[-1]
+
+
+def _tensor(x):
+    return None if x is None else byref(_Tensor(_address(x), _dtype(x), *x.shape, _stride(x)))
+
+
+@dataclass
+class Source:
+    """Keys and values (tokens, channels) of a problem."""
+
+    k: np.ndarray
+    v: np.ndarray
+    bias: float = 0.0
+    query_bias: np.ndarray | None = None
+
+
+@dataclass
+class Problem:
+    """Attention of the queries q (queries, channels) over the sources."""
+
+    q: np.ndarray
+    sources: list[Source]
+    heads: int
+    scale: float
+    dst: np.ndarray | None = None
+    moments: np.ndarray | None = None
+
+
+class Kernels:
+    """The kernels of one level."""
+
+    def __init__(self, level, emulate_amx=False):
+        self.level, self.library = level, library(emulate_amx)
+
+    def __repr__(self):
+        return NAMES[self.level]
+
+    def prepare(self, problems):
+        """What attention_prepared() takes, to be timed apart; fills in missing destinations."""
+        structures = (_Attention * len(problems))()
+        for problem, s in zip(problems, structures, strict=True):
+            if problem.dst is None:
+                problem.dst = np.empty(problem.q.shape, problem.q.dtype)
+            keys = [
+                _Keys(_address(x.k), _address(x.v), len(x.k), _stride(x.k), _stride(x.v), x.bias, _address(x.query_bias))
+                for x in problem.sources
+            ]
+            s.dst, s.q, s.queries = _address(problem.dst), _address(problem.q), len(problem.q)
+            s.dst_stride, s.q_stride = _stride(problem.dst), _stride(problem.q)
+            s.sources, s.source_count = (_Keys * len(keys))(*keys), len(keys)
+            s.heads, s.head_size = problem.heads, problem.q.shape[1] // problem.heads
+            s.scale, s.moments = problem.scale, _address(problem.moments)
+        return _dtype(problems[0].q), structures, len(problems)
+
+    def attention_prepared(self, prepared, threads=2):
+        assert self.library.shim_attention(self.level, *prepared, threads), "the scratch was overrun"
+
+    def attention(self, problems, threads=2):
+        """The problems' dst."""
+        self.attention_prepared(self.prepare(problems), threads)
+        return [problem.dst for problem in problems]
+
+    def attention_scratch(self, problems, threads=2):
+        return self.library.shim_attention_scratch(self.level, *self.prepare(problems), threads)
+
+    def group_norm(self, a, b, channel_add, scale, shift, groups, eps, silu, threads=2, dst=None):
+        if dst is None:
+            dst = np.empty((*a.shape[:3], a.shape[3] + (0 if b is None else b.shape[3])), a.dtype)
+        assert self.library.shim_group_norm(
+            self.level, _address(dst), _tensor(a), _tensor(b), *map(_address, (channel_add, scale, shift)), groups, eps, silu, threads
+        ), "the scratch was overrun"
+        return dst
+
+    def layer_norm(self, x, scale, shift, eps, threads=2):
+        dst = np.empty(x.shape, x.dtype)
+        self.library.shim_layer_norm(
+            self.level, _dtype(x), _address(dst), x.shape[1], _address(x), _stride(x), *x.shape, _address(scale), _address(shift), eps, threads
+        )
+        return dst
+
+    def combine(self, dst, a, x, b, y, threads=2):
+        y_dtype = F32 if y is None else _dtype(y)
+        self.library.shim_combine(
+            self.level, _address(dst), _dtype(dst), a, _address(x), _dtype(x), b, _address(y), y_dtype, x.size, threads
+        )
+        return dst
+
+    def upsample(self, x, threads=2):
+        n, h, w, c = x.shape
+        dst = np.empty((n, 2 * h, 2 * w, c), x.dtype)
+        self.library.shim_upsample(self.level, _address(dst), _address(x), _dtype(x), n, h, w, c, threads)
+        return dst
+
+    def from_planes(self, planes, dtype, factor, threads=2):
+        n, c, h, w = planes.shape
+        dst = np.empty((n, h, w, c), dtype)
+        self.library.shim_from_planes(self.level, _address(dst), _dtype(dst), _address(planes), n, h, w, c, factor, threads)
+        return dst
+
+    def to_planes(self, x, factor, threads=2):
+        n, h, w, c = x.shape
+        planes = np.empty((n, c, h, w), np.float32)
+        self.library.shim_to_planes(
+            self.level, _address(planes), _address(x), _dtype(x), n, h, w, c, _stride(x), factor, threads
+        )
+        return planes
+
+    def convert(self, x, dtype, threads=2):
+        dst = np.empty(x.shape, dtype)
+        self.library.shim_convert(self.level, _address(dst), _dtype(dst), _address(x), _dtype(x), x.size, threads)
+        return dst
