@@ -7,7 +7,6 @@
 
 #define TRANSFORMER_EPS 1e-6f
 #define LAYER_NORM_EPS 1e-5f
-#define MAX_STYLES 16
 
 int sid_resnet_open(sid_builder *builder, sid_resnet *r, const char *prefix, size_t in, size_t skip, size_t out,
                     size_t groups, float eps) {
@@ -203,7 +202,7 @@ static int style_features(sid_exec *exec, sid_tensor *features, const sid_bank *
 /* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. */
 static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst, sid_tensor *q) {
     size_t mark = sid_arena_mark(&exec->arena), layer_number = (size_t)t->layer;
-    sid_keys sources[MAX_STYLES];
+    sid_keys sources[SID_MAX_STYLES];
     if (tap->content && tap->content->layers[layer_number].query) {
         const sid_bank_layer *layer = &tap->content->layers[layer_number];
         sid_tensor content = sid_bank_slot(tap->content, layer, layer->query, tap->step);

@@ -4,6 +4,8 @@
 
 #include "model/bank.h"
 
+#define SID_MAX_STYLES 64
+
 typedef enum { SID_TAP_SAVE, SID_TAP_INJECT } sid_tap_mode;
 
 typedef struct {
@@ -15,7 +17,7 @@ typedef struct {
     const sid_bank *content;       /* queries; NULL: the layer's own */
     const sid_bank *const *styles; /* keys and values, concatenated */
     const float *weights;          /* [style_count] */
-    size_t style_count;
+    size_t style_count; /* at most SID_MAX_STYLES */
     const float *gamma, *temperature; /* [layers], of this step */
 } sid_tap;
 

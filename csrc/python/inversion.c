@@ -153,7 +153,7 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
     if (read_latents(inversion, data, name, config, steps)) return -1;
     inversion->bank.steps = steps;
     for (size_t kind = 0; kind < SID_FEATURES; kind++)
-        if (need & 1u << kind && read_kind(inversion, data, kind, name, config, layers, &element)) return -1;
+        if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, config, layers, &element)) return -1;
     inversion->bank.dtype = element == SID_UINT16 ? SID_BF16 : SID_F32;
     for (size_t i = 0; i < layers->count; i++) fill_bank(inversion, config, layers->numbers[i]);
     return 0;

@@ -51,7 +51,6 @@ static void describe(text *t, const sid_array_spec *spec) {
     if (spec->multiple > 1)
         add(t, " with %c and %c multiples of %zu", spec->letters[spec->sides], spec->letters[spec->sides + 1],
             spec->multiple);
-    if (spec->limit) add(t, " and at most %zu numbers", spec->limit);
 }
 
 static int mismatch(PyObject *exception, PyObject *object, const sid_array_spec *spec) {
@@ -71,16 +70,21 @@ static int mismatch(PyObject *exception, PyObject *object, const sid_array_spec 
 
 /* ---- reading ---- */
 
+static int too_large(PyObject *object, const sid_array_spec *spec) {
+    PyObject *shape = PyObject_GetAttrString(object, "shape");
+    if (shape)
+        PyErr_Format(PyExc_ValueError, "%s: expected at most %zu numbers, got shape %S", spec->name, spec->limit, shape);
+    Py_XDECREF(shape);
+    return -1;
+}
+
 static int shape_fits(PyArrayObject *source, const sid_array_spec *spec) {
     if ((size_t)PyArray_NDIM(source) != spec->rank) return 0;
-    size_t room = spec->limit ? spec->limit : PY_SSIZE_T_MAX;
     for (size_t i = 0; i < spec->rank; i++) {
         size_t size = (size_t)PyArray_DIM(source, (int)i);
         int is_side = i == spec->sides || i == spec->sides + 1;
         if (size == 0 || (spec->shape[i] && size != spec->shape[i])) return 0;
         if (spec->multiple && is_side && size % spec->multiple) return 0;
-        if (size > room) return 0;
-        room /= size;
     }
     return 1;
 }
@@ -93,6 +97,7 @@ static int read_held(sid_array *array, PyObject *object, const sid_array_spec *s
         kind++;
     if (kind == ELEMENTS) return mismatch(PyExc_TypeError, object, spec);
     if (!shape_fits(source, spec)) return mismatch(PyExc_ValueError, object, spec);
+    if (spec->limit && (size_t)PyArray_SIZE(source) > spec->limit) return too_large(object, spec);
 
     PyArrayObject *dense = (PyArrayObject *)PyArray_FromArray(source, PyArray_DescrFromType(elements[kind].number),
                                                               NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED);

@@ -6,8 +6,6 @@
 #include "python/progress.h"
 #include "style/transfer.h"
 
-#define SID_MAX_STYLES 64
-
 /* The arguments that all of them share; NULL where a function has no such argument. */
 typedef struct {
     PyObject *model, *context, *steps, *schedule, *layers, *gamma, *temperature, *progress, *hook;
