@@ -15,23 +15,24 @@
 #define SID_EXP2_SHORT_C2 0.227644981f
 #define SID_EXP2_SHORT_C3 0.0770670512f
 
-/* x is clamped to [-126, 127]. */
+/* For finite x, clamped to [-126, 127]. Without branches, which compilers could not turn into vectors. */
 static inline float sid_exp2(float x) {
-    x = x > -126 ? x : -126;
-    x = x < 127 ? x : 127;
-    int whole = (int)x;
-    whole -= (float)whole > x;
-    float f = x - (float)whole;
+    typedef union {
+        float number;
+        int bits;
+    } word;
+    const word shifter = {12582912}; /* 1.5 * 2^23: adding it rounds to a whole number, held in the low bits */
+    word whole = {x - 0.5f + shifter.number};
+    float f = x - (whole.number - shifter.number);
+    int exponent = (int)((unsigned)whole.bits - (unsigned)shifter.bits);
+    exponent = exponent > -126 ? exponent : -126;
+    exponent = exponent < 127 ? exponent : 127;
     float p = SID_EXP2_C4 + f * SID_EXP2_C5;
     p = SID_EXP2_C3 + f * p;
     p = SID_EXP2_C2 + f * p;
     p = SID_EXP2_C1 + f * p;
-    p = 1 + f * p;
-    union {
-        int bits;
-        float number;
-    } power = {(whole + 127) << 23};
-    return p * power.number;
+    word power = {.bits = (exponent + 127) << 23};
+    return (1 + f * p) * power.number;
 }
 
 #endif

@@ -10,24 +10,20 @@
 
 #define CHUNK 512 /* elements converted at a time: far smaller than the first cache */
 
-INLINE float bits_to_float(uint32_t bits) {
-    union {
-        uint32_t bits;
-        float number;
-    } u = {bits};
-    return u.number;
-}
-
+/* Exact, denormals, infinities and NaNs included. Masks in place of branches, so that compilers make vectors of it. */
 INLINE float from_f16(uint16_t half) {
-    const uint32_t smallest_normal = 113u << 23; /* 2^-14 */
-    uint32_t magnitude = half & 0x7fff, shifted = magnitude << 13, sign = (uint32_t)(half & 0x8000) << 16;
-    uint32_t normal = shifted + (112u << 23), special = shifted | 0x7f800000;
-    union {
-        float number;
+    typedef union {
         uint32_t bits;
-    } denormal = {bits_to_float(shifted + smallest_normal) - bits_to_float(smallest_normal)};
-    uint32_t bits = magnitude < 0x400 ? denormal.bits : magnitude < 0x7c00 ? normal : special;
-    return bits_to_float(bits | sign);
+        float number;
+    } word;
+    const word smallest_normal = {113u << 23}; /* 2^-14 */
+    uint32_t magnitude = half & 0x7fff, shifted = magnitude << 13, sign = (uint32_t)(half & 0x8000) << 16;
+    uint32_t is_denormal = -(uint32_t)(magnitude < 0x400), is_special = -(uint32_t)(magnitude >= 0x7c00);
+    uint32_t normal = shifted + (112u << 23) + (is_special & (112u << 23));
+    word denormal = {shifted + smallest_normal.bits};
+    denormal.number -= smallest_normal.number;
+    word result = {(denormal.bits & is_denormal) | (normal & ~is_denormal) | sign};
+    return result.number;
 }
 
 /* src[first .. first + count), count <= CHUNK: where they are, or converted in the buffer. */
