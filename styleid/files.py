@@ -15,10 +15,11 @@ def parse_json(text: bytes, where: object) -> dict[str, Any]:
     """The JSON object in `text`. ValueError naming `where` for anything else, also for a key that comes twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise ValueError(f"the key {twice[:80]!r} comes twice")
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values:
+                raise ValueError(f"the key {key[:80]!r} comes twice")
+            values[key] = value
         return values
 
     def refuse(constant: str) -> NoReturn:

@@ -154,7 +154,7 @@ def _damage_in(name: object) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise  # the operating system's: no such file, no permission
-        raise ValueError(f"{name}: damaged picture: {error}") from None
+        raise ValueError(f"{name}: not usable as a picture: {error}") from None
 
 
 def _to_rgb(image: Image.Image, name: object) -> Image.Image:
@@ -163,13 +163,11 @@ def _to_rgb(image: Image.Image, name: object) -> Image.Image:
         image = ImageOps.exif_transpose(image)  # unpacks the file
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         image = _to_8_bits(image, name)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    try:
+    with _damage_in(name):
+        if image.mode.endswith("A") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
-    except ValueError:
-        raise ValueError(f"{name}: pictures of mode {image.mode} cannot be converted to RGB") from None
 
 
 def _to_8_bits(image: Image.Image, name: object) -> Image.Image:

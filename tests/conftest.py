@@ -1,0 +1,89 @@
+"""What several test files use: a tiny random model, its folder, and pictures for it."""
+
+import json
+import os
+import shutil
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take the cores from other programs
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import save_file
+
+import styleid
+
+CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
+
+
+def configuration():
+    """Four levels of two decoder layers: 4 to 7 attend, of which the schedules inject 6 and 7. 16 x 16 pixels fit."""
+    config = tiny.config()
+    config["unet"] |= dict(channels=[16] * 4, heads=[2] * 4, attention=[True, True, False, False])
+    return config
+
+
+def write_folder(root, config):
+    """A model of random weights as a diffusers folder."""
+    unet, vae = config["unet"], config["vae"]
+    down = [CROSS if attends else PLAIN for attends in unet["attention"]]
+    files = {
+        "unet/config.json": dict(
+            _class_name="UNet2DConditionModel", attention_head_dim=unet["heads"], block_out_channels=unet["channels"],
+            cross_attention_dim=unet["context_size"], down_block_types=down, in_channels=unet["in_channels"],
+            layers_per_block=unet["layers_per_block"], norm_num_groups=unet["groups"],
+            out_channels=unet["out_channels"], sample_size=unet["sample_size"],
+            up_block_types=[block.replace("Down", "Up") for block in reversed(down)],
+        ),
+        "vae/config.json": dict(
+            _class_name="AutoencoderKL", block_out_channels=vae["channels"],
+            down_block_types=["DownEncoderBlock2D"] * len(vae["channels"]), latent_channels=vae["latent_channels"],
+            layers_per_block=vae["layers_per_block"], norm_num_groups=vae["groups"],
+            scaling_factor=vae["scaling_factor"], up_block_types=["UpDecoderBlock2D"] * len(vae["channels"]),
+        ),
+        "scheduler/scheduler_config.json": dict(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=unet["prediction"]
+        ),
+        "model_index.json": dict(_class_name="StableDiffusionPipeline"),
+    }  # fmt: skip
+    weights = {name: weight["data"] for name, weight in tiny.weights(config).items()}
+    for name, values in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(values))
+    for part in "unet", "vae":
+        tensors = {name.removeprefix(f"{part}."): a for name, a in weights.items() if name.startswith(f"{part}.")}
+        save_file(tensors, root / part / "diffusion_pytorch_model.safetensors")
+    save_file({"empty_prompt": tiny.CONTEXT}, root / "context.safetensors")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny") / "model"
+    write_folder(root, configuration())
+    return root
+
+
+@pytest.fixture
+def folder(shared_folder, tmp_path):
+    """A model folder that the test may spoil."""
+    return shutil.copytree(shared_folder, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def model(shared_folder):
+    return styleid.load_model(shared_folder, dtype="float32", threads=1)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory):
+    """Like `model`, but for other noise levels: another fingerprint."""
+    root = tmp_path_factory.mktemp("other") / "model"
+    write_folder(root, configuration())
+    scheduler = root / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"beta_end": 0.013}))
+    return styleid.load_model(root, dtype="float32", threads=1)
+
+
+def picture(seed=0, height=16, width=16):
+    """(height, width, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
