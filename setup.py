@@ -59,6 +59,10 @@ def check_version(header: Path) -> None:
 
 
 class BuildCore(build_ext):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.force = True  # what an earlier build left may be of other flags
+
     def build_extension(self, extension: Extension) -> None:
         import numpy  # a build requirement: needed by no other command
 

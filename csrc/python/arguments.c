@@ -41,8 +41,8 @@ static void choice_error(PyObject *object, const char *name, const char *const *
         Py_XDECREF(choice);
     }
     if (list)
-        PyErr_Format(PyUnicode_Check(object) ? PyExc_ValueError : PyExc_TypeError, "%s: expected one of %S, got %R", name,
-                     list, object);
+        PyErr_Format(PyUnicode_Check(object) ? PyExc_ValueError : PyExc_TypeError, "%s: expected one of %S, got %R",
+                     name, list, object);
     Py_XDECREF(list);
 }
 
@@ -158,15 +158,25 @@ int sid_check_finite(const sid_array *array, const char *name) {
 }
 
 int sid_read_latents(sid_array *array, PyObject *object, const char *name, size_t n, const sid_unet_config *config) {
-    const sid_array_spec spec = {name, SID_FLOAT32, 4, {n, config->in_channels, 0, 0}, "N.hw",
-                                 2, sid_latent_multiple(config), SID_MAX_LATENT_PIXELS * config->in_channels};
+    const sid_array_spec spec = {.name = name,
+                                 .elements = SID_FLOAT32,
+                                 .rank = 4,
+                                 .shape = {n, config->in_channels, 0, 0},
+                                 .letters = "NChw",
+                                 .sides = 2,
+                                 .multiple = sid_latent_multiple(config),
+                                 .limit = SID_MAX_LATENT_PIXELS * config->in_channels};
     if (sid_array_read(array, object, &spec)) return -1;
     return sid_check_finite(array, name);
 }
 
 int sid_read_context(sid_array *array, PyObject *object, size_t n, const sid_unet_config *config) {
-    const sid_array_spec spec = {"context", SID_FLOAT32, 3, {n == 1, 0, config->context_size}, "NL.", 0, 0,
-                                 n * MAX_CONTEXT_TOKENS * config->context_size};
+    const sid_array_spec spec = {.name = "context",
+                                 .elements = SID_FLOAT32,
+                                 .rank = 3,
+                                 .shape = {n == 1, 0, config->context_size},
+                                 .letters = "NLC",
+                                 .limit = n * MAX_CONTEXT_TOKENS * config->context_size};
     if (sid_array_read(array, object, &spec)) return -1;
     if (array->shape[0] != 1 && array->shape[0] != n) {
         PyErr_Format(PyExc_ValueError, "context: expected a batch of 1 or %zu, got %zu", n, array->shape[0]);
@@ -177,18 +187,26 @@ int sid_read_context(sid_array *array, PyObject *object, size_t n, const sid_une
 
 int sid_read_images(sid_array *array, PyObject *object, const char *name, size_t rank, const sid_vae_config *config,
                     size_t multiple) {
-    size_t factor = sid_vae_factor(config), limit = SID_MAX_LATENT_PIXELS * factor * factor * config->image_channels;
-    const sid_array_spec many = {name, SID_UINT8 | SID_FLOAT32, 4, {0, 0, 0, config->image_channels}, "NHW.",
-                                 1, multiple, limit};
-    const sid_array_spec one = {name, SID_UINT8 | SID_FLOAT32, 3, {0, 0, config->image_channels}, "HW.",
-                                0, multiple, limit};
-    if (sid_array_read(array, object, rank == 4 ? &many : &one)) return -1;
+    size_t factor = sid_vae_factor(config);
+    sid_array_spec spec = {.name = name,
+                           .elements = SID_UINT8 | SID_FLOAT32,
+                           .rank = rank,
+                           .letters = rank == 4 ? "NHWC" : "HWC",
+                           .sides = rank - 3,
+                           .multiple = multiple,
+                           .limit = SID_MAX_LATENT_PIXELS * factor * factor * config->image_channels};
+    spec.shape[rank - 1] = config->image_channels;
+    if (sid_array_read(array, object, &spec)) return -1;
     if (array->element == SID_UINT8) return 0;
     return sid_check_values(array, name, 0, 1, "numbers from 0 to 1");
 }
 
 sid_image sid_image_of(const sid_array *pixels) {
     const size_t *shape = pixels->shape + (pixels->rank == 4);
-    return (sid_image){pixels->data, pixels->element == SID_FLOAT32, pixels->rank == 4 ? pixels->shape[0] : 1,
-                       shape[0], shape[1], shape[2]};
+    return (sid_image){.pixels = pixels->data,
+                       .is_float = pixels->element == SID_FLOAT32,
+                       .n = pixels->rank == 4 ? pixels->shape[0] : 1,
+                       .height = shape[0],
+                       .width = shape[1],
+                       .channels = shape[2]};
 }

@@ -78,8 +78,9 @@ static int read_levels(const section *s, const char *key, size_t *values, size_t
     size_t count = (size_t)PyTuple_GET_SIZE(list);
     int failed = 0;
     if (count == 0 || count > SID_MAX_LEVELS || (*levels && count != *levels)) {
-        PyErr_Format(PyExc_ValueError, "%s: expected one entry for each of 1 to %d levels, as many as channels, got %zu",
-                     name.text, SID_MAX_LEVELS, count);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: expected one entry for each of 1 to %d levels, as many as channels, got %zu", name.text,
+                     SID_MAX_LEVELS, count);
         failed = -1;
     }
     for (size_t i = 0; !failed && i < count; i++)
@@ -150,7 +151,8 @@ static int read_text(sid_text_config *c, PyObject *object) {
 }
 
 static int read_alphas(double *alphas, PyObject *object) {
-    const sid_array_spec spec = {"config.alphas", SID_FLOAT64, 1, {SID_TRAIN_STEPS}, "n", 0, 0, 0};
+    const sid_array_spec spec = {
+        .name = "config.alphas", .elements = SID_FLOAT64, .rank = 1, .shape = {SID_TRAIN_STEPS}};
     sid_array array;
     TRY(sid_array_read(&array, object, &spec));
     memcpy(alphas, array.data, SID_TRAIN_STEPS * sizeof *alphas);

@@ -12,7 +12,8 @@ void sid_inversions_close(sid_inversion *inversions, size_t count) {
     for (size_t i = 0; inversions && i < count; i++) {
         sid_array_close(&inversions[i].latents);
         for (size_t kind = 0; kind < SID_FEATURES; kind++)
-            for (size_t layer = 0; layer < SID_MAX_LAYERS; layer++) sid_array_close(&inversions[i].features[kind][layer]);
+            for (size_t layer = 0; layer < SID_MAX_LAYERS; layer++)
+                sid_array_close(&inversions[i].features[kind][layer]);
     }
     PyMem_Free(inversions);
 }
@@ -39,8 +40,8 @@ int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *conf
         size_t layer = layers->numbers[i];
         const size_t shape[] = {steps, sid_layer_tokens(config, layer, h, w), sid_layer_channels(config, layer)};
         for (size_t kind = 0; kind < SID_FEATURES; kind++)
-            if (keep & 1u << kind && sid_array_new(&inversion->features[kind][layer],
-                                                   dtype == SID_F32 ? SID_FLOAT32 : SID_UINT16, 3, shape))
+            if (keep & 1u << kind &&
+                sid_array_new(&inversion->features[kind][layer], dtype == SID_F32 ? SID_FLOAT32 : SID_UINT16, 3, shape))
                 return -1;
         fill_bank(inversion, config, layer);
     }
@@ -65,9 +66,9 @@ PyObject *sid_inversion_export(const sid_inversion *inversion, const sid_layers 
         features[kind] = export_features(inversion->features[kind], layers);
         if (!features[kind]) goto done;
     }
-    data = Py_BuildValue("{sOsOsOsO}", "latents", inversion->latents.object, feature_names[SID_QUERY],
-                         features[SID_QUERY], feature_names[SID_KEY], features[SID_KEY], feature_names[SID_VALUE],
-                         features[SID_VALUE]);
+    data =
+        Py_BuildValue("{sOsOsOsO}", "latents", inversion->latents.object, feature_names[SID_QUERY], features[SID_QUERY],
+                      feature_names[SID_KEY], features[SID_KEY], feature_names[SID_VALUE], features[SID_VALUE]);
 done:
     for (size_t kind = 0; kind < SID_FEATURES; kind++) Py_XDECREF(features[kind]);
     return data;
@@ -94,9 +95,14 @@ static int read_latents(sid_inversion *inversion, PyObject *data, const char *na
                         size_t steps) {
     char label[64];
     PyOS_snprintf(label, sizeof label, "%s['latents']", name);
-    const sid_array_spec spec = {label, SID_FLOAT32, 4, {0, config->in_channels, 0, 0}, "n.hw",
-                                 2, sid_latent_multiple(config),
-                                 SID_MAX_LATENT_PIXELS * config->in_channels * (steps + 1)};
+    const sid_array_spec spec = {.name = label,
+                                 .elements = SID_FLOAT32,
+                                 .rank = 4,
+                                 .shape = {0, config->in_channels, 0, 0},
+                                 .letters = "nChw",
+                                 .sides = 2,
+                                 .multiple = sid_latent_multiple(config),
+                                 .limit = SID_MAX_LATENT_PIXELS * config->in_channels * (steps + 1)};
     PyObject *object = get(data, PyUnicode_FromString("latents"), name);
     if (!object) return -1;
     int failed = sid_array_read(&inversion->latents, object, &spec);
@@ -115,12 +121,11 @@ static int read_feature(sid_inversion *inversion, PyObject *dict, size_t kind, s
     char dict_label[64], label[80];
     PyOS_snprintf(dict_label, sizeof dict_label, "%s['%s']", name, feature_names[kind]);
     PyOS_snprintf(label, sizeof label, "%s[%zu]", dict_label, layer);
-    const sid_array *latents = &inversion->latents;
-    const sid_array_spec spec = {
-        label, SID_FLOAT32 | SID_UINT16, 3,
-        {inversion->bank.steps, sid_layer_tokens(config, layer, latents->shape[2], latents->shape[3]),
-         sid_layer_channels(config, layer)},
-        "...", 0, 0, 0};
+    size_t tokens = sid_layer_tokens(config, layer, inversion->latents.shape[2], inversion->latents.shape[3]);
+    const sid_array_spec spec = {.name = label,
+                                 .elements = SID_FLOAT32 | SID_UINT16,
+                                 .rank = 3,
+                                 .shape = {inversion->bank.steps, tokens, sid_layer_channels(config, layer)}};
     PyObject *object = get(dict, PyLong_FromSize_t(layer), dict_label);
     if (!object) return -1;
     int failed = sid_array_read(&inversion->features[kind][layer], object, &spec);
@@ -153,7 +158,8 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
     if (read_latents(inversion, data, name, config, steps)) return -1;
     inversion->bank.steps = steps;
     for (size_t kind = 0; kind < SID_FEATURES; kind++)
-        if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, config, layers, &element)) return -1;
+        if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, config, layers, &element))
+            return -1;
     inversion->bank.dtype = element == SID_UINT16 ? SID_BF16 : SID_F32;
     for (size_t i = 0; i < layers->count; i++) fill_bank(inversion, config, layers->numbers[i]);
     return 0;

@@ -63,7 +63,8 @@ static int read_keep(unsigned *keep, PyObject *object, size_t n) {
     PyObject *sequence = sid_read_sequence(object, "keep", "strings");
     if (!sequence) return -1;
     if ((size_t)PyTuple_GET_SIZE(sequence) != n) {
-        PyErr_Format(PyExc_ValueError, "keep: expected %zu, one for each picture, got %zd", n, PyTuple_GET_SIZE(sequence));
+        PyErr_Format(PyExc_ValueError, "keep: expected %zu, one for each picture, got %zd", n,
+                     PyTuple_GET_SIZE(sequence));
         failed = -1;
     }
     for (size_t i = 0; !failed && i < n; i++) {
@@ -82,7 +83,8 @@ static int read_batch(sid_array *latents, unsigned *keep, PyObject *latents_obje
     return -1;
 }
 
-static PyObject *export_inversions(sid_inversion *inversions, size_t n, const sid_layers *layers, const float *trajectory) {
+static PyObject *export_inversions(sid_inversion *inversions, size_t n, const sid_layers *layers,
+                                   const float *trajectory) {
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list && i < n; i++) {
         const sid_array *latents = &inversions[i].latents;
@@ -108,13 +110,14 @@ static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_
     if (!inversions || !trajectory) goto done;
     for (size_t i = 0; i < n; i++) {
         banks[i] = &inversions[i].bank;
-        if (sid_inversion_allocate(&inversions[i], &r->config->unet, &r->layers, keep[i], dtype, r->schedule->steps, h, w))
+        if (sid_inversion_allocate(&inversions[i], &r->config->unet, &r->layers, keep[i], dtype, r->schedule->steps, h,
+                                   w))
             goto done;
     }
     r->callbacks.latents = z;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_invert(r->model, r->schedule, z->data, n, h, w, r->context.data, r->context.shape[1], banks, trajectory,
-                        &r->progress);
+    status = sid_invert(r->model, r->schedule, z->data, n, h, w, r->context.data, r->context.shape[1], banks,
+                        trajectory, &r->progress);
     Py_END_ALLOW_THREADS
     if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, trajectory);
     else sid_raise(r->state, status);
@@ -125,8 +128,8 @@ done:
 }
 
 PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",         "latents",  "context", "steps", "schedule", "layers", "keep",
-                            "feature_dtype", "progress", "hook",    NULL};
+    static char *names[] = {"model", "latents",       "context",  "steps", "schedule", "layers",
+                            "keep",  "feature_dtype", "progress", "hook",  NULL};
     static const char *const dtypes[] = {"float32", "bfloat16", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
     PyObject *latents_object, *keep_object, *dtype_object, *result = NULL;
@@ -162,8 +165,8 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     int status;
 
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OO:sample", names, &o.model, &latent_object,
-                                     &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights, &o.gamma,
-                                     &o.temperature, &o.progress, &o.hook) ||
+                                     &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights,
+                                     &o.gamma, &o.temperature, &o.progress, &o.hook) ||
         sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
         (r.layers.count && sid_sources_read(&s, &r, content, styles, weights)) || copy_array(&z, &latent))
         goto done;
@@ -189,8 +192,12 @@ done:
 
 /* A latent of at least two pixels a channel, so that it has a standard deviation; channels 0: any. */
 static int read_statistical(sid_array *array, PyObject *object, const char *name, size_t channels) {
-    const sid_array_spec spec = {.name = name, .elements = SID_FLOAT32, .rank = 4, .shape = {1, channels},
-                                 .letters = "NChw", .limit = SID_MAX_LATENT_PIXELS * 128};
+    const sid_array_spec spec = {.name = name,
+                                 .elements = SID_FLOAT32,
+                                 .rank = 4,
+                                 .shape = {1, channels},
+                                 .letters = "NChw",
+                                 .limit = SID_MAX_LATENT_PIXELS * 128};
     if (sid_array_read(array, object, &spec)) return -1;
     if (array->shape[2] * array->shape[3] > 1) return sid_check_finite(array, name);
     PyErr_Format(PyExc_ValueError, "%s: expected at least two pixels, got one", name);
@@ -278,9 +285,9 @@ PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) 
         goto done;
     sid_image content_image = sid_image_of(&content), style_image = sid_image_of(&style);
     Py_BEGIN_ALLOW_THREADS
-    status = sid_transfer(r.model, r.schedule, picture.data, &content_image, &style_image, r.layers.numbers,
-                          r.layers.count, adain, r.context.data, r.context.shape[1], r.gamma.data, r.temperature.data,
-                          &r.progress);
+    status =
+        sid_transfer(r.model, r.schedule, picture.data, &content_image, &style_image, r.layers.numbers, r.layers.count,
+                     adain, r.context.data, r.context.shape[1], r.gamma.data, r.temperature.data, &r.progress);
     Py_END_ALLOW_THREADS
     result = finish(&r, &picture, status);
 done:

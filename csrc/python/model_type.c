@@ -170,7 +170,8 @@ static PyObject *model_encode(PyObject *self, PyObject *args, PyObject *keywords
     sid_image image = sid_image_of(&pixels);
     const size_t planes_shape[] = {image.n, image.channels, image.height, image.width};
     const size_t shape[] = {image.n, config->latent_channels, image.height / factor, image.width / factor};
-    if (sid_array_new(&planes, SID_FLOAT32, 4, planes_shape) || sid_array_new(&latents, SID_FLOAT32, 4, shape)) goto done;
+    if (sid_array_new(&planes, SID_FLOAT32, 4, planes_shape) || sid_array_new(&latents, SID_FLOAT32, 4, shape))
+        goto done;
     Py_BEGIN_ALLOW_THREADS
     sid_image_to_planes(planes.data, &image);
     status = sid_model_encode(model_of(self), latents.data, planes.data, image.n, image.height, image.width);
@@ -189,8 +190,12 @@ static int decode(PyObject *self, sid_array *planes, PyObject *object) {
     size_t factor = sid_vae_factor(config);
     sid_array latents = {0};
     int status = -1;
-    const sid_array_spec spec = {"latents", SID_FLOAT32, 4, {0, config->latent_channels, 0, 0}, "N.hw",
-                                 2, 1, SID_MAX_LATENT_PIXELS * config->latent_channels};
+    const sid_array_spec spec = {.name = "latents",
+                                 .elements = SID_FLOAT32,
+                                 .rank = 4,
+                                 .shape = {0, config->latent_channels, 0, 0},
+                                 .letters = "NChw",
+                                 .limit = SID_MAX_LATENT_PIXELS * config->latent_channels};
     if (sid_array_read(&latents, object, &spec) || sid_check_finite(&latents, "latents")) goto done;
     const size_t shape[] = {latents.shape[0], config->image_channels, latents.shape[2] * factor,
                             latents.shape[3] * factor};
@@ -254,7 +259,8 @@ static int check_tokens(const sid_array *tokens, const sid_text_config *config) 
 
 /* copy: the caller's numbers, which index memory, out of reach of its other threads while they are used. */
 static int read_tokens(sid_array *copy, PyObject *object, const sid_text_config *config) {
-    static const sid_array_spec spec = {"tokens", SID_INT32, 2, {0, 0}, "NL", 0, 0, 1 << 20};
+    static const sid_array_spec spec = {
+        .name = "tokens", .elements = SID_INT32, .rank = 2, .letters = "NL", .limit = 1 << 20};
     sid_array tokens = {0};
     if (sid_array_read(&tokens, object, &spec)) return -1;
     int failed = sid_array_new(copy, SID_INT32, 2, tokens.shape);

@@ -42,9 +42,9 @@ static PyObject *core_info(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     sid_cpu_describe(&info);
     PyOS_snprintf(version, sizeof version, "%d.%d.%d", info.major, info.minor, info.patch);
-    return Py_BuildValue("{sssssssNsOsi}", "onednn", version, "onednn_threading", info.threading, "isa", info.isa, "isas",
-                         isa_levels(info.best_isa), "native_bfloat16", info.native_bfloat16 ? Py_True : Py_False,
-                         "threads", info.threads);
+    return Py_BuildValue("{sssssssNsOsi}", "onednn", version, "onednn_threading", info.threading, "isa", info.isa,
+                         "isas", isa_levels(info.best_isa), "native_bfloat16",
+                         info.native_bfloat16 ? Py_True : Py_False, "threads", info.threads);
 }
 
 /* ---- the module ---- */
@@ -64,9 +64,9 @@ static int add_object(PyObject *module, const char *name, PyObject *object) {
 static int core_exec(PyObject *module) {
     sid_state *state = PyModule_GetState(module);
     if (sid_numpy_import() || force_isa()) return -1;
-    state->model_error = PyErr_NewExceptionWithDoc("styleid._core.ModelError",
-                                                   "A model's configuration or weights cannot be used.",
-                                                   PyExc_ValueError, NULL);
+    state->model_error =
+        PyErr_NewExceptionWithDoc("styleid._core.ModelError", "A model's configuration or weights cannot be used.",
+                                  PyExc_ValueError, NULL);
     if (add_object(module, "ModelError", state->model_error)) return -1;
     state->model_type = PyType_FromModuleAndSpec(module, &sid_model_spec, NULL);
     if (add_object(module, "Model", state->model_type)) return -1;
@@ -87,13 +87,14 @@ static int core_clear(PyObject *module) {
     return 0;
 }
 
-#define FUNCTION(name, signature, doc)                                                                                 \
+#define FUNCTION(name, signature, doc) \
     {#name, (PyCFunction)(void (*)(void))sid_py_##name, METH_VARARGS | METH_KEYWORDS, #name signature "\n--\n\n" doc}
 
 static PyMethodDef functions[] = {
     {"info", core_info, METH_NOARGS, "info()\n--\n\nThe CPU, oneDNN and their use."},
     FUNCTION(schedule, "(model, name, steps)", "The timesteps of a schedule, and its conventions."),
-    FUNCTION(invert, "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None)",
+    FUNCTION(invert,
+             "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None)",
              "DDIM inversion that keeps features; a list of InversionData."),
     FUNCTION(sample,
              "(model, latent, context, steps, schedule, layers, content, styles, weights, gamma, temperature, "
@@ -119,7 +120,7 @@ static PyModuleDef_Slot slots[] = {
 };
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
+    .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "styleid._core",
     .m_doc = "The C engine: the method on NumPy arrays.",
     .m_size = sizeof(sid_state),

@@ -73,7 +73,8 @@ static int mismatch(PyObject *exception, PyObject *object, const sid_array_spec 
 static int too_large(PyObject *object, const sid_array_spec *spec) {
     PyObject *shape = PyObject_GetAttrString(object, "shape");
     if (shape)
-        PyErr_Format(PyExc_ValueError, "%s: expected at most %zu numbers, got shape %S", spec->name, spec->limit, shape);
+        PyErr_Format(PyExc_ValueError, "%s: expected at most %zu numbers, got shape %S", spec->name, spec->limit,
+                     shape);
     Py_XDECREF(shape);
     return -1;
 }
@@ -93,7 +94,8 @@ static int read_held(sid_array *array, PyObject *object, const sid_array_spec *s
     if (!PyArray_Check(object)) return mismatch(PyExc_TypeError, object, spec);
     PyArrayObject *source = (PyArrayObject *)object;
     size_t kind = 0;
-    while (kind < ELEMENTS && !(PyArray_TYPE(source) == elements[kind].number && spec->elements & elements[kind].element))
+    while (kind < ELEMENTS &&
+           !(PyArray_TYPE(source) == elements[kind].number && spec->elements & elements[kind].element))
         kind++;
     if (kind == ELEMENTS) return mismatch(PyExc_TypeError, object, spec);
     if (!shape_fits(source, spec)) return mismatch(PyExc_ValueError, object, spec);

@@ -7,13 +7,8 @@
 #define SID_MAX_RANK 4
 #define SID_MAX_LATENT_PIXELS ((size_t)1 << 24) /* of a whole batch: no product of sizes in the engine overflows */
 
-typedef enum { /* may be or'ed */
-    SID_FLOAT32 = 1,
-    SID_FLOAT64 = 2,
-    SID_UINT8 = 4,
-    SID_UINT16 = 8,
-    SID_INT32 = 16
-} sid_element;
+/* May be or'ed. */
+typedef enum { SID_FLOAT32 = 1, SID_FLOAT64 = 2, SID_UINT8 = 4, SID_UINT16 = 8, SID_INT32 = 16 } sid_element;
 
 typedef struct {
     PyObject *object; /* owned; NULL: none */
@@ -24,12 +19,12 @@ typedef struct {
 
 /* What an argument must be. No axis is ever empty. */
 typedef struct {
-    const char *name;           /* of the argument, for error texts */
-    unsigned elements;          /* the types that are taken */
+    const char *name;  /* of the argument, for error texts */
+    unsigned elements; /* the types that are taken */
     size_t rank;
     size_t shape[SID_MAX_RANK]; /* 0: any */
-    const char *letters;        /* one for each axis: what error texts call those of any size */
-    size_t sides, multiple;     /* axes sides and sides + 1 are multiples of `multiple`; 0: of anything */
+    const char *letters;        /* what error texts call the axes of any size; one for each axis */
+    size_t sides, multiple;     /* unless multiple is 0: axes sides and sides + 1 are multiples of it */
     size_t limit;               /* most numbers in all; 0: any */
 } sid_array_spec;
 

@@ -26,6 +26,4 @@ static int report(void *self, size_t step, size_t steps, float *z) {
     return !carry_on;
 }
 
-sid_progress sid_callbacks_progress(sid_callbacks *callbacks) {
-    return (sid_progress){report, callbacks};
-}
+sid_progress sid_callbacks_progress(sid_callbacks *callbacks) { return (sid_progress){report, callbacks}; }

@@ -34,7 +34,9 @@ static int read_schedule(sid_request *r, PyObject *name_object, PyObject *steps_
 }
 
 static int read_strengths(sid_request *r, PyObject *gamma, PyObject *temperature) {
-    sid_array_spec spec = {.name = "gamma", .elements = SID_FLOAT32, .rank = 2,
+    sid_array_spec spec = {.name = "gamma",
+                           .elements = SID_FLOAT32,
+                           .rank = 2,
                            .shape = {r->schedule->steps, sid_layer_count(&r->config->unet)}};
     if (sid_array_read(&r->gamma, gamma, &spec) || sid_check_finite(&r->gamma, "gamma")) return -1;
     spec.name = "temperature";
@@ -101,8 +103,12 @@ int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, Py
         read_styles(s, r, sequence))
         goto done;
     s->content = last_latent(&s->inversions[0]);
-    s->injection = (sid_injection){r->layers.count ? &s->inversions[0].bank : NULL, s->style_banks, s->weights,
-                                   s->style_count, r->gamma.data, r->temperature.data};
+    s->injection = (sid_injection){.content = r->layers.count ? &s->inversions[0].bank : NULL,
+                                   .styles = s->style_banks,
+                                   .weights = s->weights,
+                                   .style_count = s->style_count,
+                                   .gamma = r->gamma.data,
+                                   .temperature = r->temperature.data};
     failed = 0;
 done:
     Py_DECREF(sequence);

@@ -62,7 +62,8 @@ static int add_weight(sid_buffers *buffers, PyObject *key, PyObject *value, cons
     PyObject *error = state->model_error;
 
     if (!PyUnicode_Check(key) || !PyDict_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "weights: expected dictionaries by name, got %R: %.100s", key, Py_TYPE(value)->tp_name);
+        PyErr_Format(PyExc_TypeError, "weights: expected dictionaries by name, got %R: %.100s", key,
+                     Py_TYPE(value)->tp_name);
         return -1;
     }
     const char *name = PyUnicode_AsUTF8AndSize(key, &length);

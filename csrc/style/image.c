@@ -21,11 +21,10 @@ static uint8_t to_byte(float x, int truncate) {
     return (uint8_t)(truncate ? level : rintf(level));
 }
 
-void sid_image_from_planes(uint8_t *pixels, const float *planes, size_t n, size_t height, size_t width,
-                           size_t channels, int truncate) {
+void sid_image_from_planes(uint8_t *pixels, const float *planes, size_t n, size_t height, size_t width, size_t channels,
+                           int truncate) {
     size_t area = height * width;
     for (size_t i = 0; i < n; i++)
         for (size_t p = 0; p < area; p++)
-            for (size_t c = 0; c < channels; c++)
-                *pixels++ = to_byte(planes[(i * channels + c) * area + p], truncate);
+            for (size_t c = 0; c < channels; c++) *pixels++ = to_byte(planes[(i * channels + c) * area + p], truncate);
 }

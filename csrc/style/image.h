@@ -16,7 +16,7 @@ void sid_image_to_planes(float *planes, const sid_image *image);
 
 /* pixels (n, height, width, channels) from planes (n, channels, height, width) of any range, clamped to [-1, 1];
  * truncated to 8 bits, or else rounded half to even. A NaN gives 0. */
-void sid_image_from_planes(uint8_t *pixels, const float *planes, size_t n, size_t height, size_t width,
-                           size_t channels, int truncate);
+void sid_image_from_planes(uint8_t *pixels, const float *planes, size_t n, size_t height, size_t width, size_t channels,
+                           int truncate);
 
 #endif

@@ -11,8 +11,8 @@ typedef struct {
 } sid_latent;
 
 /* AdaIN from content to the styles, sampling with injection, decoding. picture (H, W, 3); z (C, h, w): the latent that
- * is sampled, what the progress sees. styles and their weights are the injection's (injection->style_count of them), also
- * where injection->content is NULL and nothing is injected. */
+ * is sampled, what the progress sees. styles and their weights are the injection's (injection->style_count of them),
+ * also where injection->content is NULL and nothing is injected. */
 int sid_inject_styles(sid_model *model, const sid_schedule *schedule, uint8_t *picture, float *z,
                       const sid_latent *content, const sid_latent *styles, int adain, const float *context,
                       size_t context_tokens, const sid_injection *injection, const sid_progress *progress);
