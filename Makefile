@@ -1,0 +1,75 @@
+# Everything is set up by the targets themselves, in .venv; what has to be there is python3 >= 3.10, a C compiler, make.
+
+PYTHON ?= python3
+# The CPU build, a tenth of the size of PyPI's default one; the version is pyproject.toml's.
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.[ch]')
+SANITIZED := build/sanitized
+EXAMPLES := styleid/data/demo
+
+.PHONY: demo test fuzz bench train docs format clean
+
+demo: demo/stylized.png
+
+demo/stylized.png: $(VENV)/.styleid $(EXAMPLES)/content.jpg $(EXAMPLES)/style.jpg
+	@mkdir -p demo
+	$(BIN)/styleid transfer $(EXAMPLES)/content.jpg $(EXAMPLES)/style.jpg -o $@
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m slow
+
+# The C code under AddressSanitizer and UndefinedBehaviorSanitizer, with many more random arguments than `make test`.
+# oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module.py looks for.
+fuzz: $(SANITIZED)/.styleid
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 STYLEID_FUZZ=$(or $(EXAMPLES_EACH),1000) \
+	$(SANITIZED)/bin/pytest -q tests/test_fuzz.py tests/test_module.py
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+train: $(VENV)/.train
+	$(BIN)/python -m training all
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+format: $(VENV)/.format
+	$(BIN)/clang-format -i $$(find csrc tests -name '*.[ch]')
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build demo site *.egg-info styleid/*.so
+
+# ---- environments; an empty file .NAME in them says that the package and its extra NAME are installed ----
+
+%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "styleid needs Python 3.10 or later as python3; or: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	    { echo "This Python cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $*
+
+$(VENV)/.styleid: $(BIN)/python $(SOURCES)
+	$(PIP) install -q -e .
+	@touch $@
+
+$(VENV)/.torch: $(BIN)/python Makefile
+	$(PIP) install -q --retries 1 --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.test $(VENV)/.bench $(VENV)/.train: $(VENV)/.torch
+
+$(VENV)/.test $(VENV)/.bench $(VENV)/.train $(VENV)/.docs $(VENV)/.format: $(VENV)/.%: $(SOURCES)
+	$(PIP) install -q -e ".[$*]"
+	@touch $@
+
+$(SANITIZED)/.styleid: $(SANITIZED)/bin/python $(SOURCES) $(wildcard styleid/*.py)
+	STYLEID_SANITIZE=address,undefined $(SANITIZED)/bin/python -m pip install -q . pytest hypothesis
+	@touch $@
