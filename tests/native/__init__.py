@@ -183,6 +183,7 @@ class Kernels:
     def prepare(self, problems):
         """What attention_prepared() takes, to be timed apart; fills in missing destinations."""
         structures = (_Attention * len(problems))()
+        structures.problems = problems  # their arrays have to live as long
         for problem, s in zip(problems, structures, strict=True):
             if problem.dst is None:
                 problem.dst = np.empty(problem.q.shape, problem.q.dtype)
