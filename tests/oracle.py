@@ -272,7 +272,7 @@ class StyleID:
     def decode(self, z, schedule):
         x = self.vae.decode(z / self.vae.config.scaling_factor).sample
         x = 255 * ((x + 1) / 2).clamp(0, 1)[0].permute(1, 2, 0)
-        return (x.trunc() if schedule == "paper" else x.round()).byte().numpy()
+        return (x.round() if schedule == "diffusers" else x.trunc()).byte().numpy()
 
     def predict(self, z, t, context):
         return self.unet(z, t, context.expand(len(z), -1, -1)).sample

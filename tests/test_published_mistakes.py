@@ -135,6 +135,11 @@ def test_pictures_of_an_unusable_size_are_refused(model, pictures, place, size):
         styleid.transfer(**pair, model=model, **RATES)
 
 
-def test_pictures_of_any_usable_size_are_taken_as_they_are(model):
-    content, style = picture(48, 32, seed=1), picture(32, 64, seed=2)
+def test_pictures_of_different_sizes_are_refused(model):
+    with pytest.raises(ValueError, match=r"style.*32\D+64.*48\D+32"):
+        styleid.transfer(picture(48, 32, seed=1), picture(32, 64, seed=2), model, **RATES)
+
+
+def test_pictures_need_not_be_square(model):
+    content, style = picture(48, 32, seed=1), picture(48, 32, seed=2)
     assert styleid.transfer(content, style, model, **RATES).shape == (48, 32, 3)

@@ -19,21 +19,25 @@ every_number_of_steps = pytest.mark.parametrize("steps", STEPS)
 both_predictions = pytest.mark.parametrize("prediction", PREDICTIONS)
 
 
+def small_unet():
+    return oracle.unet((16, 24, 32, 32), 2, (1, 1, 1, 0), context=20)
+
+
 @cache
 def networks(prediction="epsilon"):
-    return Networks(oracle.unet((16, 24, 32, 32), 2, (1, 1, 1, 0), context=20), prediction=prediction)
+    return Networks(small_unet(), prediction=prediction)
 
 
 @cache
-def constant_networks(prediction="epsilon"):
+def constant_networks():
     """The UNet's output is the bias of its last convolution, whatever goes in."""
-    unet = oracle.unet((16,), 2, (1,), layers=1, context=20)
+    unet = small_unet()
     unet.conv_out.weight.zero_()
-    return Networks(unet, prediction=prediction)
+    return Networks(unet)
 
 
 engine = cache(lambda prediction="epsilon": networks(prediction).engine())
-constant_engine = cache(lambda prediction="epsilon": constant_networks(prediction).engine())
+constant_engine = cache(lambda: constant_networks().engine())
 
 START = noise(1, 4, 8, 8)
 CONTEXT = noise(1, 7, 20, seed=1)
