@@ -30,7 +30,7 @@ def parse_json(text: bytes, where: object) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # covers syntax, encoding and numbers of too many digits
         raise ValueError(f"{where}: broken JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(values).__name__}")
+        raise ValueError(f"{where}: expected a JSON object, found {type(values).__name__}")  # noqa: TRY004  the file's fault
     return values
 
 

@@ -128,7 +128,7 @@ class Inversion:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one safetensors file, whole or not at all."""
         metadata = {key: getattr(self, key) for key in SAVED}
-        metadata |= {"format": FORMAT, "version": VERSION}
+        metadata |= {"format": FORMAT, "version": VERSION, "layers": ",".join(map(str, self.layers))}
         arrays: dict[str, NDArray[Any]] = {
             "latents": self.latents, "timesteps": self.timesteps, "context": self.context
         }  # fmt: skip
@@ -168,17 +168,17 @@ def _assemble(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Invers
     if steps < 2 or timesteps[0] < 0 or timesteps[-1] > 999 or not np.all(np.diff(timesteps) > 0):
         raise ValueError("timesteps must ascend from 0 or more to 999 or less")
     context = _array(tensors, "context", (1, None, None), ("F32",))
-    features, layers = _features(tensors, KEEP[settings["keep"]], steps, latents.shape[2:])
+    layers = tuple(int(layer) for layer in metadata["layers"].split(",") if layer)
+    features = _features(tensors, KEEP[settings["keep"]], layers, steps, latents.shape[2:])
     return Inversion(latents, timesteps, context, layers, **settings, features=features, model=None)
 
 
 def _features(
-    tensors: dict[str, Tensor], kinds: tuple[str, ...], steps: int, size: tuple[int, ...]
-) -> tuple[dict[str, dict[int, Feature]], tuple[int, ...]]:
-    """The kept features by kind and layer, and the layers."""
+    tensors: dict[str, Tensor], kinds: tuple[str, ...], layers: tuple[int, ...], steps: int, size: tuple[int, ...]
+) -> dict[str, dict[int, Feature]]:
+    """The kept features by kind and layer."""
     names = tensors.keys() - {"latents", "timesteps", "context"}
-    layers = tuple(sorted({int(layer) for _, _, layer in (name.partition(".") for name in names) if layer.isdecimal()}))
-    if names != {f"{kind}.{layer}" for kind in kinds for layer in layers}:
+    if layers != tuple(sorted(set(layers))) or names != {f"{kind}.{layer}" for kind in kinds for layer in layers}:
         raise ValueError("the features do not match what it says was kept")
     features: dict[str, dict[int, Feature]] = {"query": {}, "key": {}, "value": {}}
     for kind in kinds:
@@ -188,7 +188,7 @@ def _features(
             if array.shape != first.shape or not _is_level(array.shape[1], *size):
                 raise ValueError(f"{kind}.{layer} has the shape {array.shape}, which does not fit the latents")
             features[kind][layer] = array
-    return features, layers
+    return features
 
 
 def _is_level(tokens: int, height: int, width: int) -> bool:

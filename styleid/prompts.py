@@ -1,6 +1,7 @@
 """CLIP's tokenizer, from the files that come with a model."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from styleid.files import read_json, read_limited
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+SPECIAL = {"unk": END, "bos": BEGIN, "eos": END, "pad": END}  # unless the files say otherwise
 # How CLIP cuts a lower-cased text into words, before these are cut into the pieces of its vocabulary.
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -26,7 +28,7 @@ class PromptTokenizer:
         """(1, length) token numbers; what is too long is cut off with a warning."""
         try:
             pieces = self.tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # `tokenizers` raises nothing more specific
+        except Exception as error:  # noqa: BLE001  `tokenizers` raises nothing more specific
             raise ValueError(f"prompt {text[:80]!r} cannot be tokenized: {error}") from None
         room = self.length - 2
         if len(pieces) > room:
@@ -42,8 +44,7 @@ def read_tokenizer(folder: Path, positions: int, vocabulary: int) -> PromptToken
     positions, vocabulary: what the text encoder accepts.
     """
     settings = _settings(folder)
-    names = {key: _token(settings.get(f"{key}_token", default)) for key, default in
-             (("unk", END), ("bos", BEGIN), ("eos", END), ("pad", END))}  # fmt: skip
+    names = {key: _token(settings.get(f"{key}_token"), default) for key, default in SPECIAL.items()}
     tokenizer = _read(folder, names)
     numbers = tokenizer.get_vocab(with_added_tokens=True)
     if max(numbers.values()) >= vocabulary:
@@ -64,34 +65,32 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _token(value: Any) -> str:
-    """A special token is given by its text, or by an object with its text and flags."""
+def _token(value: Any, default: str) -> str:
+    """A special token is given by its text, or by an object with its text and flags, or not at all."""
     text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else END
+    return text if isinstance(text, str) else default
 
 
 def _read(folder: Path, names: dict[str, str]) -> Tokenizer:
     whole = folder / "tokenizer.json"
+    if whole.is_file():
+        make = partial(Tokenizer.from_buffer, read_limited(whole))
+    else:
+        merges = read_limited(folder / "merges.txt").decode("utf-8", "replace").splitlines()
+        pairs = [_pair(line, folder) for line in merges if line.strip() and not line.startswith("#version")]
+        make = partial(_clip_tokenizer, read_json(folder / "vocab.json"), pairs, names["unk"])
     try:
-        if whole.is_file():
-            tokenizer = Tokenizer.from_buffer(read_limited(whole))
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-        else:
-            tokenizer = _clip_tokenizer(folder, names["unk"])
+        tokenizer = make()
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         tokenizer.add_special_tokens(sorted(set(names.values())))
-    except ValueError:
-        raise
-    except Exception as error:  # `tokenizers` raises nothing more specific
+    except Exception as error:  # noqa: BLE001  `tokenizers` raises nothing more specific
         raise ValueError(f"{folder}: unusable tokenizer: {error}") from None
     return tokenizer
 
 
-def _clip_tokenizer(folder: Path, unknown: str) -> Tokenizer:
+def _clip_tokenizer(vocabulary: dict[str, int], pairs: list[tuple[str, str]], unknown: str) -> Tokenizer:
     """CLIP's byte-level byte-pair encoding of lower-cased text (Radford et al. 2021, section 2.4)."""
-    merges = read_limited(folder / "merges.txt").decode("utf-8").splitlines()
-    pairs = [_pair(line, folder) for line in merges if line.strip() and not line.startswith("#version")]
-    vocabulary = read_json(folder / "vocab.json")
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary, merges=pairs, unk_token=unknown, end_of_word_suffix="</w>", fuse_unk=False)
     )

@@ -19,7 +19,7 @@ CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 def configuration():
     """Four levels of two decoder layers: 4 to 7 attend, of which the schedules inject 6 and 7. 16 x 16 pixels fit."""
     config = tiny.config()
-    config["unet"] |= dict(channels=[16] * 4, heads=[2] * 4, attention=[True, True, False, False])
+    config["unet"] |= {"channels": [16] * 4, "heads": [2] * 4, "attention": [True, True, False, False]}
     return config
 
 
@@ -28,23 +28,23 @@ def write_folder(root, config):
     unet, vae = config["unet"], config["vae"]
     down = [CROSS if attends else PLAIN for attends in unet["attention"]]
     files = {
-        "unet/config.json": dict(
-            _class_name="UNet2DConditionModel", attention_head_dim=unet["heads"], block_out_channels=unet["channels"],
-            cross_attention_dim=unet["context_size"], down_block_types=down, in_channels=unet["in_channels"],
-            layers_per_block=unet["layers_per_block"], norm_num_groups=unet["groups"],
-            out_channels=unet["out_channels"], sample_size=unet["sample_size"],
-            up_block_types=[block.replace("Down", "Up") for block in reversed(down)],
-        ),
-        "vae/config.json": dict(
-            _class_name="AutoencoderKL", block_out_channels=vae["channels"],
-            down_block_types=["DownEncoderBlock2D"] * len(vae["channels"]), latent_channels=vae["latent_channels"],
-            layers_per_block=vae["layers_per_block"], norm_num_groups=vae["groups"],
-            scaling_factor=vae["scaling_factor"], up_block_types=["UpDecoderBlock2D"] * len(vae["channels"]),
-        ),
-        "scheduler/scheduler_config.json": dict(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=unet["prediction"]
-        ),
-        "model_index.json": dict(_class_name="StableDiffusionPipeline"),
+        "unet/config.json": {
+            "_class_name": "UNet2DConditionModel", "attention_head_dim": unet["heads"], "block_out_channels": unet["channels"],
+            "cross_attention_dim": unet["context_size"], "down_block_types": down, "in_channels": unet["in_channels"],
+            "layers_per_block": unet["layers_per_block"], "norm_num_groups": unet["groups"],
+            "out_channels": unet["out_channels"], "sample_size": unet["sample_size"],
+            "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
+        },
+        "vae/config.json": {
+            "_class_name": "AutoencoderKL", "block_out_channels": vae["channels"],
+            "down_block_types": ["DownEncoderBlock2D"] * len(vae["channels"]), "latent_channels": vae["latent_channels"],
+            "layers_per_block": vae["layers_per_block"], "norm_num_groups": vae["groups"],
+            "scaling_factor": vae["scaling_factor"], "up_block_types": ["UpDecoderBlock2D"] * len(vae["channels"]),
+        },
+        "scheduler/scheduler_config.json": {
+            "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": unet["prediction"]
+        },
+        "model_index.json": {"_class_name": "StableDiffusionPipeline"},
     }  # fmt: skip
     weights = {name: weight["data"] for name, weight in tiny.weights(config).items()}
     for name, values in files.items():

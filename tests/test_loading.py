@@ -222,15 +222,15 @@ def test_prompts_need_a_text_encoder(model):
 @pytest.mark.parametrize(
     "error, name, arguments",
     [
-        (ValueError, "dtype", dict(dtype="float16")),
-        (ValueError, "dtype", dict(dtype=None)),
-        (ValueError, "device", dict(device="cuda")),
-        (TypeError, "threads", dict(threads=1.5)),
-        (TypeError, "threads", dict(threads="2")),
-        (ValueError, "threads", dict(threads=0)),
-        (ValueError, "threads", dict(threads=100_000)),
-        (TypeError, "source", dict(source=3)),
-        (TypeError, "source", dict(source=None)),
+        (ValueError, "dtype", {"dtype": "float16"}),
+        (ValueError, "dtype", {"dtype": None}),
+        (ValueError, "device", {"device": "cuda"}),
+        (TypeError, "threads", {"threads": 1.5}),
+        (TypeError, "threads", {"threads": "2"}),
+        (ValueError, "threads", {"threads": 0}),
+        (ValueError, "threads", {"threads": 100_000}),
+        (TypeError, "source", {"source": 3}),
+        (TypeError, "source", {"source": None}),
     ],
 )
 def test_wrong_arguments(error, name, arguments):
@@ -296,67 +296,67 @@ def test_broken_json(folder, name, text, message):
 
 
 UNUSABLE_UNETS = [
-    dict(_class_name="UNet2DModel"),
-    dict(act_fn="mish"),
-    dict(addition_embed_type="text_time"),
-    dict(attention_head_dim=[2, 2]),
-    dict(attention_head_dim="8"),
-    dict(attention_head_dim=0),
-    dict(attention_type="gated"),
-    dict(block_out_channels=[]),
-    dict(block_out_channels=[16, -16, 16, 16]),
-    dict(block_out_channels=[16, 16.5, 16, 16]),
-    dict(block_out_channels=64),
-    dict(center_input_sample=True),
-    dict(class_embed_type="timestep"),
-    dict(conv_in_kernel=1),
-    dict(conv_out_kernel=5),
-    dict(cross_attention_dim=[64, 64, 64, 64]),
-    dict(cross_attention_norm="layer_norm"),
-    dict(down_block_types=["AttnDownBlock2D"] * 4),
-    dict(down_block_types=["DownBlock2D"] * 3),
-    dict(down_block_types=["DownBlock2D"] * 4),
-    dict(downsample_padding=0),
-    dict(dual_cross_attention=True),
-    dict(encoder_hid_dim=64),
-    dict(encoder_hid_dim_type="text_proj"),
-    dict(flip_sin_to_cos=False),
-    dict(freq_shift=1),
-    dict(in_channels=9),
-    dict(in_channels=True),
-    dict(layers_per_block=[1, 2, 2, 2]),
-    dict(layers_per_block=2.0),
-    dict(mid_block_scale_factor=2),
-    dict(mid_block_type="UNetMidBlock2D"),
-    dict(mid_block_type=None),
-    dict(norm_eps=0),
-    dict(norm_num_groups=None),
-    dict(num_attention_heads="8"),
-    dict(num_class_embeds=10),
-    dict(only_cross_attention=True),
-    dict(only_cross_attention=[False, False, False, True]),
-    dict(out_channels=3),
-    dict(resnet_out_scale_factor=0.7),
-    dict(resnet_skip_time_act=True),
-    dict(resnet_time_scale_shift="scale_shift"),
-    dict(reverse_transformer_layers_per_block=[1]),
-    dict(sample_size=[64, 32]),
-    dict(time_cond_proj_dim=32),
-    dict(time_embedding_act_fn="silu"),
-    dict(time_embedding_dim=128),
-    dict(time_embedding_type="fourier"),
-    dict(timestep_post_act="silu"),
-    dict(transformer_layers_per_block=2),
-    dict(transformer_layers_per_block=[1, 1, 1, 2]),
-    dict(up_block_types=["CrossAttnUpBlock2D"] * 4),
-    dict(use_linear_projection="yes"),
+    {"_class_name": "UNet2DModel"},
+    {"act_fn": "mish"},
+    {"addition_embed_type": "text_time"},
+    {"attention_head_dim": [2, 2]},
+    {"attention_head_dim": "8"},
+    {"attention_head_dim": 0},
+    {"attention_type": "gated"},
+    {"block_out_channels": []},
+    {"block_out_channels": [16, -16, 16, 16]},
+    {"block_out_channels": [16, 16.5, 16, 16]},
+    {"block_out_channels": 64},
+    {"center_input_sample": True},
+    {"class_embed_type": "timestep"},
+    {"conv_in_kernel": 1},
+    {"conv_out_kernel": 5},
+    {"cross_attention_dim": [64, 64, 64, 64]},
+    {"cross_attention_norm": "layer_norm"},
+    {"down_block_types": ["AttnDownBlock2D"] * 4},
+    {"down_block_types": ["DownBlock2D"] * 3},
+    {"down_block_types": ["DownBlock2D"] * 4},
+    {"downsample_padding": 0},
+    {"dual_cross_attention": True},
+    {"encoder_hid_dim": 64},
+    {"encoder_hid_dim_type": "text_proj"},
+    {"flip_sin_to_cos": False},
+    {"freq_shift": 1},
+    {"in_channels": 9},
+    {"in_channels": True},
+    {"layers_per_block": [1, 2, 2, 2]},
+    {"layers_per_block": 2.0},
+    {"mid_block_scale_factor": 2},
+    {"mid_block_type": "UNetMidBlock2D"},
+    {"mid_block_type": None},
+    {"norm_eps": 0},
+    {"norm_num_groups": None},
+    {"num_attention_heads": "8"},
+    {"num_class_embeds": 10},
+    {"only_cross_attention": True},
+    {"only_cross_attention": [False, False, False, True]},
+    {"out_channels": 3},
+    {"resnet_out_scale_factor": 0.7},
+    {"resnet_skip_time_act": True},
+    {"resnet_time_scale_shift": "scale_shift"},
+    {"reverse_transformer_layers_per_block": [1]},
+    {"sample_size": [64, 32]},
+    {"time_cond_proj_dim": 32},
+    {"time_embedding_act_fn": "silu"},
+    {"time_embedding_dim": 128},
+    {"time_embedding_type": "fourier"},
+    {"timestep_post_act": "silu"},
+    {"transformer_layers_per_block": 2},
+    {"transformer_layers_per_block": [1, 1, 1, 2]},
+    {"up_block_types": ["CrossAttnUpBlock2D"] * 4},
+    {"use_linear_projection": "yes"},
 ]
 
 
 @pytest.mark.parametrize("change", UNUSABLE_UNETS, ids=str)
 def test_unets_that_are_not_computed(folder, change):
     edit_json(folder / "unet/config.json", **change)
-    key = "up_block_types" if change == dict(down_block_types=["DownBlock2D"] * 4) else next(iter(change))
+    key = "up_block_types" if change == {"down_block_types": ["DownBlock2D"] * 4} else next(iter(change))
     with pytest.raises(ModelError, match=rf"unet/config\.json: {key} is "):
         load(folder)
 
@@ -364,16 +364,16 @@ def test_unets_that_are_not_computed(folder, change):
 @pytest.mark.parametrize(
     "change",
     [
-        dict(act_fn="swish"),
-        dict(attention_head_dim=2),
-        dict(attention_head_dim=7, num_attention_heads=2),
-        dict(dropout=0.1),
-        dict(layers_per_block=[1, 1, 1, 1]),
-        dict(mid_block_scale_factor=1.0),
-        dict(only_cross_attention=[False] * 4),
-        dict(transformer_layers_per_block=[1, 1, 1, 1]),
-        dict(upcast_attention=True),
-        dict(mid_block_type="UNetMidBlock2DCrossAttn", freq_shift=0, time_embedding_type="positional"),
+        {"act_fn": "swish"},
+        {"attention_head_dim": 2},
+        {"attention_head_dim": 7, "num_attention_heads": 2},
+        {"dropout": 0.1},
+        {"layers_per_block": [1, 1, 1, 1]},
+        {"mid_block_scale_factor": 1.0},
+        {"only_cross_attention": [False] * 4},
+        {"transformer_layers_per_block": [1, 1, 1, 1]},
+        {"upcast_attention": True},
+        {"mid_block_type": "UNetMidBlock2DCrossAttn", "freq_shift": 0, "time_embedding_type": "positional"},
     ],
     ids=str,
 )
@@ -391,21 +391,21 @@ def test_unknown_keys_are_named(folder):
 @pytest.mark.parametrize(
     "change",
     [
-        dict(_class_name="AutoencoderTiny"),
-        dict(act_fn="relu"),
-        dict(block_out_channels=[]),
-        dict(down_block_types=["DownEncoderBlock2D"] * 3),
-        dict(down_block_types=["AttnDownEncoderBlock2D"] * 2),
-        dict(in_channels=1),
-        dict(latents_mean=[0.0] * 8),
-        dict(latents_std=[1.0] * 8),
-        dict(layers_per_block=0),
-        dict(mid_block_add_attention=None),
-        dict(scaling_factor=0),
-        dict(scaling_factor=None),
-        dict(shift_factor=0.1),
-        dict(up_block_types=["UpDecoderBlock2D"] * 4),
-        dict(use_quant_conv="true"),
+        {"_class_name": "AutoencoderTiny"},
+        {"act_fn": "relu"},
+        {"block_out_channels": []},
+        {"down_block_types": ["DownEncoderBlock2D"] * 3},
+        {"down_block_types": ["AttnDownEncoderBlock2D"] * 2},
+        {"in_channels": 1},
+        {"latents_mean": [0.0] * 8},
+        {"latents_std": [1.0] * 8},
+        {"layers_per_block": 0},
+        {"mid_block_add_attention": None},
+        {"scaling_factor": 0},
+        {"scaling_factor": None},
+        {"shift_factor": 0.1},
+        {"up_block_types": ["UpDecoderBlock2D"] * 4},
+        {"use_quant_conv": "true"},
     ],
     ids=str,
 )
@@ -418,12 +418,12 @@ def test_vaes_that_are_not_computed(folder, change):
 @pytest.mark.parametrize(
     "change",
     [
-        dict(hidden_act="relu"),
-        dict(hidden_size=0),
-        dict(layer_norm_eps=1e-6),
-        dict(model_type="bert"),
-        dict(num_attention_heads=None),
-        dict(num_hidden_layers=1.5),
+        {"hidden_act": "relu"},
+        {"hidden_size": 0},
+        {"layer_norm_eps": 1e-6},
+        {"model_type": "bert"},
+        {"num_attention_heads": None},
+        {"num_hidden_layers": 1.5},
     ],
     ids=str,
 )
@@ -479,15 +479,15 @@ def test_betas_are_those_of_diffusers(tmp_path):
 @pytest.mark.parametrize(
     "values",
     [
-        dict(num_train_timesteps=500),
-        dict(rescale_betas_zero_snr=True),
-        dict(prediction_type="sample"),
-        dict(prediction_type=["epsilon"]),
-        dict(beta_schedule="squaredcos_cap_v2"),
-        dict(beta_start=-1),
-        dict(beta_end="0.02"),
-        dict(trained_betas=[]),
-        dict(trained_betas=[1] * 1000),
+        {"num_train_timesteps": 500},
+        {"rescale_betas_zero_snr": True},
+        {"prediction_type": "sample"},
+        {"prediction_type": ["epsilon"]},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_start": -1},
+        {"beta_end": "0.02"},
+        {"trained_betas": []},
+        {"trained_betas": [1] * 1000},
     ],
     ids=lambda values: str(values)[:40],
 )
@@ -496,9 +496,7 @@ def test_schedulers_that_are_not_honoured(tmp_path, values):
         scheduler(tmp_path, **values)
 
 
-@pytest.mark.parametrize(
-    "values", [dict(beta_end=1), dict(trained_betas=[0.1] * 999), dict(trained_betas=[1.5] * 1000)]
-)
+@pytest.mark.parametrize("values", [{"beta_end": 1}, {"trained_betas": [0.1] * 999}, {"trained_betas": [1.5] * 1000}])
 def test_betas_out_of_range(tmp_path, values):
     with pytest.raises(ValueError, match="1000 numbers between 0 and 1"):
         scheduler(tmp_path, **values)
@@ -508,46 +506,46 @@ def test_configurations_of_published_models(tmp_path):
     """SD 2.1's UNet and scheduler, SD 1.x's VAE and text encoder, as their files have them."""
     (tmp_path / "unet").write_text(
         json.dumps(
-            dict(
-                _class_name="UNet2DConditionModel", _diffusers_version="0.8.0", act_fn="silu",
-                attention_head_dim=[5, 10, 20, 20], block_out_channels=[320, 640, 1280, 1280],
-                center_input_sample=False, cross_attention_dim=1024,
-                down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], downsample_padding=1,
-                dual_cross_attention=False, flip_sin_to_cos=True, freq_shift=0, in_channels=4, layers_per_block=2,
-                mid_block_scale_factor=1, norm_eps=1e-05, norm_num_groups=32, num_class_embeds=None,
-                only_cross_attention=False, out_channels=4, sample_size=96,
-                up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, use_linear_projection=True,
-                upcast_attention=True,
-            )
+            {
+                "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.8.0", "act_fn": "silu",
+                "attention_head_dim": [5, 10, 20, 20], "block_out_channels": [320, 640, 1280, 1280],
+                "center_input_sample": False, "cross_attention_dim": 1024,
+                "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "downsample_padding": 1,
+                "dual_cross_attention": False, "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+                "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "num_class_embeds": None,
+                "only_cross_attention": False, "out_channels": 4, "sample_size": 96,
+                "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "use_linear_projection": True,
+                "upcast_attention": True,
+            }
         )
     )  # fmt: skip
     (tmp_path / "vae").write_text(
         json.dumps(
-            dict(
-                _class_name="AutoencoderKL", _diffusers_version="0.6.0", act_fn="silu",
-                block_out_channels=[128, 256, 512, 512], down_block_types=["DownEncoderBlock2D"] * 4, in_channels=3,
-                latent_channels=4, layers_per_block=2, norm_num_groups=32, out_channels=3, sample_size=512,
-                up_block_types=["UpDecoderBlock2D"] * 4,
-            )
+            {
+                "_class_name": "AutoencoderKL", "_diffusers_version": "0.6.0", "act_fn": "silu",
+                "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4, "in_channels": 3,
+                "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 512,
+                "up_block_types": ["UpDecoderBlock2D"] * 4,
+            }
         )
     )  # fmt: skip
     (tmp_path / "scheduler").write_text(
         json.dumps(
-            dict(
-                _class_name="PNDMScheduler", beta_end=0.012, beta_schedule="scaled_linear", beta_start=0.00085,
-                num_train_timesteps=1000, prediction_type="v_prediction", set_alpha_to_one=False,
-                skip_prk_steps=True, steps_offset=1, trained_betas=None, clip_sample=False,
-            )
+            {
+                "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+                "num_train_timesteps": 1000, "prediction_type": "v_prediction", "set_alpha_to_one": False,
+                "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "clip_sample": False,
+            }
         )
     )  # fmt: skip
     (tmp_path / "text").write_text(
         json.dumps(
-            dict(
-                architectures=["CLIPTextModel"], attention_dropout=0.0, bos_token_id=0, eos_token_id=2,
-                hidden_act="gelu", hidden_size=1024, intermediate_size=4096, layer_norm_eps=1e-05,
-                max_position_embeddings=77, model_type="clip_text_model", num_attention_heads=16,
-                num_hidden_layers=23, projection_dim=512, vocab_size=49408,
-            )
+            {
+                "architectures": ["CLIPTextModel"], "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2,
+                "hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "layer_norm_eps": 1e-05,
+                "max_position_embeddings": 77, "model_type": "clip_text_model", "num_attention_heads": 16,
+                "num_hidden_layers": 23, "projection_dim": 512, "vocab_size": 49408,
+            }
         )
     )  # fmt: skip
     config = read_config(*(tmp_path / name for name in ("unet", "vae", "scheduler", "text")))
