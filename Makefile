@@ -25,11 +25,11 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow
 
 # The C code under AddressSanitizer and UndefinedBehaviorSanitizer, with many more random arguments than `make test`.
-# oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module.py looks for.
+# oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module_runs.py looks for.
 fuzz: $(SANITIZED)/.styleid
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 STYLEID_FUZZ=$(or $(EXAMPLES_EACH),1000) \
-	$(SANITIZED)/bin/pytest -q tests/test_fuzz.py tests/test_module.py
+	$(SANITIZED)/bin/pytest -q tests/test_fuzz.py tests/test_module*.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

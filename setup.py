@@ -20,7 +20,9 @@ from setuptools.errors import SetupError
 LAYERS = ("core", "cpu", "model", "style", "python")
 LEAST_ONEDNN = (3, 2)
 VERSION_HEADER = "oneapi/dnnl/dnnl_version.h"
-HELP = "install onednn-devel-cpu-gomp, or set ONEDNN_ROOT to the directory of a oneDNN 3.2 or later built for GNU OpenMP"
+HELP = (
+    "install onednn-devel-cpu-gomp, or set ONEDNN_ROOT to the directory of a oneDNN 3.2 or later with GNU OpenMP"
+)
 
 
 def installed(distribution: str, name: str) -> Path:
@@ -71,9 +73,7 @@ class BuildCore(build_ext):
         extension.include_dirs += [str(headers), numpy.get_include()]
         extension.library_dirs.append(str(libraries))
         # From site-packages/styleid to the environment's lib; styleid/_onednn.py finds it where that does not hold.
-        extension.runtime_library_dirs.append(
-            str(libraries) if os.environ.get("ONEDNN_ROOT") else "$ORIGIN/../../.."
-        )
+        extension.runtime_library_dirs.append(str(libraries) if os.environ.get("ONEDNN_ROOT") else "$ORIGIN/../../..")
         extension.define_macros.append(("STYLEID_VERSION", f'"{self.distribution.get_version()}"'))
         self.compile_in_parallel()
         super().build_extension(extension)

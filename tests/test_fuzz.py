@@ -69,7 +69,8 @@ inversions = mostly(
     st.one_of(
         st.just(INVERSION),
         st.fixed_dictionaries(
-            {"latents": mostly(arrays(STEPS + 1, 4, 4, 4))}, optional={"query": features, "key": features, "value": features}
+            {"latents": mostly(arrays(STEPS + 1, 4, 4, 4))},
+            optional={"query": features, "key": features, "value": features},
         ),
         st.tuples(st.sampled_from(["query", "key", "value", "latents"]), features).map(
             lambda change: INVERSION | {change[0]: change[1]}

@@ -1,25 +1,23 @@
-"""The C module's border: what it refuses and how it says so, cancelling, threads, memory. Results are tested elsewhere."""
-
-import gc
-import resource
-import signal
-import subprocess
-import sys
-import threading
-import time
-import weakref
-from pathlib import Path
+"""What the C module refuses as arguments, and how it says so."""
 
 import numpy as np
 import pytest
 import tiny
+from tiny import (
+    LAYERS,
+    STEPS,
+    STRENGTHS,
+    filled,
+    inject_arguments,
+    invert,
+    picture,
+    sample_arguments,
+    transfer_arguments,
+)
 
 from styleid import _core
 
-STEPS = 3
-LAYERS = (2, 3)
 NAN, INF = float("nan"), float("inf")
-STRENGTHS = np.ones((STEPS, 4), np.float32)  # (steps, decoder layers)
 
 
 @pytest.fixture(scope="module")
@@ -32,66 +30,9 @@ def text_model():
     return tiny.model(text=True)
 
 
-def invert(model, **changes):
-    arguments = {
-        "latents": tiny.latents(),
-        "context": tiny.CONTEXT,
-        "steps": STEPS,
-        "schedule": "diffusers",
-        "layers": LAYERS,
-        "keep": ("both",),
-        "feature_dtype": "float32",
-    }
-    return _core.invert(model, **(arguments | changes))
-
-
 @pytest.fixture(scope="module")
 def inversion(model):
     return invert(model)[0]
-
-
-def sample_arguments(inversion):
-    return {
-        "latent": inversion["latents"][-1:],
-        "context": tiny.CONTEXT,
-        "steps": STEPS,
-        "schedule": "diffusers",
-        "layers": LAYERS,
-        "content": inversion,
-        "styles": [inversion],
-        "weights": [1.0],
-        "gamma": STRENGTHS,
-        "temperature": STRENGTHS,
-    }
-
-
-def inject_arguments(inversion):
-    arguments = sample_arguments(inversion)
-    del arguments["latent"]
-    return arguments
-
-
-def picture(height=8, width=8):
-    return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def transfer_arguments():
-    return {
-        "content": picture(),
-        "style": picture(),
-        "context": tiny.CONTEXT,
-        "steps": STEPS,
-        "schedule": "diffusers",
-        "layers": LAYERS,
-        "gamma": STRENGTHS,
-        "temperature": STRENGTHS,
-    }
-
-
-def filled(array, value):
-    array = array.copy()
-    array.flat[-1] = value
-    return array
 
 
 # ------------------------------------------------------------------------------------------------------------ arrays
@@ -312,7 +253,11 @@ def test_arguments_are_left_alone(model, inversion):
         ({"steps": -3}, ValueError, "steps: .*got -3"),
         ({"steps": 10**30}, ValueError, "steps: .*got 1000000"),
         ({"steps": 3.0}, TypeError, "steps: expected an integer, got float"),
-        ({"schedule": "euler"}, ValueError, r"schedule: expected one of \['paper', 'diffusers', 'corrected'\], got 'euler'"),
+        (
+            {"schedule": "euler"},
+            ValueError,
+            r"schedule: expected one of \['paper', 'diffusers', 'corrected'\], got 'euler'",
+        ),
         ({"schedule": 1}, TypeError, "schedule: .*got 1"),
         ({"layers": 2}, TypeError, "layers: expected a sequence of integers, got int"),
         ({"layers": "23"}, TypeError, "layers: expected a sequence of integers, got str"),
@@ -343,7 +288,11 @@ def test_bad_common_arguments(model, inversion, change, error, message):
         ({"keep": ("all",)}, ValueError, "keep: expected one of .*, got 'all'"),
         ({"feature_dtype": "float16"}, ValueError, "feature_dtype: expected one of .*, got 'float16'"),
         ({"hook": "x"}, TypeError, "hook: expected a callable or None, got str"),
-        ({"latents": tiny.latents(65), "keep": ("none",) * 65}, ValueError, "latents: expected at most 64 pictures, got 65"),
+        (
+            {"latents": tiny.latents(65), "keep": ("none",) * 65},
+            ValueError,
+            "latents: expected at most 64 pictures, got 65",
+        ),
         ({"colour": 1}, TypeError, "colour"),
     ],
 )
@@ -388,7 +337,10 @@ def test_not_a_model():
     ],
 )
 def test_bad_style_weights(model, inversion, weights, error, message):
-    for function, arguments in ((_core.sample, sample_arguments(inversion)), (_core.inject_styles, inject_arguments(inversion))):
+    for function, arguments in (
+        (_core.sample, sample_arguments(inversion)),
+        (_core.inject_styles, inject_arguments(inversion)),
+    ):
         with pytest.raises(error, match=message):
             function(model, **(arguments | {"weights": weights}))
 
@@ -396,7 +348,9 @@ def test_bad_style_weights(model, inversion, weights, error, message):
 @pytest.mark.parametrize("count", [0, 65])
 def test_number_of_styles(model, inversion, count):
     with pytest.raises(ValueError, match=f"styles: expected 1 to 64, got {count}"):
-        _core.inject_styles(model, **(inject_arguments(inversion) | {"styles": [inversion] * count, "weights": [1.0] * count}))
+        _core.inject_styles(
+            model, **(inject_arguments(inversion) | {"styles": [inversion] * count, "weights": [1.0] * count})
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- inversions
@@ -430,7 +384,11 @@ BAD_FEATURES = [
     (lambda i, kind: changed(i, kind, 3), ValueError, r"\['{kind}'\]: 3 is missing"),
     (lambda i, kind: changed(i, kind, 3, [1]), TypeError, r"\['{kind}'\]\[3\]: .*\(3, 16, 16\), got list"),
     (lambda i, kind: changed(i, kind, 3, i[kind][3].astype(np.float16)), TypeError, "got float16"),
-    (lambda i, kind: changed(i, kind, 3, i[kind][3].astype(np.uint16)), ValueError, "float32 and uint16 features in one"),
+    (
+        lambda i, kind: changed(i, kind, 3, i[kind][3].astype(np.uint16)),
+        ValueError,
+        "float32 and uint16 features in one",
+    ),
     (lambda i, kind: changed(i, kind, 3, i[kind][3][:2]), ValueError, r"got float32 of shape \(2, 16, 16\)"),
     (lambda i, kind: changed(i, kind, 3, i[kind][3][:, 1:]), ValueError, r"got float32 of shape \(3, 15, 16\)"),
     (lambda i, kind: changed(i, kind, 3, i[kind][3][..., 1:]), ValueError, r"got float32 of shape \(3, 16, 15\)"),
@@ -441,7 +399,10 @@ BAD_FEATURES = [
 def check_inversion_is_refused(model, inversion, role, bad, error, message):
     change = {"content": bad} if role == "content" else {"styles": [inversion, bad], "weights": [1.0, 1.0]}
     name = "content" if role == "content" else r"styles\[1\]"
-    for function, arguments in ((_core.sample, sample_arguments(inversion)), (_core.inject_styles, inject_arguments(inversion))):
+    for function, arguments in (
+        (_core.sample, sample_arguments(inversion)),
+        (_core.inject_styles, inject_arguments(inversion)),
+    ):
         with pytest.raises(error, match=f"{name}.*{message}"):
             function(model, **(arguments | change))
 
@@ -487,417 +448,3 @@ def test_without_layers_only_latents_are_needed(model, inversion):
     assert _core.inject_styles(model, **arguments).shape == (8, 8, 3)
     arguments = sample_arguments(inversion) | {"layers": (), "content": None, "styles": [], "weights": []}
     assert _core.sample(model, **arguments).shape == (1, 4, 4, 4)
-
-
-# ------------------------------------------------------------------------------------------------- building a model
-
-
-def build(configuration=None, weights=None, **options):
-    configuration = configuration or tiny.config()
-    return _core.Model(configuration, weights or tiny.weights(tiny.config()), **options)
-
-
-def reconfigured(part, **changes):
-    configuration = tiny.config(text=True)
-    configuration[part] = configuration[part] | changes
-    return configuration
-
-
-@pytest.mark.parametrize("part", ["unet", "vae", "text"])
-def test_missing_configuration_entries(part):
-    for key in tiny.config(text=True)[part]:
-        configuration = tiny.config(text=True)
-        del configuration[part][key]
-        with pytest.raises(ValueError, match=f"config.{part}: '{key}' is missing"):
-            build(configuration)
-    configuration = tiny.config()
-    del configuration[part]
-    with pytest.raises(ValueError, match=f"config: '{part}' is missing"):
-        build(configuration)
-
-
-@pytest.mark.parametrize(
-    "configuration, error, message",
-    [
-        ([1], TypeError, "config: expected a dict, got list"),
-        (tiny.config() | {"unet": 1}, TypeError, "config.unet: expected a dict, got int"),
-        (tiny.config() | {"text": 1}, TypeError, "config.text: expected a dict, got int"),
-        (tiny.config() | {"alphas": [1.0]}, TypeError, "config.alphas: expected float64 .*got list"),
-        (tiny.config() | {"alphas": tiny.ALPHAS[1:]}, ValueError, r"config.alphas: .*got float64 of shape \(999,\)"),
-        (tiny.config() | {"alphas": tiny.ALPHAS[::-1]}, _core.ModelError, "alphas"),
-        (tiny.config() | {"alphas": filled(tiny.ALPHAS, NAN)}, _core.ModelError, "alphas"),
-        (reconfigured("unet", channels=16), TypeError, "config.unet.channels: expected a list, got int"),
-        (reconfigured("unet", channels=[]), ValueError, "config.unet.channels: .*got 0"),
-        (reconfigured("unet", channels=[16] * 9), ValueError, "config.unet.channels: .*got 9"),
-        (reconfigured("unet", heads=[2]), ValueError, "config.unet.heads: .*got 1"),
-        (reconfigured("unet", channels=[16, "32"]), TypeError, "config.unet.channels: expected an integer, got str"),
-        (reconfigured("unet", channels=[16, -32]), ValueError, "config.unet.channels: .*got -32"),
-        (reconfigured("unet", channels=[16, 2**62]), ValueError, "config.unet.channels: .*got 46116"),
-        (reconfigured("unet", channels=[16, 0]), _core.ModelError, "level"),
-        (reconfigured("unet", heads=[0, 4]), _core.ModelError, "heads"),
-        (reconfigured("unet", heads=[3, 4]), _core.ModelError, "heads"),
-        (reconfigured("unet", groups=0), _core.ModelError, "groups"),
-        (reconfigured("unet", groups=5), _core.ModelError, "groups"),
-        (reconfigured("unet", layers_per_block=0), _core.ModelError, "layers_per_block"),
-        (reconfigured("unet", in_channels=9), _core.ModelError, "channels"),
-        (reconfigured("unet", eps="1"), TypeError, "config.unet.eps: expected a number, got str"),
-        (reconfigured("unet", eps=NAN), ValueError, "config.unet.eps: expected a finite number, got nan"),
-        (reconfigured("unet", eps=0), _core.ModelError, "eps"),
-        (reconfigured("unet", linear_projection=None), TypeError, "config.unet.linear_projection: expected a bool"),
-        (reconfigured("unet", prediction="sample"), ValueError, "config.unet.prediction: expected one of .*'sample'"),
-        (reconfigured("vae", scaling_factor=0), _core.ModelError, "scaling_factor"),
-        (reconfigured("vae", image_channels=4), _core.ModelError, "image_channels"),
-        (reconfigured("vae", latent_channels=8), _core.ModelError, "latent channels"),
-        (reconfigured("text", activation="relu"), ValueError, "config.text.activation: expected one of"),
-        (reconfigured("text", heads=5), _core.ModelError, "heads"),
-        (reconfigured("text", channels=32), _core.ModelError, "channels"),
-    ],
-)
-def test_bad_configuration(configuration, error, message):
-    with pytest.raises(error, match=message):
-        _core.Model(configuration, tiny.weights(tiny.config(text=True)))
-
-
-@pytest.mark.parametrize(
-    "options, error, message",
-    [
-        ({"dtype": "float16"}, ValueError, r"dtype: expected one of \['float32', 'bfloat16'\], got 'float16'"),
-        ({"dtype": np.float32}, TypeError, "dtype: expected one of"),
-        ({"threads": 0}, ValueError, "threads: expected an integer from 1 to 1024, got 0"),
-        ({"threads": 2**40}, ValueError, "threads: "),
-        ({"threads": "2"}, TypeError, "threads: expected an integer, got str"),
-        ({"device": "cpu"}, TypeError, "device"),
-    ],
-)
-def test_bad_model_options(options, error, message):
-    with pytest.raises(error, match=message):
-        build(**options)
-
-
-NAME = "unet.conv_in.weight"  # (16, 4, 3, 3)
-DATA = np.zeros((16, 4, 3, 3), np.float32)
-
-
-@pytest.mark.parametrize(
-    "weight, error, message",
-    [
-        (None, TypeError, "weights: expected dictionaries by name"),
-        (DATA, TypeError, "weights: expected dictionaries by name"),
-        ({}, _core.ModelError, "expected dtype 'F32', 'F16' or 'BF16', got None"),
-        ({"dtype": "F64", "shape": [16, 4, 3, 3], "data": DATA}, _core.ModelError, "got 'F64'"),
-        ({"dtype": 4, "shape": [16, 4, 3, 3], "data": DATA}, _core.ModelError, "got 4"),
-        ({"dtype": "F32", "data": DATA}, _core.ModelError, "expected a shape of 1 to 4 positive sizes, got None"),
-        ({"dtype": "F32", "shape": 576, "data": DATA}, _core.ModelError, "expected a shape .*got 576"),
-        ({"dtype": "F32", "shape": [], "data": DATA}, _core.ModelError, r"expected a shape .*got \[\]"),
-        ({"dtype": "F32", "shape": [16, 4, 3, 3, 1], "data": DATA}, _core.ModelError, "expected a shape"),
-        ({"dtype": "F32", "shape": [16, 4, 3, -3], "data": DATA}, _core.ModelError, "expected a shape"),
-        ({"dtype": "F32", "shape": [16, 4, 3, 0], "data": b""}, _core.ModelError, "expected a shape"),
-        ({"dtype": "F32", "shape": [16, 4, 3, 3.0], "data": DATA}, _core.ModelError, "expected a shape"),
-        ({"dtype": "F32", "shape": [2**32, 2**32, 1, 1], "data": b""}, _core.ModelError, "expected a shape"),
-        ({"dtype": "F32", "shape": [2**62 + 1, 4, 1, 1], "data": bytes(16)}, _core.ModelError, "expected a shape"),
-        ({"dtype": "F32", "shape": [10**30], "data": b""}, _core.ModelError, "expected a shape"),
-        ({"dtype": "F32", "shape": [16, 4, 3, 3]}, TypeError, "expected data to be a contiguous buffer, got none"),
-        ({"dtype": "F32", "shape": [16, 4, 3, 3], "data": [1.0]}, TypeError, "contiguous buffer, got list"),
-        ({"dtype": "F32", "shape": [16, 4, 3, 3], "data": DATA.T}, TypeError, "contiguous buffer, got numpy.ndarray"),
-        ({"dtype": "F32", "shape": [16, 4, 3, 3], "data": DATA[1:]}, _core.ModelError, "2304 bytes, its data are 2160"),
-        ({"dtype": "F16", "shape": [16, 4, 3, 3], "data": DATA}, _core.ModelError, "1152 bytes, its data are 2304"),
-        ({"dtype": "F32", "shape": [16, 36], "data": DATA}, _core.ModelError, "conv_in.weight"),
-        ({"dtype": "F32", "shape": [4, 16, 3, 3], "data": DATA}, _core.ModelError, "conv_in.weight"),
-    ],
-)
-def test_bad_weight(weight, error, message):
-    with pytest.raises(error, match=message):
-        build(weights=tiny.weights(tiny.config()) | {NAME: weight})
-
-
-def test_missing_and_unknown_weights():
-    good = tiny.weights(tiny.config())
-    for name in (NAME, "vae.quant_conv.bias", "unet.up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_v.weight"):
-        with pytest.raises(_core.ModelError, match=name):
-            build(weights={key: value for key, value in good.items() if key != name})
-    with pytest.raises(_core.ModelError, match="unet.extra.weight"):
-        build(weights=good | {"unet.extra.weight": tiny.weight(DATA)})
-    with pytest.raises(_core.ModelError, match="null character"):
-        build(weights=good | {"unet.extra\0.weight": tiny.weight(DATA)})
-    with pytest.raises(_core.ModelError, match="ÄÄÄ"):
-        build(weights=good | {"Ä" * 1000: tiny.weight(DATA)})
-    with pytest.raises(TypeError, match="weights: expected dictionaries by name"):
-        build(weights=good | {1: tiny.weight(DATA)})
-
-
-@pytest.mark.parametrize("weights", [1, [1], "x", None])
-def test_weights_are_a_mapping(weights):
-    with pytest.raises(TypeError, match="weights: expected a mapping"):
-        _core.Model(tiny.config(), weights)
-
-
-@pytest.mark.parametrize("source", [bytes, bytearray, memoryview, lambda a: memoryview(b"-" + bytes(a))[1:]])
-def test_weights_from_any_buffer(model, source):
-    weights = {
-        name: weight | {"data": source(weight["data"].tobytes())}
-        for name, weight in tiny.weights(tiny.config()).items()
-    }
-    other = build(weights=weights)
-    del weights
-    expected = model.predict_noise(tiny.latents(), 1, tiny.CONTEXT)
-    np.testing.assert_array_equal(other.predict_noise(tiny.latents(), 1, tiny.CONTEXT), expected)
-
-
-def test_model_properties(model, text_model):
-    assert (model.dtype, model.threads, model.attention_layers) == ("float32", 1, (2, 3))
-    assert text_model.memory > model.memory > 0
-    assert build(dtype="bfloat16", threads=2).dtype == "bfloat16"
-    assert model.scratch(2, 8, 8) > model.scratch(1, 4, 4) > 0
-    assert model.vae_scratch(16, 16) > model.vae_scratch(8, 8) > 0
-    with pytest.raises(AttributeError):
-        model.dtype = "bfloat16"
-    with pytest.raises(TypeError):
-        _core.Model.extra = 1
-    with pytest.raises(TypeError):
-        type("Other", (_core.Model,), {})
-    assert issubclass(_core.ModelError, ValueError) and _core.ModelError.__module__ == "styleid._core"
-
-
-def test_schedule(model):
-    plan = _core.schedule(model, "paper", 50)
-    assert plan["timesteps"].tolist() == list(range(1, 1000, 20))
-    assert plan["sampling"].tolist() == list(range(48, -1, -1))
-    assert plan["truncate"] is True and plan["adain_epsilon"] == 0
-    assert _core.schedule(model, "diffusers", 20)["truncate"] is False
-
-
-# ------------------------------------------------------------------------------------------------ callbacks and signals
-
-
-class Stop(Exception):
-    pass
-
-
-def runs(model, inversion):
-    """Every function that reports progress, with the number of steps it reports."""
-    return [
-        (lambda **options: invert(model, **options), STEPS),
-        (lambda **options: _core.sample(model, **sample_arguments(inversion), **options), STEPS),
-        (lambda **options: _core.inject_styles(model, **inject_arguments(inversion), **options), STEPS),
-    ]
-
-
-def test_progress_counts_up(model, inversion):
-    for run, steps in runs(model, inversion):
-        calls = []
-        run(progress=lambda *call: calls.append(call))
-        assert calls == [(i, steps) for i in range(steps + 1)]
-
-
-@pytest.mark.parametrize("style", [(8, 8), (8, 12)])
-def test_progress_of_a_transfer_counts_pictures(model, style):
-    calls = []
-    _core.transfer(model, **(transfer_arguments() | {"style": picture(*style)}), progress=lambda *call: calls.append(call))
-    steps, totals = zip(*calls)
-    assert set(totals) == {3 * STEPS} and steps[0] == 0 and steps[-1] == 3 * STEPS
-    assert list(steps) == sorted(steps)
-
-
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("callback", ["progress", "hook"])
-def test_an_exception_of_a_callback_ends_the_run(model, inversion, error, callback):
-    def stop(step, *_):
-        calls.append(step)
-        if step == 1:
-            raise error("enough")
-
-    expected = _core.inject_styles(model, **inject_arguments(inversion))
-    for run, _ in runs(model, inversion):
-        calls = []
-        with pytest.raises(error, match="enough"):
-            run(**{callback: stop})
-        assert calls == [0, 1]
-    np.testing.assert_array_equal(_core.inject_styles(model, **inject_arguments(inversion)), expected)
-
-
-def test_a_transfer_is_cancelled(model):
-    def stop(step, total):
-        if step >= 2 * STEPS:
-            raise Stop
-
-    with pytest.raises(Stop):
-        _core.transfer(model, **transfer_arguments(), progress=stop)
-
-
-def test_the_hook_changes_latents(model):
-    def overwrite(step, steps, latents):
-        assert steps == STEPS and latents.shape == (1, 4, 4, 4)
-        latents[:] = step
-
-    trajectory = invert(model, hook=overwrite)[0]["latents"]
-    assert [np.unique(latent).tolist() for latent in trajectory] == [[0], [1], [2], [3]]
-
-
-def test_the_hook_may_keep_and_reshape_latents(model, inversion):
-    def keep(step, steps, latents):
-        kept.append(latents)
-        latents.shape = (-1,)
-
-    for run, _ in runs(model, inversion):
-        kept = []
-        run(hook=keep)
-        gc.collect()
-        assert all(np.isfinite(latents).all() for latents in kept)
-
-
-INTERRUPTED = """
-import signal, sys, threading, time
-sys.path.insert(0, {tests!r})
-import numpy as np, tiny
-from styleid import _core
-
-model = tiny.model()
-started = time.monotonic()
-timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
-timer.start()
-try:
-    _core.invert(model, tiny.latents(height=32, width=32), tiny.CONTEXT, 1000, "paper", (), ("none",), "float32")
-except KeyboardInterrupt:
-    model.predict_noise(tiny.latents(), 1, tiny.CONTEXT)
-    print("interrupted after", time.monotonic() - started)
-"""
-
-
-def test_ctrl_c_stops_a_run_without_callbacks():
-    program = INTERRUPTED.format(tests=str(Path(__file__).parent))
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("interrupted after")
-    assert float(process.stdout.split()[-1]) < 5
-
-
-# ------------------------------------------------------------------------------------------------ threads and memory
-
-
-def in_threads(count, call):
-    results, errors = [None] * count, []
-
-    def run(i):
-        try:
-            results[i] = call(i)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    return results
-
-
-def test_threads_share_a_model(model):
-    sizes = [(4, 4), (4, 6), (8, 8), (2, 12)]
-
-    def call(i):
-        z = tiny.latents(1, *sizes[i % len(sizes)], seed=i)
-        return [model.predict_noise(z, 1, tiny.CONTEXT) for _ in range(5)] + [invert(model, latents=z)[0]["latents"]]
-
-    expected = [call(i) for i in range(8)]
-    for got, wanted in zip(in_threads(8, call), expected, strict=True):
-        for a, b in zip(got, wanted, strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-def test_the_gil_is_released(model):
-    ticks, done = [], threading.Event()
-
-    def tick():
-        while not done.is_set():
-            ticks.append(None)
-            time.sleep(0.001)
-
-    ticker = threading.Thread(target=tick)
-    ticker.start()
-    before = len(ticks)
-    model.predict_noise(tiny.latents(4, 64, 64), 1, tiny.CONTEXT)
-    during = len(ticks) - before
-    done.set()
-    ticker.join()
-    assert during > 5
-
-
-def test_models_are_built_and_dropped_in_threads():
-    def call(i):
-        model = tiny.model()
-        result = model.predict_noise(tiny.latents(), 1, tiny.CONTEXT)
-        del model
-        return result
-
-    results = in_threads(6, call)
-    for result in results:
-        np.testing.assert_array_equal(result, results[0])
-
-
-def test_references_are_given_back(model, inversion):
-    z, context, keys = tiny.latents(), tiny.CONTEXT.copy(), inversion["key"][2]
-    configuration, weights = tiny.config(), tiny.weights(tiny.config())
-    data = weights[NAME]["data"]
-    watched = (model, z, context, keys, inversion, configuration, data, STRENGTHS)
-    before = [sys.getrefcount(thing) for thing in watched]
-    for _ in range(3):
-        _core.Model(configuration, weights)
-        model.predict_noise(z, 1, context)
-        invert(model, latents=z, context=context)
-        _core.sample(model, **sample_arguments(inversion), hook=lambda *_: None)
-        _core.inject_styles(model, **inject_arguments(inversion))
-        for bad in ({"latents": filled(z, NAN)}, {"keep": ()}, {"layers": (3, 9)}, {"progress": 1}):
-            with pytest.raises((TypeError, ValueError)):
-                invert(model, **({"latents": z, "context": context} | bad))
-        with pytest.raises(ValueError):
-            _core.inject_styles(model, **(inject_arguments(inversion) | {"styles": [changed(inversion, "key", 3)]}))
-        with pytest.raises(_core.ModelError):
-            _core.Model(configuration, weights | {NAME: weights[NAME] | {"shape": [1]}})
-    assert [sys.getrefcount(thing) for thing in watched] == before
-
-
-def test_results_are_given_back(model):
-    result = weakref.ref(invert(model)[0]["query"][2])
-    gc.collect()
-    assert result() is None
-
-
-def resident():
-    """Bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def test_memory_does_not_grow(model, inversion):
-    def calls():
-        tiny.model()
-        z = tiny.latents(height=32, width=32)
-        model.predict_noise(z, 1, tiny.CONTEXT)
-        model.decode(model.encode(picture(64, 64)[None]))
-        invert(model, latents=z)
-        _core.transfer(model, **transfer_arguments())
-        with pytest.raises(Stop):
-            invert(model, latents=z, progress=raise_stop)
-        with pytest.raises(_core.ModelError):
-            build(weights=tiny.weights(tiny.config()) | {"unet.extra": tiny.weight(np.zeros(2**18, np.float32))})
-
-    def raise_stop(step, total):
-        raise Stop
-
-    for _ in range(5):
-        calls()
-    before = resident()
-    for _ in range(40):
-        calls()
-    assert resident() - before < 8 << 20
-
-
-@pytest.mark.parametrize("level", ["generic", "avx2", "avx512", "avx512_bf16", "amx", "sse9"])
-def test_a_forced_instruction_set(level):
-    program = "from styleid import _core; print(_core.info()['isa'])"
-    environment = {"STYLEID_ISA": level, "PATH": "/usr/bin"}
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
-    if level in _core.info()["isas"]:
-        assert process.stdout.strip() == level
-    else:
-        assert process.returncode == 1 and f"ImportError: STYLEID_ISA: " in process.stderr and level in process.stderr

@@ -156,7 +156,9 @@ def vae_half(name, c, inputs, outputs, widths, block, per_block, sampler):
 def vae_shapes(c):
     latent, widths, per_block = c["latent_channels"], c["channels"], c["layers_per_block"]
     shapes = vae_half("encoder", c, c["image_channels"], 2 * latent, widths, "down_blocks", per_block, "downsamplers")
-    shapes |= vae_half("decoder", c, latent, c["image_channels"], widths[::-1], "up_blocks", per_block + 1, "upsamplers")
+    shapes |= vae_half(
+        "decoder", c, latent, c["image_channels"], widths[::-1], "up_blocks", per_block + 1, "upsamplers"
+    )
     if c["quant_conv"]:
         shapes |= conv("quant_conv", 2 * latent, 2 * latent, 1)
     if c["post_quant_conv"]:
@@ -219,4 +221,66 @@ def latents(n=1, height=4, width=4, seed=1):
     return np.random.default_rng(seed).standard_normal((n, 4, height, width), np.float32)
 
 
+# ------------------------------------------------------------------------------------ good arguments for the module
+
+STEPS = 3
+LAYERS = (2, 3)
 CONTEXT = np.random.default_rng(2).standard_normal((1, TOKENS, 24), np.float32)
+STRENGTHS = np.ones((STEPS, 4), np.float32)  # (steps, decoder layers)
+
+
+def invert(model, **changes):
+    arguments = {
+        "latents": latents(),
+        "context": CONTEXT,
+        "steps": STEPS,
+        "schedule": "diffusers",
+        "layers": LAYERS,
+        "keep": ("both",),
+        "feature_dtype": "float32",
+    }
+    return _core.invert(model, **(arguments | changes))
+
+
+def sample_arguments(inversion):
+    return {
+        "latent": inversion["latents"][-1:],
+        "context": CONTEXT,
+        "steps": STEPS,
+        "schedule": "diffusers",
+        "layers": LAYERS,
+        "content": inversion,
+        "styles": [inversion],
+        "weights": [1.0],
+        "gamma": STRENGTHS,
+        "temperature": STRENGTHS,
+    }
+
+
+def inject_arguments(inversion):
+    arguments = sample_arguments(inversion)
+    del arguments["latent"]
+    return arguments
+
+
+def picture(height=8, width=8):
+    return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def transfer_arguments():
+    return {
+        "content": picture(),
+        "style": picture(),
+        "context": CONTEXT,
+        "steps": STEPS,
+        "schedule": "diffusers",
+        "layers": LAYERS,
+        "gamma": STRENGTHS,
+        "temperature": STRENGTHS,
+    }
+
+
+def filled(array, value):
+    array = array.copy()
+    array.flat[-1] = value
+    return array
