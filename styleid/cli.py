@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from styleid import _core
 from styleid.files import check_writable
@@ -23,9 +24,10 @@ OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            options.run(options)
     except KeyboardInterrupt:
         print("styleid: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -51,10 +53,9 @@ def run_transfer(options: argparse.Namespace) -> None:
     """styleid transfer CONTENT STYLE -o OUT"""
     check_output(options.output)
     model = _load(options)
-    size = options.size or model.image_size
     picture = transfer(
-        load_image(options.content, size),
-        load_image(options.style, size),
+        _load_image(options.content, options, model),
+        _load_image(options.style, options, model),
         model,
         options.steps,
         options.schedule,
@@ -73,7 +74,7 @@ def run_invert(options: argparse.Namespace) -> None:
     check_writable(options.output)
     model = _load(options)
     invert(
-        load_image(options.image, options.size or model.image_size),
+        _load_image(options.image, options, model),
         model,
         options.steps,
         options.schedule,
@@ -135,6 +136,10 @@ def _print_estimate(model: Model, steps: int) -> None:
 
 def _load(options: argparse.Namespace) -> Model:
     return load_model(options.model, options.dtype, threads=options.threads)
+
+
+def _load_image(path: str, options: argparse.Namespace, model: Model) -> NDArray[np.uint8]:
+    return load_image(path, model.image_size if options.size is None else options.size)
 
 
 def _show_progress(options: argparse.Namespace) -> bool:

@@ -113,7 +113,7 @@ def inject_styles(
         TypeError, ValueError: naming the argument, what came and what was expected; also for inversions of different
             models, sizes, schedules or numbers of steps
     """
-    styles = [style] if isinstance(style, Inversion) else list(style)
+    styles = list(style) if isinstance(style, (list, tuple)) else [style]
     _check_inversions(content, styles)
     model = _model(model or content.model)
     for name, inversion in _named(content, styles):
@@ -237,8 +237,8 @@ def _check_inversions(content: Inversion, styles: Sequence[Inversion]) -> None:
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     """The weight of each style, all together 1."""
-    shares = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
-    if shares.shape != (count,) or not np.all((shares > 0) & np.isfinite(shares)):
+    shares = np.ones(count) if weights is None else np.asarray(weights)
+    if shares.dtype.kind not in "fiu" or shares.shape != (count,) or not np.all((shares > 0) & np.isfinite(shares)):
         raise ValueError(f"weights: expected {count} positive numbers, one per style, got {weights!r}")
     return [float(share) for share in shares / shares.sum()]
 

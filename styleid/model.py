@@ -168,7 +168,8 @@ def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:
         raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__} of dtype {array.dtype}")
     if array.ndim != rank or array.size == 0:
         raise ValueError(f"{name}: expected a non-empty array with {rank} dimensions, got the shape {array.shape}")
-    array = np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused below
+        array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: holds NaN or infinity")
     return array

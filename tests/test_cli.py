@@ -1,0 +1,298 @@
+"""The command line: what it writes, what it says, and its exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from conftest import picture
+from PIL import Image
+
+import styleid
+from styleid import cli
+
+STEPS = ["--steps", "3"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, shared_folder):
+    """The current directory, with two pictures and the tiny model."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed in ("content.png", 0), ("style.png", 1):
+        Image.fromarray(picture(seed, 40, 30)).save(name)
+    (tmp_path / "model").symlink_to(shared_folder)
+    return tmp_path
+
+
+def run(*arguments):
+    """The exit code of a command, which runs in this process."""
+    try:
+        return cli.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return end.code
+
+
+def transfer(*options):
+    return run("transfer", "content.png", "style.png", "-o", "out.png", "--model", "model", *STEPS, *options)
+
+
+def complaint(capsys):
+    """The one line on stderr."""
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("styleid: error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    return err
+
+
+def output(name="out.png"):
+    return np.asarray(Image.open(name))
+
+
+def engine(**options):
+    """What the command is to have used."""
+    return styleid.load_model("model", **options)
+
+
+# ---- commands ----
+
+
+def test_transfer(place, capsys):
+    assert transfer() == 0
+    assert capsys.readouterr() == ("", "")
+    expected = styleid.transfer("content.png", "style.png", engine(), steps=3)
+    np.testing.assert_array_equal(output(), expected)
+    assert sorted(os.listdir(place)) == ["content.png", "model", "out.png", "style.png"]
+
+
+@pytest.mark.parametrize(
+    "options, same",
+    [
+        (["--gamma", "0.3", "--temperature", "2"], {"gamma": 0.3, "temperature": 2}),
+        (["--layers", "4-5,7"], {"layers": [4, 5, 7]}),
+        (["--layers", "7"], {"layers": [7]}),
+        (["--no-adain"], {"adain": False}),
+        (["--no-injection"], {"inject": False}),
+        (["--schedule", "diffusers"], {"schedule": "diffusers"}),
+        (["--steps", "5", "--quiet"], {"steps": 5}),
+    ],
+)
+def test_options_of_transfer(place, options, same):
+    assert transfer("--dtype", "float32", "--threads", 1, *options) == 0
+    model = engine(dtype="float32", threads=1)
+    expected = styleid.transfer("content.png", "style.png", model, **{"steps": 3} | same)
+    np.testing.assert_array_equal(output(), expected)
+
+
+@pytest.mark.parametrize("size, shape", [("32", (32, 32, 3)), ("16x48", (16, 48, 3)), ("48X16", (48, 16, 3))])
+def test_sizes(place, size, shape):
+    assert transfer("--size", size) == 0
+    assert output().shape == shape
+
+
+def test_invert_and_inject(place):
+    options = ["--model", "model", *STEPS, "--layers", "5-7"]
+    assert run("invert", "content.png", "-o", "content.inv", *options, "--keep", "query") == 0
+    assert run("invert", "style.png", "-o", "style.inv", *options, "--keep", "keys") == 0
+    assert run("inject", "content.inv", "style.inv", "-o", "out.png", "--model", "model", "--layers", "6,7") == 0
+    expected = styleid.transfer("content.png", "style.png", engine(), steps=3)
+    assert np.abs(output().astype(int) - expected).max() <= (1 if engine().dtype == "float32" else 30)
+    assert styleid.Inversion.load("style.inv").layers == (5, 6, 7)
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.webp", "out.TIF", "out.bmp"])
+def test_formats(place, name):
+    assert run("transfer", "content.png", "style.png", "-o", name, "--model", "model", *STEPS) == 0
+    assert output(name).shape == (16, 16, 3)
+
+
+def test_info(place, capsys):
+    assert run("info", "--model", "model", "--dtype", "float32") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for fact in (
+        styleid.__version__, "oneDNN 3.", "bfloat16", "model: model", "float32", "16x16", "multiples of 16",
+        "4, 5, 6, 7", "epsilon", "the empty one only", "one evaluation takes", "transfer with 50 steps",
+    ):  # fmt: skip
+        assert fact in out
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"styleid {styleid.__version__}\n"
+
+
+def test_help(capsys):
+    for command in ("transfer", "invert", "inject", "info"):
+        assert run(command, "--help") == 0
+        assert f"usage: styleid {command}" in capsys.readouterr().out
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "styleid", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"styleid {styleid.__version__}\n"
+
+
+def test_warnings_take_one_line(place, capsys, monkeypatch):
+    def warn(*_):
+        warnings.warn("too long", stacklevel=1)
+        return picture()
+
+    monkeypatch.setattr(cli, "transfer", warn)
+    assert transfer() == 0
+    assert capsys.readouterr().err == "styleid: warning: too long\n"
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "required: COMMAND"),
+        (["paint"], "invalid choice"),
+        (["transfer"], "required"),
+        (["transfer", "content.png", "style.png"], "required: -o"),
+        (["transfer", "content.png", "-o", "a.png"], "required"),
+        (["invert", "content.png", "-o", "a.inv", "--gamma", "1"], "unrecognized"),
+        (["info", "--steps", "many"], "invalid int"),
+    ],
+)
+def test_usage(place, capsys, arguments, message):
+    assert run(*arguments) == 2
+    assert message in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--steps", "1"], "steps: "),
+        (["--steps", "1001"], "steps: "),
+        (["--steps", "x"], "--steps"),
+        (["--schedule", "mine"], "--schedule"),
+        (["--gamma", "2"], "gamma: "),
+        (["--gamma", "nan"], "gamma: "),
+        (["--gamma", "much"], "--gamma"),
+        (["--temperature", "0"], "temperature: "),
+        (["--layers", "3"], "layers: expected different ones out of [4, 5, 6, 7]"),
+        (["--layers", "6-8"], "layers: "),
+        (["--layers", "7,7"], "layers: "),
+        (["--layers", ""], "--layers"),
+        (["--layers", "7-6"], "--layers"),
+        (["--layers", "a"], "--layers"),
+        (["--layers", "-7"], "--layers"),
+        (["--layers", "1-99999999999"], "--layers"),
+        (["--size", "0"], "size: "),
+        (["--size", "17"], "multiples of 16"),
+        (["--size", "big"], "--size"),
+        (["--size", "1x2x3"], "--size"),
+        (["--size", "99999999"], "size: "),
+        (["--dtype", "float16"], "--dtype"),
+        (["--threads", "0"], "threads: "),
+        (["--model", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_wrong_options(place, capsys, options, message):
+    assert transfer(*options) == 2
+    assert message in complaint(capsys)
+    assert not os.path.exists("out.png")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("none.png", "none.png: No such file or directory"),
+        (".", "Is a directory"),
+        ("text.png", "text.png: not a picture"),
+        ("cut.png", "cut.png: not usable as a picture"),
+    ],
+)
+def test_wrong_pictures(place, capsys, name, message):
+    (place / "text.png").write_text("hello")
+    (place / "cut.png").write_bytes((place / "content.png").read_bytes()[:500])
+    assert run("transfer", name, "style.png", "-o", "out.png", "--model", "model") == 2
+    assert message in complaint(capsys)
+    assert run("invert", name, "-o", "out.inv", "--model", "model") == 2
+    assert message in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("out", "unknown picture format ''"),
+        ("out.txt", "unknown picture format '.txt'"),
+        ("folder", "unknown picture format"),
+        ("folder.png", "is a directory"),
+        ("nowhere/out.png", "nowhere does not exist"),
+        ("/proc/out.png", "/proc"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(place, capsys, monkeypatch, name, message):
+    (place / "folder").mkdir()
+    (place / "folder.png").mkdir()
+    monkeypatch.setattr(cli, "load_model", None)  # not even this may happen
+    assert run("transfer", "content.png", "style.png", "-o", name) == 2
+    assert message in complaint(capsys)
+    assert run("inject", "content.inv", "style.inv", "-o", name) == 2
+    assert message in complaint(capsys)
+
+
+@pytest.mark.parametrize("name, message", [("folder", "is a directory"), ("nowhere/a.inv", "does not exist")])
+def test_places_of_inversions_are_checked_before_the_work(place, capsys, monkeypatch, name, message):
+    (place / "folder").mkdir()
+    monkeypatch.setattr(cli, "load_model", None)
+    assert run("invert", "content.png", "-o", name) == 2
+    assert message in complaint(capsys)
+
+
+def test_wrong_inversions(place, capsys):
+    for arguments in (["content.png", "content.png"], ["none.inv", "none.inv"]):
+        assert run("inject", *arguments, "-o", "out.png", "--model", "model") == 2
+        assert arguments[0] in complaint(capsys)
+    for name, steps in ("a.inv", 3), ("b.inv", 4):
+        assert run("invert", "content.png", "-o", name, "--model", "model", "--steps", steps) == 0
+    assert run("inject", "a.inv", "b.inv", "-o", "out.png", "--model", "model") == 2
+    assert "style: its steps is 4, but content's is 3" in complaint(capsys)
+
+
+def test_prompts_need_a_text_encoder(place, capsys):
+    assert run("invert", "content.png", "-o", "a.inv", "--model", "model", "--prompt", "a cat") == 2
+    assert "no text encoder" in complaint(capsys)
+
+
+def test_memory_runs_out(place, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "transfer", fail)
+    assert transfer() == 2
+    assert "not enough memory" in complaint(capsys)
+
+
+def test_faults_of_the_program_keep_their_traceback(place, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a fault")
+
+    monkeypatch.setattr(cli, "transfer", fail)
+    with pytest.raises(AssertionError, match="a fault"):
+        transfer()
+
+
+def test_ctrl_c(place, capsys):
+    """130, one line, and nothing half-written; an older output stays as it is."""
+    (place / "out.png").write_bytes(b"older")
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert transfer("--steps", 1000, "--schedule", "diffusers") == 130
+    assert capsys.readouterr() == ("", "styleid: interrupted\n")
+    assert (place / "out.png").read_bytes() == b"older"
+    assert sorted(os.listdir(place)) == ["content.png", "model", "out.png", "style.png"]
+
+
+def test_a_bar_where_someone_looks(place, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert transfer() == 0
+    assert "8/8" in capsys.readouterr().err
+    assert transfer("--quiet") == 0
+    assert capsys.readouterr().err == ""
