@@ -77,7 +77,7 @@ def invert(
 
 def inject_styles(
     content: Inversion,
-    style: Inversion | Sequence[Inversion],
+    style: Inversion | list[Inversion] | tuple[Inversion, ...],
     model: Model | None = None,
     gamma: ArrayLike = 0.75,
     temperature: ArrayLike = 1.5,
