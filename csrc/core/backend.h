@@ -86,7 +86,7 @@ struct sid_backend {
                      const sid_weight *bias);
     void (*conv_close)(sid_conv **conv);
     /* dst (n, h', w', out) in the backend's dtype or float32, src (n, h, w, in); dense.
-     * Of post only the residual. */
+     * Of post only the residual, and not even that with upsample. */
     int (*conv)(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv *conv, const sid_post *post);
 
     /* parts weights (out_i, in[, 1, 1]), stacked along out; bias NULL or one per part (out_i). */

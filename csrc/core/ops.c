@@ -33,7 +33,8 @@ int sid_conv2d(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv 
     post = post ? post : &(sid_post){0};
     SID_TRY(expect(src->c == s->in && dst->c == s->out && dst->n == src->n && dst->h == sid_conv_size(s, src->h) &&
                        dst->w == sid_conv_size(s, src->w) && dst->h && dst->w && src->stride == src->c &&
-                       dst->stride == dst->c && post_fits(dst, post) && !post->factor && !post->activation,
+                       dst->stride == dst->c && post_fits(dst, post) && !post->factor && !post->activation &&
+                       !(s->upsample && post->residual),
                    "conv2d"));
     return exec->backend->conv(exec, dst, src, conv, post);
 }

@@ -1,0 +1,22 @@
+/* A convolution as oneDNN computes it. */
+#ifndef SID_CPU_DIRECT_H
+#define SID_CPU_DIRECT_H
+
+#include "cpu/primitive.h"
+
+typedef struct {
+    size_t in, out, kernel, stride;
+    size_t top, left, bottom, right; /* zeros around the input */
+} sid_direct_shape;
+
+typedef struct sid_direct sid_direct;
+
+/* weight (out, in, kernel, kernel) and bias (out) must stay valid until the first run, which packs them. */
+int sid_direct_open(sid_cpu *cpu, sid_direct **direct, const sid_direct_shape *shape, const sid_weight *weight,
+                    const sid_weight *bias);
+void sid_direct_close(sid_direct **direct);
+
+/* As the backend's conv; dst's height and width are those that the shape gives. */
+int sid_direct_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_direct *direct, const sid_post *post);
+
+#endif
