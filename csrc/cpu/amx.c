@@ -59,7 +59,34 @@ TARGET static void attention_tile(const sid_attention_tile *tile) {
     on_tiles_tile(tile);
     tiles_end();
 }
-ATTENTION_TABLE(attention_bf16, SID_BF16, attention_tile, on_tiles_pack)
+
+/* Panels of V^T need a transposition, which would take as long as the products if done by single elements: a panel's row
+ * of 32 keys is one of words, each a pair of keys. */
+TARGET static void attention_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,
+                                  size_t depth) {
+    if (row_stride != 1) {
+        on_tiles_pack(dst, src, row_stride, depth_stride, rows, depth);
+        return;
+    }
+    float *word = dst;
+    for (size_t row = 0; row < rows; row += ROWS) {
+        __mmask16 inside = rows - row < ROWS ? (__mmask16)((1u << (rows - row)) - 1) : (__mmask16)0xffff;
+        for (size_t first = 0; first < depth; first += GROUP, word += ROWS * GROUP / PAIR) {
+            vec r[ROWS];
+            for (size_t j = 0; j < ROWS; j++) {
+                size_t d = first + 2 * j;
+                const uint16_t *at = (const uint16_t *)src + d * depth_stride + row;
+                __m256i low = _mm256_maskz_loadu_epi16(d < depth ? inside : 0, at);
+                __m256i high = _mm256_maskz_loadu_epi16(d + 1 < depth ? inside : 0, at + depth_stride);
+                r[j] = v_interleave(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+            }
+            v_transpose(r);
+            for (size_t i = 0; i < ROWS; i++) v_store(word + i * GROUP / PAIR, r[i]);
+        }
+    }
+}
+
+ATTENTION_TABLE(attention_bf16, SID_BF16, attention_tile, attention_pack)
 
 void sid_kernels_amx(sid_kernels *kernels) {
     kernels->attention_scratch[SID_BF16] = attention_bf16_scratch;

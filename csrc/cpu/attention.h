@@ -27,7 +27,7 @@ typedef struct {
     size_t query_tile;             /* most queries of a tile */
     size_t (*workspace)(size_t head_size);
     void (*tile)(const sid_attention_tile *tile);
-    /* Packs rows x depth elements, (r, d) at src[r * row_stride + d * depth_stride], into panels. */
+    /* Packs rows x depth elements, (r, d) at src[r * row_stride + d * depth_stride], into panels; one stride is 1. */
     void (*pack)(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows, size_t depth);
 } sid_attention_isa;
 

@@ -272,7 +272,7 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,    \
                                    size_t depth) {                                                                     \
         if (row_stride == 1) pack_panels(dst, src, dtype, 1, depth_stride, rows, depth);                               \
-        else pack_panels(dst, src, dtype, row_stride, depth_stride, rows, depth);                                      \
+        else pack_panels(dst, src, dtype, row_stride, 1, rows, depth);                                                 \
     }
 
 /* The entries of the kernel table: name() and name_scratch(). */

@@ -55,16 +55,23 @@ SIMD void v_transpose(vec r[16]) {
 SIMD vec v_load_part(const float *p, size_t count) { return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p); }
 SIMD void v_store_part(float *p, vec x, size_t count) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), x); }
 
-SIMD vec v_from_bf16(const uint16_t *p) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+SIMD vec v_widen(__m256i halves) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+SIMD vec v_from_bf16(const uint16_t *p) { return v_widen(_mm256_loadu_si256((const __m256i *)p)); }
+SIMD vec v_from_bf16_part(const uint16_t *p, size_t count) {
+    return v_widen(_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), p));
 }
 /* Round to nearest, ties to even. */
-SIMD void v_to_bf16(uint16_t *p, vec x) {
+SIMD __m256i v_bf16(vec x) {
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+SIMD void v_to_bf16(uint16_t *p, vec x) { _mm256_storeu_si256((__m256i *)p, v_bf16(x)); }
+SIMD void v_to_bf16_part(uint16_t *p, vec x, size_t count) {
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << count) - 1), v_bf16(x));
 }
 
 #elif LANES == 8
@@ -132,19 +139,18 @@ SIMD void v_to_bf16(uint16_t *p, vec x) {
     high = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(high));
 }
-
-#endif
-
 SIMD vec v_from_bf16_part(const uint16_t *p, size_t count) {
-    uint16_t all[LANES] = {0};
+    uint16_t all[8] = {0};
     for (size_t i = 0; i < count; i++) all[i] = p[i];
     return v_from_bf16(all);
 }
 SIMD void v_to_bf16_part(uint16_t *p, vec x, size_t count) {
-    uint16_t all[LANES];
+    uint16_t all[8];
     v_to_bf16(all, x);
     for (size_t i = 0; i < count; i++) p[i] = all[i];
 }
+
+#endif
 
 /* 2^x for x below 127; 0 for -infinity. */
 SIMD vec v_exp2(vec x) {
