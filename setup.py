@@ -20,9 +20,7 @@ from setuptools.errors import SetupError
 LAYERS = ("core", "cpu", "model", "style", "python")
 LEAST_ONEDNN = (3, 2)
 VERSION_HEADER = "oneapi/dnnl/dnnl_version.h"
-HELP = (
-    "install onednn-devel-cpu-gomp, or set ONEDNN_ROOT to the directory of a oneDNN 3.2 or later with GNU OpenMP"
-)
+HELP = "install onednn-devel-cpu-gomp, or set ONEDNN_ROOT to the directory of a oneDNN 3.2 or later with GNU OpenMP"
 
 
 def installed(distribution: str, name: str) -> Path:
@@ -57,7 +55,7 @@ def check_version(header: Path) -> None:
     numbers = dict(re.findall(r"#define DNNL_VERSION_(\w+)\s+(\d+)", header.read_text()))
     version = int(numbers["MAJOR"]), int(numbers["MINOR"])
     if version < LEAST_ONEDNN:
-        raise SetupError(f"oneDNN {version[0]}.{version[1]} in {header.parents[2]} is too old: {HELP}")
+        raise SetupError(f"{header} is of oneDNN {version[0]}.{version[1]}, which is too old: {HELP}")
 
 
 class BuildCore(build_ext):

@@ -1,5 +1,9 @@
 """What the C module refuses as arguments, and how it says so."""
 
+import ast
+import inspect
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -33,6 +37,21 @@ def text_model():
 @pytest.fixture(scope="module")
 def inversion(model):
     return invert(model)[0]
+
+
+def test_signatures_are_those_of_the_stub():
+    def check(definitions, owner):
+        for definition in definitions:
+            if isinstance(definition, ast.FunctionDef) and not definition.name.startswith("__"):
+                if not any(getattr(decorator, "id", "") == "property" for decorator in definition.decorator_list):
+                    names = [argument.arg for argument in definition.args.args]
+                    assert list(inspect.signature(getattr(owner, definition.name)).parameters) == names
+
+    stub = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text())
+    model = next(node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == "Model")
+    check(stub.body, _core)
+    check(model.body, _core.Model)
+    assert list(inspect.signature(_core.Model).parameters) == ["config", "weights", "dtype", "threads"]
 
 
 # ------------------------------------------------------------------------------------------------------------ arrays
