@@ -4,11 +4,13 @@
 
 #include "cpu/kernels.h"
 
+#define HAS_FMA
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #include "cpu/norm.h"
 #include "cpu/pointwise.h"
 #include "cpu/simd.h"
+#include "cpu/winograd_tile.h"
 
 #define ROWS 4
 #define GROUP 1
@@ -28,6 +30,7 @@ void sid_kernels_avx2(sid_kernels *kernels) {
     kernels->attention[SID_BF16] = attention_bf16;
     fill_norms(kernels);
     fill_pointwise(kernels);
+    fill_winograd(kernels);
 }
 
 #else

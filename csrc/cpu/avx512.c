@@ -3,8 +3,15 @@
 
 #include "cpu/kernels.h"
 
+#define HAS_FMA
 #define LANES 16
+#ifdef __clang__
 #define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#else
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#endif
+#include "cpu/norm.h"
+#include "cpu/pointwise.h"
 #include "cpu/simd.h"
 
 #define ROWS 8
@@ -23,6 +30,8 @@ void sid_kernels_avx512(sid_kernels *kernels) {
     kernels->attention_scratch[SID_BF16] = attention_bf16_scratch;
     kernels->attention[SID_F32] = attention_f32;
     kernels->attention[SID_BF16] = attention_bf16;
+    fill_norms(kernels);
+    fill_pointwise(kernels);
 }
 
 #else

@@ -2,6 +2,13 @@
 #ifndef SID_CPU_EXP2_H
 #define SID_CPU_EXP2_H
 
+/* a * b + c, rounded once where the instruction exists; the including file defines HAS_FMA where its TARGET has it. */
+#if defined(HAS_FMA) || defined(__FP_FAST_FMAF)
+#define FMA(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define FMA(a, b, c) ((a) * (b) + (c))
+#endif
+
 #define SID_LOG2E 1.44269504f
 #define SID_LN2 0.693147181
 
@@ -27,12 +34,12 @@ static inline float sid_exp2(float x) {
     int exponent = (int)((unsigned)whole.bits - (unsigned)shifter.bits);
     exponent = exponent > -126 ? exponent : -126;
     exponent = exponent < 127 ? exponent : 127;
-    float p = SID_EXP2_C4 + f * SID_EXP2_C5;
-    p = SID_EXP2_C3 + f * p;
-    p = SID_EXP2_C2 + f * p;
-    p = SID_EXP2_C1 + f * p;
+    float p = FMA(f, SID_EXP2_C5, SID_EXP2_C4);
+    p = FMA(f, p, SID_EXP2_C3);
+    p = FMA(f, p, SID_EXP2_C2);
+    p = FMA(f, p, SID_EXP2_C1);
     word power = {.bits = (exponent + 127) << 23};
-    return (1 + f * p) * power.number;
+    return FMA(f, p, 1) * power.number;
 }
 
 #endif

@@ -54,7 +54,7 @@ TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t stride, s
             for (size_t i = 0; i < count; i++) {
                 float d = x[i] - of_pivot[i];
                 of_sum[i] += d;
-                of_squares[i] += d * d;
+                of_squares[i] = FMA(d, d, of_squares[i]);
             }
         }
 }
@@ -109,12 +109,12 @@ TARGET static void apply_pixels(void *dst, size_t dst_stride, const sid_tensor *
             if (silu) {
 #pragma omp simd
                 for (size_t c = 0; c < count; c++) {
-                    float z = x[c] * of_factor[c] + of_offset[c];
+                    float z = FMA(x[c], of_factor[c], of_offset[c]);
                     y[c] = z / (1 + sid_exp2(-SID_LOG2E * z));
                 }
             } else {
 #pragma omp simd
-                for (size_t c = 0; c < count; c++) y[c] = x[c] * of_factor[c] + of_offset[c];
+                for (size_t c = 0; c < count; c++) y[c] = FMA(x[c], of_factor[c], of_offset[c]);
             }
             write_floats(dst, src->dtype, (pixel + i) * dst_stride + first, count, y);
         }
@@ -159,28 +159,29 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
 TARGET static void normalize_row(void *dst, const void *src, sid_dtype dtype, size_t c, const float *scale,
                                  const float *shift, float eps) {
     float in[CHUNK], out[CHUNK];
+    const float *row = c <= CHUNK ? read_floats(in, src, dtype, 0, c) : NULL; /* converted once if it fits */
     float sum = 0, squares = 0;
     for (size_t first = 0; first < c; first += CHUNK) {
         size_t count = c - first < CHUNK ? c - first : CHUNK;
-        const float *x = read_floats(in, src, dtype, first, count);
+        const float *x = row ? row : read_floats(in, src, dtype, first, count);
 #pragma omp simd reduction(+ : sum)
         for (size_t i = 0; i < count; i++) sum += x[i];
     }
     float mean = sum / (float)c;
     for (size_t first = 0; first < c; first += CHUNK) {
         size_t count = c - first < CHUNK ? c - first : CHUNK;
-        const float *x = read_floats(in, src, dtype, first, count);
+        const float *x = row ? row : read_floats(in, src, dtype, first, count);
 #pragma omp simd reduction(+ : squares)
         for (size_t i = 0; i < count; i++) squares += (x[i] - mean) * (x[i] - mean);
     }
     float inverse = 1 / sqrtf(squares / (float)c + eps);
     for (size_t first = 0; first < c; first += CHUNK) {
         size_t count = c - first < CHUNK ? c - first : CHUNK;
-        const float *x = read_floats(in, src, dtype, first, count);
+        const float *x = row ? row : read_floats(in, src, dtype, first, count);
         float *y = floats_of(out, dst, dtype, first);
         const float *of_scale = scale + first, *of_shift = shift + first;
 #pragma omp simd
-        for (size_t i = 0; i < count; i++) y[i] = (x[i] - mean) * inverse * of_scale[i] + of_shift[i];
+        for (size_t i = 0; i < count; i++) y[i] = FMA((x[i] - mean) * inverse, of_scale[i], of_shift[i]);
         write_floats(dst, dtype, first, count, y);
     }
 }

@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#define SPAN (16 * CHUNK) /* elements of a thread's turn */
+#define SPAN (4 * CHUNK) /* elements of a thread's turn */
 
 TARGET static void combine_span(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b,
                                 const void *y, sid_dtype y_dtype, size_t begin, size_t end) {
@@ -19,7 +19,7 @@ TARGET static void combine_span(void *dst, sid_dtype dst_dtype, float a, const v
         if (y) {
             const float *other = read_floats(y_buffer, y, y_dtype, first, count);
 #pragma omp simd
-            for (size_t i = 0; i < count; i++) to[i] = a * from[i] + b * other[i];
+            for (size_t i = 0; i < count; i++) to[i] = FMA(a, from[i], b * other[i]);
         } else {
 #pragma omp simd
             for (size_t i = 0; i < count; i++) to[i] = a * from[i];
