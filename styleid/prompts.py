@@ -27,6 +27,7 @@ class PromptTokenizer:
     def __call__(self, text: str) -> NDArray[np.int32]:
         """(1, length) token numbers; what is too long is cut off with a warning."""
         try:
+            text.encode()  # half a surrogate pair has no tokens; not all versions of `tokenizers` say so
             pieces = self.tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:  # noqa: BLE001  `tokenizers` raises nothing more specific
             raise ValueError(f"prompt {text[:80]!r} cannot be tokenized: {error}") from None

@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: not a sound safetensors file: {error}") from None
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     return {name: _tensor(name, entry, content, start, path) for name, entry in header.items()}, metadata
 
 

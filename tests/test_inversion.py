@@ -305,6 +305,12 @@ def test_a_forged_inversion_does_no_harm(content, model, tmp_path):
         Inversion.load(tmp_path / "b.inv").reconstruct(model)
 
 
+def test_file_without_metadata(tmp_path):
+    header = b'{"__metadata__":null,"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "a.inv").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    refused(tmp_path / "a.inv", "not a")
+
+
 def test_metadata_is_json_in_the_header(inversion, tmp_path):
     inversion.save(tmp_path / "a.inv")
     with open(tmp_path / "a.inv", "rb") as file:
