@@ -5,6 +5,7 @@
 #include "core/err.h"
 #include "core/ops.h"
 #include "cpu/direct.h"
+#include "cpu/winograd.h"
 
 #define PHASES 4
 
@@ -14,6 +15,7 @@ typedef struct {
     sid_conv base;
     sid_weight weight, bias;   /* borrowed until the first run */
     sid_direct *parts[PHASES]; /* one, or one per parity (2 * row + column); NULL before the first run */
+    sid_winograd *winograd;    /* instead of parts where it is faster */
 } cpu_conv;
 
 /* One dimension's three taps on the doubled input as two taps on the input. Even outputs see the pixel before and
@@ -72,6 +74,7 @@ void sid_cpu_conv_close(sid_conv **conv) {
     cpu_conv *c = (cpu_conv *)*conv;
     if (!c) return;
     for (size_t i = 0; i < PHASES; i++) sid_direct_close(&c->parts[i]);
+    sid_winograd_close(&c->winograd);
     free(c);
     *conv = NULL;
 }
@@ -100,8 +103,9 @@ static int run_doubled(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, c
     return SID_OK;
 }
 
-static int open_single(sid_cpu *cpu, cpu_conv *c) {
+static int open_single(sid_cpu *cpu, cpu_conv *c, const sid_tensor *dst, const sid_tensor *src) {
     const sid_conv_shape *s = &c->base.shape;
+    if (sid_winograd_suits(s, src, dst)) return sid_winograd_open(cpu, &c->winograd, s, &c->weight, &c->bias);
     sid_direct_shape shape = {s->in,         s->out,        s->kernel,    s->stride,
                               s->pad_before, s->pad_before, s->pad_after, s->pad_after};
     return sid_direct_open(cpu, &c->parts[0], &shape, &c->weight, &c->bias);
@@ -110,6 +114,7 @@ static int open_single(sid_cpu *cpu, cpu_conv *c) {
 int sid_cpu_conv(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv *conv, const sid_post *post) {
     cpu_conv *c = (cpu_conv *)conv;
     if (c->base.shape.upsample) return run_doubled(exec, dst, src, c);
-    if (!c->parts[0]) SID_TRY(open_single((sid_cpu *)exec->backend, c));
-    return sid_direct_run(exec, dst, src, c->parts[0], post);
+    if (!c->parts[0] && !c->winograd) SID_TRY(open_single((sid_cpu *)exec->backend, c, dst, src));
+    return c->winograd ? sid_winograd_run(exec, dst, src, c->winograd, post)
+                       : sid_direct_run(exec, dst, src, c->parts[0], post);
 }

@@ -2,6 +2,7 @@
 #define TARGET
 #include "cpu/norm.h"
 #include "cpu/pointwise.h"
+#include "cpu/winograd_tile.h"
 
 #include <float.h>
 
@@ -99,4 +100,5 @@ void sid_kernels_generic(sid_kernels *kernels) {
     kernels->attention[SID_BF16] = attention_bf16;
     fill_norms(kernels);
     fill_pointwise(kernels);
+    fill_winograd(kernels);
 }

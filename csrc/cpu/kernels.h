@@ -4,6 +4,11 @@
 
 #include "core/backend.h"
 
+/* Tiles first .. first + count - 1 of 4x4 output pixels each, counted row by row through all samples of h x w pixels. */
+typedef struct {
+    size_t h, w, first, count;
+} sid_winograd_grid;
+
 /* Ordered: a level includes the ones before it. */
 typedef enum {
     SID_ISA_GENERIC,
@@ -33,6 +38,11 @@ typedef struct {
                         float factor, int threads);
     void (*to_planes)(float *planes, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c,
                       size_t src_stride, float factor, int threads);
+    /* v [36][count][channels]: the transformed 6x6 input tiles of src (n, h, w, channels); channels a multiple of 16. */
+    void (*winograd_input)(float *v, const sid_winograd_grid *grid, const float *src, size_t channels, int threads);
+    /* dst (n, h, w, channels): the tiles m [36][count][channels] transformed back, + bias + residual (NULL: none). */
+    void (*winograd_output)(float *dst, const sid_winograd_grid *grid, const float *m, size_t channels,
+                            const float *bias, const float *residual, int threads);
     /* Weights on their way into packing: count elements of any stored dtype to float32 or bfloat16. */
     void (*convert)(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t count, int threads);
 } sid_kernels;

@@ -168,10 +168,10 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
     return status;
 }
 
-static int pack_bias(float **bias, size_t parts, const sid_weight *biases) {
+int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *biases) {
     size_t count = 0;
     for (size_t i = 0; i < parts; i++) count += biases[i].shape[0];
-    float *next = *bias = malloc(count * sizeof **bias);
+    float *next = packed->bias = malloc(count * sizeof *next);
     if (!next) return sid_fail(SID_EMEMORY, "out of memory");
     for (size_t i = 0; i < parts; next += biases[i++].shape[0]) sid_weight_floats(next, &biases[i]);
     return SID_OK;
@@ -196,7 +196,7 @@ int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, c
         status = reorder(cpu, packed->data, layout, stacked, plain);
     }
     free(stacked);
-    if (status == SID_OK && biases) status = pack_bias(&packed->bias, parts, biases);
+    if (status == SID_OK && biases) status = sid_pack_bias(packed, parts, biases);
     if (status == SID_OK && dnnl_memory_desc_clone(&packed->layout, layout) != dnnl_success)
         status = sid_fail(SID_EMEMORY, "out of memory");
     if (status == SID_OK) cpu->base.packed_bytes += packed->size;

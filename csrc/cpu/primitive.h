@@ -70,6 +70,7 @@ int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_
 /* Packs the stacked weights (dense rows in C order: the layout `plain`) into `layout`, and the biases (NULL: none). */
 int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
              size_t parts, const sid_weight *weights, const sid_weight *biases);
+int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *biases);
 void sid_packed_close(sid_packed *packed);
 
 /* Filled into the backend's table by backend.c. */

@@ -1,0 +1,22 @@
+/* 3x3 convolutions of stride 1 in float32 by Winograd's F(4x4, 3x3): a quarter of the multiplications, as 36 matrix
+ * products over tiles; the weights take four times the memory. */
+#ifndef SID_CPU_WINOGRAD_H
+#define SID_CPU_WINOGRAD_H
+
+#include "cpu/primitive.h"
+
+typedef struct sid_winograd sid_winograd;
+
+/* Whether it pays for a first run on this input. */
+int sid_winograd_suits(const sid_conv_shape *shape, const sid_tensor *src, const sid_tensor *dst);
+
+/* weight (out, in, 3, 3) and bias (out) must stay valid until the first run, which packs them. */
+int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shape *shape, const sid_weight *weight,
+                      const sid_weight *bias);
+void sid_winograd_close(sid_winograd **winograd);
+
+/* As the backend's conv. */
+int sid_winograd_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_winograd *winograd,
+                     const sid_post *post);
+
+#endif
