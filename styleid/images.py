@@ -125,7 +125,8 @@ def _numbers(array: NDArray[Any], name: str) -> Pixels:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
-        return array.astype(np.float32) / np.float32(65535)
+        scaled: NDArray[np.float32] = array.astype(np.float32) / np.float32(65535)
+        return scaled
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected uint8, uint16 or floating point in [0, 1], got {array.dtype}")
     low, high = array.min(), array.max()  # NaN if there is one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +36,9 @@ class Inversion:
         layers: the decoder layers whose features were kept
         schedule, keep, prompt: as given to `styleid.invert`
         fingerprint: of the model that made it
+        features: the kept arrays themselves: "query", "key" and "value" -> layer -> (steps, tokens, channels), float32,
+            or uint16 that holds the bits of bfloat16
+        model: the model that made it; None for a loaded one
     """
 
     latents: NDArray[np.float32]
@@ -46,7 +49,7 @@ class Inversion:
     keep: str
     prompt: str
     fingerprint: str
-    features: Mapping[str, dict[int, Feature]] = field(repr=False)
+    features: Mapping[str, dict[int, Feature]]
     model: Model | None = None
 
     @property
