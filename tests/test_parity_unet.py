@@ -22,6 +22,7 @@ CONFIGURATIONS = {
     "head size 40, the highest level attends": dict(channels=(40, 80, 80), heads=(1, 2, 2), attention=(1, 0, 0), groups=5),
     "head sizes 80 and 160": dict(channels=(80, 160), heads=1, attention=(1, 1), layers=1, groups=16),
     "one channel a group": dict(channels=(32, 32), heads=4, attention=(0, 1), groups=32, layers=1),
+    "large maps": dict(channels=(64, 80), heads=2, attention=(0, 0), layers=1, groups=16, sample_size=64),
     "widths that fall": dict(channels=(48, 32, 64), heads=(2, 4, 2), attention=(1, 0, 1), layers=3, latent=3, context=1),
 }
 
@@ -74,6 +75,12 @@ def test_sizes(name, height, width):
                                                  ("head size 20, the lower level attends", 10, 6)])  # fmt: skip
 def test_small_and_odd_sizes(name, height, width):
     check(name, height=height, width=width)
+
+
+@pytest.mark.parametrize("height, width, n", [(64, 64, 1), (30, 46, 2), (2, 6, 3)])
+def test_large_maps_and_others_of_the_same_model(height, width, n):
+    """Convolutions are computed in another way where a model's own maps are large."""
+    check("large maps", height=height, width=width, n=n)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "head size 8"])
