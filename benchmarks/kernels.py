@@ -1,6 +1,6 @@
 """Times the CPU's own kernels, every level against plain C and, where it is importable, against PyTorch.
 
-    python -m benchmarks.kernels [--threads N] [--rounds N] [--only TEXT]
+python -m benchmarks.kernels [--threads N] [--rounds N] [--only TEXT]
 """
 
 import argparse
@@ -65,7 +65,9 @@ def attention(shape, dtype, threads):
     candidates = {}
     for kernels in levels(dtype):
         prepared = kernels.prepare([Problem(q, [Source(k, v)], heads, size**-0.5, dst=np.empty_like(q))])
-        candidates[repr(kernels)] = lambda kernels=kernels, prepared=prepared: kernels.attention_prepared(prepared, threads)
+        candidates[repr(kernels)] = lambda kernels=kernels, prepared=prepared: kernels.attention_prepared(
+            prepared, threads
+        )
     if torch:
         split = [as_torch(x).view(1, -1, heads, size).transpose(1, 2) for x in (q, k, v)]
         candidates["torch"] = lambda: torch.nn.functional.scaled_dot_product_attention(*split)
@@ -86,7 +88,9 @@ def group_norm(shape, dtype, threads):
     if torch:
         image, weight, bias = as_torch(x).permute(0, 3, 1, 2), *(as_torch(p) for p in (scale, shift))
         weight, bias = weight.to(image.dtype), bias.to(image.dtype)
-        candidates["torch"] = lambda: torch.nn.functional.silu(torch.nn.functional.group_norm(image, 32, weight, bias, 1e-5))
+        candidates["torch"] = lambda: torch.nn.functional.silu(
+            torch.nn.functional.group_norm(image, 32, weight, bias, 1e-5)
+        )
     return candidates, 3 * x.nbytes / 1e9, "GB/s"
 
 

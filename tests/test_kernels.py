@@ -91,7 +91,9 @@ def test_attention_head_sizes(kernels, dtype, size):
 
 @every_level
 @every_dtype
-@pytest.mark.parametrize("queries, tokens", [(1, 1), (1, 77), (2, 1), (17, 2), (33, 63), (48, 64), (49, 65), (97, 129), (130, 300)])
+@pytest.mark.parametrize(
+    "queries, tokens", [(1, 1), (1, 77), (2, 1), (17, 2), (33, 63), (48, 64), (49, 65), (97, 129), (130, 300)]
+)
 def test_attention_lengths(kernels, dtype, queries, tokens):
     check_attention(kernels, [problem(queries, queries, tokens, 3, 40, dtype)], dtype)
 
@@ -189,7 +191,9 @@ def test_attention_is_deterministic(kernels, dtype):
         p.moments = np.zeros(2)
         results.append(kernels.attention([replace(p, dst=None)], threads)[0])
         moments.append(p.moments)
-    assert all((result == results[0]).all() and (m == moments[0]).all() for result, m in zip(results, moments, strict=True))
+    assert all(
+        (result == results[0]).all() and (m == moments[0]).all() for result, m in zip(results, moments, strict=True)
+    )
     moved = kernels.attention([replace(p, q=p.q[7:], dst=None)])[0]
     assert (moved == results[0][7:]).all()
 
@@ -350,7 +354,10 @@ def test_planes(kernels, dtype, shape):
 def test_convert_every_half(kernels):
     """All 65536 values of the 16-bit formats, infinities, NaNs and denormals among them, are exact in float32."""
     bits = np.arange(65536, dtype=np.uint16)
-    for source, expected in ((bits.view(np.float16), bits.view(np.float16).astype(np.float32)), (bits, native.from_bfloat16(bits))):
+    for source, expected in (
+        (bits.view(np.float16), bits.view(np.float16).astype(np.float32)),
+        (bits, native.from_bfloat16(bits)),
+    ):
         result = kernels.convert(source, np.float32)
         assert np.array_equal(result, expected, equal_nan=True)
         assert (np.signbit(result) == np.signbit(expected)).all()

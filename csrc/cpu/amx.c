@@ -60,8 +60,8 @@ TARGET static void attention_tile(const sid_attention_tile *tile) {
     tiles_end();
 }
 
-/* Panels of V^T need a transposition, which would take as long as the products if done by single elements: a panel's row
- * of 32 keys is one of words, each a pair of keys. */
+/* Panels of V^T need a transposition, which would take as long as the products if done by single elements: a panel's
+ * row of 32 keys is one of words, each a pair of keys. */
 TARGET static void attention_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,
                                   size_t depth) {
     if (row_stride != 1) {

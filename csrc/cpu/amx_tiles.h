@@ -1,5 +1,5 @@
-/* The tile instructions as the attention kernel uses them: eight tiles of 16 rows of 64 bytes. Tile numbers are literals.
- * With SID_AMX_EMULATED they are plain C instead, so that the kernel can be tested on any processor. */
+/* The tile instructions as the attention kernel uses them: eight tiles of 16 rows of 64 bytes. Tile numbers are
+ * literals. With SID_AMX_EMULATED they are plain C instead, so that the kernel can be tested on any processor. */
 #ifndef SID_CPU_AMX_TILES_H
 #define SID_CPU_AMX_TILES_H
 
@@ -34,15 +34,15 @@ TARGET static inline void tiles_end(void) { _tile_release(); }
 #define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 
 #define TILE_ZERO(tile) _tile_zero(tile)
-#define TILE_LOAD(tile, from, stride)                                                                                  \
-    do {                                                                                                               \
-        MEMORY_BARRIER();                                                                                              \
-        _tile_loadd(tile, from, stride);                                                                               \
+#define TILE_LOAD(tile, from, stride)    \
+    do {                                 \
+        MEMORY_BARRIER();                \
+        _tile_loadd(tile, from, stride); \
     } while (0)
-#define TILE_STORE(tile, to, stride)                                                                                   \
-    do {                                                                                                               \
-        _tile_stored(tile, to, stride);                                                                                \
-        MEMORY_BARRIER();                                                                                              \
+#define TILE_STORE(tile, to, stride)    \
+    do {                                \
+        _tile_stored(tile, to, stride); \
+        MEMORY_BARRIER();               \
     } while (0)
 /* c[16][16] float32 += a[16][32] bfloat16 * b[16][16] pairs of bfloat16, a pair holding two rows of the factor. */
 #define TILE_DOT(c, a, b) _tile_dpbf16ps(c, a, b)
@@ -70,7 +70,8 @@ static inline void emulated_dot(int c, int a, int b) {
         for (int k = 0; k < 16; k++)
             for (int n = 0; n < 16; n++)
                 for (int i = 0; i < 2; i++)
-                    tiles[c].number[m][n] += sid_from_bf16(tiles[a].pair[m][k][i]) * sid_from_bf16(tiles[b].pair[k][n][i]);
+                    tiles[c].number[m][n] +=
+                        sid_from_bf16(tiles[a].pair[m][k][i]) * sid_from_bf16(tiles[b].pair[k][n][i]);
 }
 
 #define TILE_ZERO(tile) emulated_zero(tile)

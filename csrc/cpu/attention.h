@@ -31,7 +31,9 @@ typedef struct {
     void (*pack)(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows, size_t depth);
 } sid_attention_isa;
 
-static inline size_t sid_round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+static inline size_t sid_round_up(size_t value, size_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
 
 size_t sid_attention_scratch(const sid_attention_isa *isa, const sid_attention *problems, size_t count, int threads);
 void sid_attention_run(const sid_attention_isa *isa, sid_dtype dtype, const sid_attention *problems, size_t count,

@@ -18,6 +18,7 @@
 
 #define COLUMNS 3
 #define QUERY_TILE (COLUMNS * LANES)
+#define TOKEN_STEP (ROWS > GROUP ? ROWS : GROUP) /* what packed keys and values are padded to */
 
 #if PAIR == 2
 typedef uint16_t element;
@@ -42,9 +43,8 @@ typedef float __attribute__((may_alias)) word;
 SIMD void multiply(float *c, const element *panel, const float *b, size_t words, int add, int columns) {
     const size_t width = (size_t)columns * LANES;
     vec sum[ROWS][COLUMNS];
-    UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int v = 0; v < columns; v++)
-            sum[r][v] = add ? v_load(c + (size_t)r * width + v * LANES) : v_set(0);
+    UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < columns; v++) sum[r][v] =
+        add ? v_load(c + (size_t)r * width + v * LANES) : v_set(0);
     for (size_t i = 0; i < words; i++) {
         vec x[COLUMNS];
         UNROLL for (int v = 0; v < columns; v++) x[v] = v_load(b + i * width + v * LANES);
@@ -53,14 +53,14 @@ SIMD void multiply(float *c, const element *panel, const float *b, size_t words,
             UNROLL for (int v = 0; v < columns; v++) sum[r][v] = MULTIPLY_ADD(sum[r][v], a, x[v]);
         }
     }
-    UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int v = 0; v < columns; v++) v_store(c + (size_t)r * width + v * LANES, sum[r][v]);
+    UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < columns; v++)
+        v_store(c + (size_t)r * width + v * LANES, sum[r][v]);
 }
 #endif
 
 /* See sid_attention_isa; with constant strides and dtype where it pays. */
-SIMD void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row_stride, size_t depth_stride, size_t rows,
-                      size_t depth) {
+SIMD void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row_stride, size_t depth_stride,
+                      size_t rows, size_t depth) {
     for (size_t row = 0; row < rows; row += ROWS)
         for (size_t first = 0; first < depth; first += GROUP)
             for (size_t r = row; r < row + ROWS; r++)
@@ -84,8 +84,7 @@ SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
     vec x;
     if (dtype == SID_BF16)
         x = count < LANES ? v_from_bf16_part((const uint16_t *)q, count) : v_from_bf16((const uint16_t *)q);
-    else
-        x = count < LANES ? v_load_part((const float *)q, count) : v_load((const float *)q);
+    else x = count < LANES ? v_load_part((const float *)q, count) : v_load((const float *)q);
     return negate ? v_sub(v_set(0), x) : x;
 #endif
 }
@@ -93,7 +92,8 @@ SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
 /* words[ceil(head_size / GROUP) * GROUP / PAIR][columns * LANES]: Q^T, negated where the scale is negative. */
 SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     const sid_attention *p = tile->problem;
-    const char *q = (const char *)p->q + (tile->first_query * p->q_stride + tile->head * p->head_size) * sid_dtype_size(dtype);
+    const size_t size = sid_dtype_size(dtype);
+    const char *q = (const char *)p->q + (tile->first_query * p->q_stride + tile->head * p->head_size) * size;
     size_t depth = sid_round_up(p->head_size, GROUP) / PAIR;
     for (size_t first = 0; first < depth; first += LANES) {
         size_t rows = depth - first < LANES ? depth - first : LANES;
@@ -102,9 +102,8 @@ SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype d
             for (size_t i = 0; i < LANES; i++) {
                 size_t query = column * LANES + i, channel = first * PAIR;
                 int inside = query < tile->query_count && channel < p->head_size;
-                r[i] = inside ? load_query(q + (query * p->q_stride + channel) * sid_dtype_size(dtype),
-                                           p->head_size - channel, dtype, p->scale < 0)
-                              : v_set(0);
+                const char *at = q + (query * p->q_stride + channel) * size;
+                r[i] = inside ? load_query(at, p->head_size - channel, dtype, p->scale < 0) : v_set(0);
             }
             v_transpose(r);
             for (size_t j = 0; j < rows; j++) v_store(words + ((first + j) * (size_t)columns + column) * LANES, r[j]);
@@ -113,9 +112,11 @@ SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype d
 }
 
 /* dst = O / total, transposed back. out has rows for a whole number of LANES. */
-SIMD void store_output(const float *out, const vec *total, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
+SIMD void store_output(const float *out, const vec *total, const sid_attention_tile *tile, sid_dtype dtype,
+                       int columns) {
     const sid_attention *p = tile->problem;
-    char *dst = (char *)p->dst + (tile->first_query * p->dst_stride + tile->head * p->head_size) * sid_dtype_size(dtype);
+    const size_t size = sid_dtype_size(dtype);
+    char *dst = (char *)p->dst + (tile->first_query * p->dst_stride + tile->head * p->head_size) * size;
     for (size_t column = 0; column < (size_t)columns; column++) {
         vec zero = v_set(0), none = v_if_greater(total[column], zero, zero, v_set(1));
         vec factor = v_div(v_set(1), v_add(total[column], none)); /* a query without keys: out is 0, the total too */
@@ -126,7 +127,7 @@ SIMD void store_output(const float *out, const vec *total, const sid_attention_t
                 r[j] = v_mul(v_load(out + ((channel + j) * (size_t)columns + column) * LANES), factor);
             v_transpose(r);
             for (size_t i = 0; i < LANES && column * LANES + i < tile->query_count; i++) {
-                char *to = dst + ((column * LANES + i) * p->dst_stride + channel) * sid_dtype_size(dtype);
+                char *to = dst + ((column * LANES + i) * p->dst_stride + channel) * size;
                 if (dtype == SID_BF16) {
                     if (count < LANES) v_to_bf16_part((uint16_t *)to, r[i], count);
                     else v_to_bf16((uint16_t *)to, r[i]);
@@ -156,14 +157,47 @@ TARGET static void add_moments(double sums[2], const float *values, size_t count
     }
 }
 
-/* Replaces the logits scores[keys][columns * LANES] by probabilities 2^(score * scale + shift), as words of the second
- * product's operand, zero-padded to whole groups of keys; adds them to total. */
-SIMD void exponentials(float *scores, size_t keys, float scale, const vec *shift, vec *total, int columns) {
+/* What the online softmax knows of the queries, a lane each, in powers of 2: probabilities are relative to the largest
+ * logit and not yet divided by their total. */
+typedef struct {
+    vec largest[COLUMNS], total[COLUMNS];
+    vec bias[COLUMNS]; /* of the current source's logits */
+} softmax_state;
+
+/* Takes over the maxima of scores[keys][columns * LANES]; rescales what was summed, out[channels][columns * LANES],
+ * where they are new. */
+SIMD void raise_largest(softmax_state *state, const float *scores, size_t keys, float scale, float *out,
+                        size_t channels, int columns) {
     const size_t width = (size_t)columns * LANES;
-    vec factor = v_set(scale);
+    for (size_t v = 0; v < (size_t)columns; v++) {
+        vec top = v_set(-FLT_MAX);
+        for (size_t key = 0; key < keys; key++) top = v_max(top, v_load(scores + key * width + v * LANES));
+        top = v_fma(top, v_set(scale), state->bias[v]);
+        vec bound = v_add(state->largest[v], v_set(SLACK));
+        if (!v_any_greater(top, bound)) continue;
+        vec raised = v_if_greater(top, bound, top, state->largest[v]);
+        vec factor = v_exp2(v_sub(state->largest[v], raised));
+        state->largest[v] = raised;
+        state->total[v] = v_mul(state->total[v], factor);
+        for (size_t c = 0; c < channels; c++) {
+            float *at = out + c * width + v * LANES;
+            v_store(at, v_mul(v_load(at), factor));
+        }
+    }
+}
+
+/* Replaces scores[keys][columns * LANES] by probabilities, as words of the second product's operand, zero-padded to
+ * whole groups of keys; adds them to the total. */
+SIMD void exponentials(softmax_state *state, float *scores, size_t keys, float scale, int columns) {
+    const size_t width = (size_t)columns * LANES;
+    const vec factor = v_set(scale);
+    vec shift[COLUMNS], total[COLUMNS];
+    for (int v = 0; v < columns; v++) {
+        shift[v] = v_sub(state->bias[v], state->largest[v]);
+        total[v] = state->total[v];
+    }
 #if PAIR == 2
-    size_t key = 0;
-    for (; key < sid_round_up(keys, GROUP); key += 2) {
+    for (size_t key = 0; key < sid_round_up(keys, GROUP); key += 2)
         for (size_t v = 0; v < (size_t)columns; v++) {
             vec p[2] = {v_set(0), v_set(0)};
             for (size_t i = 0; i < 2; i++)
@@ -173,7 +207,6 @@ SIMD void exponentials(float *scores, size_t keys, float scale, const vec *shift
                 }
             v_store_pair(scores + key / 2 * width + v * LANES, p[0], p[1]);
         }
-    }
 #else
     for (size_t key = 0; key < keys; key++)
         for (size_t v = 0; v < (size_t)columns; v++) {
@@ -183,6 +216,17 @@ SIMD void exponentials(float *scores, size_t keys, float scale, const vec *shift
             v_store(at, p);
         }
 #endif
+    for (int v = 0; v < columns; v++) state->total[v] = total[v];
+}
+
+/* The sum of both biases of a source for each query. */
+SIMD void load_bias(softmax_state *state, const sid_keys *source, const sid_attention_tile *tile, int columns) {
+    float bias[QUERY_TILE];
+    for (size_t q = 0; q < (size_t)columns * LANES; q++) {
+        int own = source->query_bias && q < tile->query_count;
+        bias[q] = source->bias + (own ? source->query_bias[tile->first_query + q] : 0);
+    }
+    for (int v = 0; v < columns; v++) state->bias[v] = v_mul(v_load(bias + v * LANES), v_set(SID_LOG2E));
 }
 
 typedef struct {
@@ -209,53 +253,30 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     const float scale = fabsf(p->scale) * SID_LOG2E;
     const element *packed = tile->packed;
     double sums[2] = {0, 0};
-    vec largest[COLUMNS], total[COLUMNS];
+    softmax_state state;
 
     pack_queries(query, tile, dtype, columns);
     memset(out, 0, sid_round_up(p->head_size, LANES) * width * sizeof *out);
-    for (int v = 0; v < columns; v++) largest[v] = v_set(-FLT_MAX), total[v] = v_set(0);
+    for (int v = 0; v < columns; v++) state.largest[v] = v_set(-FLT_MAX), state.total[v] = v_set(0);
 
     for (size_t i = 0; i < p->source_count; i++) {
         const sid_keys *source = &p->sources[i];
-        float bias[QUERY_TILE] = {0};
-        for (size_t q = 0; q < width; q++) {
-            bias[q] = source->bias;
-            if (source->query_bias && q < tile->query_count) bias[q] += source->query_bias[tile->first_query + q];
-            bias[q] *= SID_LOG2E;
-        }
+        load_bias(&state, source, tile, columns);
         for (size_t token = 0; token < source->tokens; token += KEY_BLOCK) {
             size_t keys = source->tokens - token < KEY_BLOCK ? source->tokens - token : KEY_BLOCK;
-            const element *values = packed + sid_round_up(keys, ROWS > GROUP ? ROWS : GROUP) * depth;
+            const element *values = packed + sid_round_up(keys, TOKEN_STEP) * depth;
             for (size_t key = 0; key < keys; key += ROWS)
                 multiply(score + key * width, packed + key * depth, query, depth / PAIR, 0, columns);
             if (tile->moments) add_moments(sums, score, keys * (size_t)columns);
-
-            vec shift[COLUMNS];
-            for (int v = 0; v < columns; v++) {
-                vec top = v_set(-FLT_MAX), added = v_load(bias + v * LANES);
-                for (size_t key = 0; key < keys; key++) top = v_max(top, v_load(score + key * width + (size_t)v * LANES));
-                top = v_fma(top, v_set(scale), added);
-                vec bound = v_add(largest[v], v_set(SLACK));
-                if (v_any_greater(top, bound)) {
-                    vec raised = v_if_greater(top, bound, top, largest[v]);
-                    vec factor = v_exp2(v_sub(largest[v], raised));
-                    largest[v] = raised;
-                    total[v] = v_mul(total[v], factor);
-                    for (size_t c = 0; c < channels; c++) {
-                        float *at = out + c * width + (size_t)v * LANES;
-                        v_store(at, v_mul(v_load(at), factor));
-                    }
-                }
-                shift[v] = v_sub(added, largest[v]);
-            }
-            exponentials(score, keys, scale, shift, total, columns);
+            raise_largest(&state, score, keys, scale, out, channels, columns);
+            exponentials(&state, score, keys, scale, columns);
+            const size_t key_depth = sid_round_up(keys, GROUP);
             for (size_t c = 0; c < channels; c += ROWS)
-                multiply(out + c * width, values + c * sid_round_up(keys, GROUP), score, sid_round_up(keys, GROUP) / PAIR,
-                         1, columns);
-            packed += sid_round_up(keys, ROWS > GROUP ? ROWS : GROUP) * (depth + channels);
+                multiply(out + c * width, values + c * key_depth, score, key_depth / PAIR, 1, columns);
+            packed += sid_round_up(keys, TOKEN_STEP) * (depth + channels);
         }
     }
-    store_output(out, total, tile, dtype, columns);
+    store_output(out, state.total, tile, dtype, columns);
     if (tile->moments) {
         tile->moments[0] = sums[0] * fabsf(p->scale);
         tile->moments[1] = sums[1] * p->scale * p->scale;
@@ -263,31 +284,31 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
 }
 
 /* What sid_attention_isa needs for one stored dtype: name_tile() and name_pack(). */
-#define ATTENTION_TILE(name, dtype)                                                                                    \
-    TARGET static void name##_tile(const sid_attention_tile *tile) {                                                   \
-        if (tile->query_count <= LANES) attend(tile, dtype, 1);                                                        \
-        else if (tile->query_count <= 2 * LANES) attend(tile, dtype, 2);                                               \
-        else attend(tile, dtype, COLUMNS);                                                                             \
-    }                                                                                                                  \
-    TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,    \
-                                   size_t depth) {                                                                     \
-        if (row_stride == 1) pack_panels(dst, src, dtype, 1, depth_stride, rows, depth);                               \
-        else pack_panels(dst, src, dtype, row_stride, 1, rows, depth);                                                 \
+#define ATTENTION_TILE(name, dtype)                                                                                 \
+    TARGET static void name##_tile(const sid_attention_tile *tile) {                                                \
+        if (tile->query_count <= LANES) attend(tile, dtype, 1);                                                     \
+        else if (tile->query_count <= 2 * LANES) attend(tile, dtype, 2);                                            \
+        else attend(tile, dtype, COLUMNS);                                                                          \
+    }                                                                                                               \
+    TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows, \
+                                   size_t depth) {                                                                  \
+        if (row_stride == 1) pack_panels(dst, src, dtype, 1, depth_stride, rows, depth);                            \
+        else pack_panels(dst, src, dtype, row_stride, 1, rows, depth);                                              \
     }
 
 /* The entries of the kernel table: name() and name_scratch(). */
-#define ATTENTION_TABLE(name, dtype, tile, pack)                                                                       \
-    static const sid_attention_isa name##_isa = {ROWS,       GROUP,          KEY_BLOCK, sizeof(element),               \
-                                                 QUERY_TILE, workspace_size, tile,      pack};                         \
-    static size_t name##_scratch(const sid_attention *problems, size_t count, int threads) {                           \
-        return sid_attention_scratch(&name##_isa, problems, count, threads);                                           \
-    }                                                                                                                  \
-    static void name(const sid_attention *problems, size_t count, void *scratch, int threads) {                        \
-        sid_attention_run(&name##_isa, dtype, problems, count, scratch, threads);                                      \
+#define ATTENTION_TABLE(name, dtype, tile, pack)                                                         \
+    static const sid_attention_isa name##_isa = {ROWS,       GROUP,          KEY_BLOCK, sizeof(element), \
+                                                 QUERY_TILE, workspace_size, tile,      pack};           \
+    static size_t name##_scratch(const sid_attention *problems, size_t count, int threads) {             \
+        return sid_attention_scratch(&name##_isa, problems, count, threads);                             \
+    }                                                                                                    \
+    static void name(const sid_attention *problems, size_t count, void *scratch, int threads) {          \
+        sid_attention_run(&name##_isa, dtype, problems, count, scratch, threads);                        \
     }
 
-#define ATTENTION(name, dtype)                                                                                         \
-    ATTENTION_TILE(name, dtype)                                                                                        \
+#define ATTENTION(name, dtype)  \
+    ATTENTION_TILE(name, dtype) \
     ATTENTION_TABLE(name, dtype, name##_tile, name##_pack)
 
 #endif

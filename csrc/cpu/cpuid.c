@@ -31,10 +31,10 @@ static int all(unsigned value, unsigned bits) { return (value & bits) == bits; }
 #define BIT(n) (1u << (n))
 
 sid_isa sid_cpu_isa(void) {
-    const unsigned fma = BIT(12), osxsave = BIT(27), avx = BIT(28), f16c = BIT(29);                /* leaf 1, ecx */
-    const unsigned avx2 = BIT(5), avx512f = BIT(16), dq = BIT(17), bw = BIT(30), vl = BIT(31);     /* leaf 7, ebx */
-    const unsigned amx_bf16 = BIT(22), amx_tile = BIT(24);                                         /* leaf 7, edx */
-    const unsigned avx512_bf16 = BIT(5);                                                           /* leaf 7.1, eax */
+    const unsigned fma = BIT(12), osxsave = BIT(27), avx = BIT(28), f16c = BIT(29);            /* leaf 1, ecx */
+    const unsigned avx2 = BIT(5), avx512f = BIT(16), dq = BIT(17), bw = BIT(30), vl = BIT(31); /* leaf 7, ebx */
+    const unsigned amx_bf16 = BIT(22), amx_tile = BIT(24);                                     /* leaf 7, edx */
+    const unsigned avx512_bf16 = BIT(5);                                                       /* leaf 7.1, eax */
     const unsigned ymm_state = BIT(1) | BIT(2), zmm_state = BIT(5) | BIT(6) | BIT(7), tile_state = BIT(17) | BIT(18);
 
     unsigned a, b, c, d, ignored;

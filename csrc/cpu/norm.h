@@ -135,7 +135,8 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
         for (size_t i = 0; i < tasks; i++) {
             size_t n = i / p.blocks, block = i % p.blocks, pixel = n * p.pixels + block * BLOCK;
             size_t pixels = p.pixels - block * BLOCK < BLOCK ? p.pixels - block * BLOCK : BLOCK;
-            sum_pixels((char *)a->data + pixel * a->stride * size, a->dtype, a->stride, pixels, a->c, pivot, sum, squares);
+            sum_pixels((char *)a->data + pixel * a->stride * size, a->dtype, a->stride, pixels, a->c, pivot, sum,
+                       squares);
             if (b)
                 sum_pixels((char *)b->data + pixel * b->stride * size, b->dtype, b->stride, pixels, b->c, pivot + a->c,
                            sum + a->c, squares + a->c);
@@ -143,7 +144,8 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
                           norm->channel_add ? norm->channel_add + n * p.channels : NULL, pivot, sum, squares);
         }
 #pragma omp for
-        for (size_t i = 0; i < a->n * norm->groups; i++) group_coefficients(&p, norm, i / norm->groups, i % norm->groups);
+        for (size_t i = 0; i < a->n * norm->groups; i++)
+            group_coefficients(&p, norm, i / norm->groups, i % norm->groups);
 #pragma omp for
         for (size_t i = 0; i < tasks; i++) {
             size_t n = i / p.blocks, block = i % p.blocks, pixel = n * p.pixels + block * BLOCK;
@@ -151,7 +153,8 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
             const float *factor = p.coefficients + n * 2 * p.channels, *offset = factor + p.channels;
             apply_pixels(dst, p.channels, a, pixel, pixels, factor, offset, norm->silu);
             if (b)
-                apply_pixels((char *)dst + a->c * size, p.channels, b, pixel, pixels, factor + a->c, offset + a->c, norm->silu);
+                apply_pixels((char *)dst + a->c * size, p.channels, b, pixel, pixels, factor + a->c, offset + a->c,
+                             norm->silu);
         }
     }
 }
@@ -191,8 +194,8 @@ static void layer_norm(void *dst, size_t dst_stride, const void *src, size_t src
     size_t size = sid_dtype_size(dtype);
 #pragma omp parallel for num_threads(threads)
     for (size_t row = 0; row < rows; row++)
-        normalize_row((char *)dst + row * dst_stride * size, (const char *)src + row * src_stride * size, dtype, c, scale,
-                      shift, eps);
+        normalize_row((char *)dst + row * dst_stride * size, (const char *)src + row * src_stride * size, dtype, c,
+                      scale, shift, eps);
 }
 
 static void layer_norm_f32(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t rows, size_t c,

@@ -55,9 +55,7 @@ SIMD void v_transpose(vec r[16]) {
 SIMD vec v_load_part(const float *p, size_t count) { return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p); }
 SIMD void v_store_part(float *p, vec x, size_t count) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), x); }
 
-SIMD vec v_widen(__m256i halves) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
+SIMD vec v_widen(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
 SIMD vec v_from_bf16(const uint16_t *p) { return v_widen(_mm256_loadu_si256((const __m256i *)p)); }
 SIMD vec v_from_bf16_part(const uint16_t *p, size_t count) {
     return v_widen(_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), p));

@@ -20,10 +20,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin between
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 SOURCES = [
-    *(CSRC / "cpu" / f"{name}.c" for name in ("attention", "avx2", "avx512", "avx512_bf16", "amx", "generic", "kernels", "cpuid")),
+    *(
+        CSRC / "cpu" / f"{name}.c"
+        for name in ("attention", "avx2", "avx512", "avx512_bf16", "amx", "generic", "kernels", "cpuid")
+    ),
     Path(__file__).with_name("shim.c"),
 ]
-FLAGS = "-std=c11 -O3 -fopenmp -fPIC -fvisibility=hidden -Wall -Wextra -Werror".split()
+FLAGS = ["-std=c11", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 
 F32, BF16, F16 = range(3)
 GENERIC, AVX2, AVX512, AVX512_BF16, AMX = range(5)
@@ -89,7 +92,17 @@ class _Tensor(ctypes.Structure):
 _ARGUMENTS = {
     "attention": [c_int, c_int, POINTER(_Attention), c_size_t, c_int],
     "attention_scratch": [c_int, c_int, POINTER(_Attention), c_size_t, c_int],
-    "group_norm": [c_int, c_void_p, POINTER(_Tensor), POINTER(_Tensor), *[c_void_p] * 3, c_size_t, c_float, c_int, c_int],
+    "group_norm": [
+        c_int,
+        c_void_p,
+        POINTER(_Tensor),
+        POINTER(_Tensor),
+        *[c_void_p] * 3,
+        c_size_t,
+        c_float,
+        c_int,
+        c_int,
+    ],
     "layer_norm": [c_int, c_int, *[c_void_p, c_size_t] * 2, c_size_t, c_size_t, c_void_p, c_void_p, c_float, c_int],
     "combine": [c_int, c_void_p, c_int, *[c_float, c_void_p, c_int] * 2, c_size_t, c_int],
     "upsample": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 4, c_int],
@@ -188,7 +201,9 @@ class Kernels:
             if problem.dst is None:
                 problem.dst = np.empty(problem.q.shape, problem.q.dtype)
             keys = [
-                _Keys(_address(x.k), _address(x.v), len(x.k), _stride(x.k), _stride(x.v), x.bias, _address(x.query_bias))
+                _Keys(
+                    _address(x.k), _address(x.v), len(x.k), _stride(x.k), _stride(x.v), x.bias, _address(x.query_bias)
+                )
                 for x in problem.sources
             ]
             s.dst, s.q, s.queries = _address(problem.dst), _address(problem.q), len(problem.q)
@@ -213,14 +228,32 @@ class Kernels:
         if dst is None:
             dst = np.empty((*a.shape[:3], a.shape[3] + (0 if b is None else b.shape[3])), a.dtype)
         assert self.library.shim_group_norm(
-            self.level, _address(dst), _tensor(a), _tensor(b), *map(_address, (channel_add, scale, shift)), groups, eps, silu, threads
+            self.level,
+            _address(dst),
+            _tensor(a),
+            _tensor(b),
+            *map(_address, (channel_add, scale, shift)),
+            groups,
+            eps,
+            silu,
+            threads,
         ), "the scratch was overrun"
         return dst
 
     def layer_norm(self, x, scale, shift, eps, threads=2):
         dst = np.empty(x.shape, x.dtype)
         self.library.shim_layer_norm(
-            self.level, _dtype(x), _address(dst), x.shape[1], _address(x), _stride(x), *x.shape, _address(scale), _address(shift), eps, threads
+            self.level,
+            _dtype(x),
+            _address(dst),
+            x.shape[1],
+            _address(x),
+            _stride(x),
+            *x.shape,
+            _address(scale),
+            _address(shift),
+            eps,
+            threads,
         )
         return dst
 
@@ -240,7 +273,9 @@ class Kernels:
     def from_planes(self, planes, dtype, factor, threads=2):
         n, c, h, w = planes.shape
         dst = np.empty((n, h, w, c), dtype)
-        self.library.shim_from_planes(self.level, _address(dst), _dtype(dst), _address(planes), n, h, w, c, factor, threads)
+        self.library.shim_from_planes(
+            self.level, _address(dst), _dtype(dst), _address(planes), n, h, w, c, factor, threads
+        )
         return dst
 
     def to_planes(self, x, factor, threads=2):

@@ -54,8 +54,8 @@ EXPORT int shim_group_norm(int isa, void *dst, const sid_tensor *a, const sid_te
     return give_back(scratch, size);
 }
 
-EXPORT void shim_layer_norm(int isa, int dtype, void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t rows,
-                            size_t c, const float *scale, const float *shift, float eps, int threads) {
+EXPORT void shim_layer_norm(int isa, int dtype, void *dst, size_t dst_stride, const void *src, size_t src_stride,
+                            size_t rows, size_t c, const float *scale, const float *shift, float eps, int threads) {
     level(isa).layer_norm[dtype](dst, dst_stride, src, src_stride, rows, c, scale, shift, eps, threads);
 }
 
