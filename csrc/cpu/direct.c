@@ -56,7 +56,7 @@ static void layouts_close(layouts *l) {
 }
 
 static int describe(dnnl_primitive_desc_t *description, const sid_direct *d, const layouts *l, const sid_post *post,
-                    int accumulate) {
+                    int accumulate, const_dnnl_memory_desc_t weights) {
     const sid_direct_shape *s = &d->shape;
     dnnl_dims_t strides = {(dnnl_dim_t)s->stride, (dnnl_dim_t)s->stride}, dilates = {0, 0};
     dnnl_dims_t before = {(dnnl_dim_t)s->top, (dnnl_dim_t)s->left};
@@ -65,7 +65,7 @@ static int describe(dnnl_primitive_desc_t *description, const sid_direct *d, con
     SID_TRY(sid_attributes_open(&attributes, post, accumulate, l->dst, l->dst));
     dnnl_status_t status = dnnl_convolution_forward_primitive_desc_create(
         description, d->cpu->engine, dnnl_forward_inference, dnnl_convolution_direct, l->src,
-        d->packed.layout ? d->packed.layout : l->any, l->bias, l->dst, strides, dilates, before, after, attributes);
+        weights, l->bias, l->dst, strides, dilates, before, after, attributes);
     dnnl_primitive_attr_destroy(attributes);
     return status == dnnl_success ? SID_OK : sid_dnnl_fail("convolution", status);
 }
@@ -75,11 +75,17 @@ static int create(sid_direct *d, const size_t *key, const sid_tensor *dst, const
     layouts l = {0};
     dnnl_primitive_desc_t description = NULL;
     int status = layouts_open(&l, d, dst, src);
-    if (status == SID_OK) status = describe(&description, d, &l, post, accumulate);
+    if (status == SID_OK)
+        status = describe(&description, d, &l, post, accumulate, d->packed.layout ? d->packed.layout : l.any);
+    if (status == SID_OK && d->packed.layout && sid_is_reference(description)) { /* it wants another layout */
+        dnnl_primitive_desc_destroy(description);
+        description = NULL;
+        status = describe(&description, d, &l, post, accumulate, l.any);
+    }
     if (status == SID_OK && !d->packed.layout)
         status = sid_pack(d->cpu, &d->packed, l.plain, dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0),
                           1, &d->weight, &d->bias);
-    if (status == SID_OK) status = sid_primitive_add(&d->primitives, key, description, primitive);
+    if (status == SID_OK) status = sid_primitive_add(d->cpu, &d->primitives, key, description, &d->packed, primitive);
     else if (description) dnnl_primitive_desc_destroy(description);
     layouts_close(&l);
     return status;
@@ -105,7 +111,7 @@ int sid_direct_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_d
     size_t count = 0;
     sid_argument arguments[6];
     arguments[count++] = (sid_argument){DNNL_ARG_SRC, src->data};
-    arguments[count++] = (sid_argument){DNNL_ARG_WEIGHTS, d->packed.data};
+    arguments[count++] = (sid_argument){DNNL_ARG_WEIGHTS, primitive->weights};
     arguments[count++] = (sid_argument){DNNL_ARG_BIAS, d->packed.bias};
     arguments[count++] = (sid_argument){DNNL_ARG_DST, dst->data};
     if (post->residual && !accumulate)

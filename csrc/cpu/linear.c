@@ -79,12 +79,11 @@ static void layouts_close(layouts *m) {
 }
 
 static int describe(dnnl_primitive_desc_t *description, const cpu_linear *l, const layouts *m, const sid_post *post,
-                    int accumulate) {
+                    int accumulate, const_dnnl_memory_desc_t weights) {
     dnnl_primitive_attr_t attributes;
     SID_TRY(sid_attributes_open(&attributes, post, accumulate, m->factor, m->residual));
-    dnnl_status_t status =
-        dnnl_matmul_primitive_desc_create(description, l->cpu->engine, m->src,
-                                          l->packed.layout ? l->packed.layout : m->any, m->bias, m->dst, attributes);
+    dnnl_status_t status = dnnl_matmul_primitive_desc_create(description, l->cpu->engine, m->src, weights, m->bias,
+                                                             m->dst, attributes);
     dnnl_primitive_attr_destroy(attributes);
     return status == dnnl_success ? SID_OK : sid_dnnl_fail("matrix product", status);
 }
@@ -94,11 +93,17 @@ static int create(cpu_linear *l, const size_t *key, const sid_tensor *dst, const
     layouts m = {0};
     dnnl_primitive_desc_t description = NULL;
     int status = layouts_open(&m, l, dst, src, post);
-    if (status == SID_OK) status = describe(&description, l, &m, post, accumulate);
+    if (status == SID_OK)
+        status = describe(&description, l, &m, post, accumulate, l->packed.layout ? l->packed.layout : m.any);
+    if (status == SID_OK && l->packed.layout && sid_is_reference(description)) { /* it wants another layout */
+        dnnl_primitive_desc_destroy(description);
+        description = NULL;
+        status = describe(&description, l, &m, post, accumulate, m.any);
+    }
     if (status == SID_OK && !l->packed.layout)
         status = sid_pack(l->cpu, &l->packed, m.plain, dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0),
                           l->parts, l->weights, l->biases);
-    if (status == SID_OK) status = sid_primitive_add(&l->primitives, key, description, primitive);
+    if (status == SID_OK) status = sid_primitive_add(l->cpu, &l->primitives, key, description, &l->packed, primitive);
     else if (description) dnnl_primitive_desc_destroy(description);
     layouts_close(&m);
     return status;
@@ -133,7 +138,7 @@ int sid_cpu_linear(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_l
     size_t count = 0;
     sid_argument arguments[7];
     arguments[count++] = (sid_argument){DNNL_ARG_SRC, src->data};
-    arguments[count++] = (sid_argument){DNNL_ARG_WEIGHTS, l->packed.data};
+    arguments[count++] = (sid_argument){DNNL_ARG_WEIGHTS, primitive->weights};
     arguments[count++] = (sid_argument){DNNL_ARG_DST, dst->data};
     if (l->has_bias) arguments[count++] = (sid_argument){DNNL_ARG_BIAS, l->packed.bias};
     if (post->factor)

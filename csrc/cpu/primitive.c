@@ -60,8 +60,17 @@ sid_primitive *sid_primitive_find(sid_primitive *list, const size_t *key) {
     return list;
 }
 
-int sid_primitive_add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description,
-                      sid_primitive **primitive) {
+/* *data: the weights in the given layout, made from the first one's at its first use. */
+static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout, void **data);
+
+int sid_is_reference(const_dnnl_primitive_desc_t description) {
+    const char *name = "";
+    dnnl_primitive_desc_query(description, dnnl_query_impl_info_str, 0, &name);
+    return strncmp(name, "ref", 3) == 0;
+}
+
+int sid_primitive_add(sid_cpu *cpu, sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description,
+                      sid_packed *packed, sid_primitive **primitive) {
     sid_primitive *p = calloc(1, sizeof *p);
     if (!p) {
         dnnl_primitive_desc_destroy(description);
@@ -71,10 +80,14 @@ int sid_primitive_add(sid_primitive **list, const size_t *key, dnnl_primitive_de
     p->description = description;
     p->scratch =
         dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(description, dnnl_query_exec_arg_md, DNNL_ARG_SCRATCHPAD));
-    dnnl_status_t status = dnnl_primitive_create(&p->handle, description);
-    if (status != dnnl_success) {
+    int status = SID_OK;
+    if (packed)
+        status = packed_in(cpu, packed, dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0), &p->weights);
+    if (status == SID_OK && dnnl_primitive_create(&p->handle, description) != dnnl_success)
+        status = sid_fail(SID_EINTERNAL, "oneDNN: a primitive could not be made");
+    if (status != SID_OK) {
         sid_primitives_close(&p);
-        return sid_dnnl_fail("primitive", status);
+        return status;
     }
     p->next = *list;
     *primitive = *list = p;
@@ -84,7 +97,7 @@ int sid_primitive_add(sid_primitive **list, const size_t *key, dnnl_primitive_de
 void sid_primitives_close(sid_primitive **list) {
     for (sid_primitive *p = *list, *next; p; p = next) {
         next = p->next;
-        dnnl_primitive_destroy(p->handle);
+        if (p->handle) dnnl_primitive_destroy(p->handle);
         dnnl_primitive_desc_destroy(p->description);
         free(p);
     }
@@ -145,6 +158,7 @@ static void stack_rows(const sid_cpu *cpu, char *dst, const sid_weight *weight) 
                              cpu->base.threads);
 }
 
+/* dst = src in another layout. */
 static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, void *src,
                    const_dnnl_memory_desc_t src_layout) {
     dnnl_primitive_desc_t description = NULL;
@@ -156,7 +170,7 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
                                                             cpu->engine, attributes);
     dnnl_primitive_attr_destroy(attributes);
     if (made != dnnl_success) return sid_dnnl_fail("packing of weights", made);
-    SID_TRY(sid_primitive_add(&primitive, key, description, &primitive));
+    SID_TRY(sid_primitive_add(cpu, &primitive, key, description, NULL, &primitive));
 
     sid_exec exec = {.backend = &cpu->base};
     sid_argument arguments[] = {{DNNL_ARG_FROM, src}, {DNNL_ARG_TO, dst}};
@@ -177,34 +191,67 @@ int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *biases) {
     return SID_OK;
 }
 
+/* The memory and layout of weights to come. */
+static int take_packed(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout) {
+    size_t size = dnnl_memory_desc_get_size(layout);
+    packed->data = take_block(size);
+    if (!packed->data) return sid_fail(SID_EMEMORY, "out of memory for %zu bytes of weights", size);
+    if (dnnl_memory_desc_clone(&packed->layout, layout) != dnnl_success) return sid_fail(SID_EMEMORY, "out of memory");
+    cpu->base.packed_bytes += size;
+    return SID_OK;
+}
+
+static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout, void **data) {
+    sid_packed *p = packed;
+    while (p && !dnnl_memory_desc_equal(p->layout, layout)) p = p->next;
+    if (!p) {
+        p = calloc(1, sizeof *p);
+        if (!p) return sid_fail(SID_EMEMORY, "out of memory");
+        int status = take_packed(cpu, p, layout);
+        if (status == SID_OK) status = reorder(cpu, p->data, layout, packed->data, packed->layout);
+        if (status != SID_OK) {
+            sid_packed_close(p);
+            free(p);
+            return status;
+        }
+        p->next = packed->next;
+        packed->next = p;
+    }
+    *data = p->data;
+    return SID_OK;
+}
+
+static void stack(const sid_cpu *cpu, char *stacked, size_t parts, const sid_weight *weights) {
+    for (size_t i = 0; i < parts; i++) {
+        size_t count = 1;
+        for (size_t d = 0; d < weights[i].rank; d++) count *= weights[i].shape[d];
+        stack_rows(cpu, stacked, &weights[i]);
+        stacked += count * sid_dtype_size(cpu->base.dtype);
+    }
+}
+
 int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
              size_t parts, const sid_weight *weights, const sid_weight *biases) {
     char *stacked = take_block(dnnl_memory_desc_get_size(plain));
-    packed->size = dnnl_memory_desc_get_size(layout);
-    packed->data = take_block(packed->size);
-    int status = SID_OK;
-    if (!stacked || !packed->data)
-        status = sid_fail(SID_EMEMORY, "out of memory for %zu bytes of weights", packed->size);
+    int status = stacked ? SID_OK : sid_fail(SID_EMEMORY, "out of memory for weights");
+    if (status == SID_OK) status = take_packed(cpu, packed, layout);
     if (status == SID_OK) {
-        char *next = stacked;
-        for (size_t i = 0; i < parts; i++) {
-            size_t count = 1;
-            for (size_t d = 0; d < weights[i].rank; d++) count *= weights[i].shape[d];
-            stack_rows(cpu, next, &weights[i]);
-            next += count * sid_dtype_size(cpu->base.dtype);
-        }
+        stack(cpu, stacked, parts, weights);
         status = reorder(cpu, packed->data, layout, stacked, plain);
     }
     free(stacked);
     if (status == SID_OK && biases) status = sid_pack_bias(packed, parts, biases);
-    if (status == SID_OK && dnnl_memory_desc_clone(&packed->layout, layout) != dnnl_success)
-        status = sid_fail(SID_EMEMORY, "out of memory");
-    if (status == SID_OK) cpu->base.packed_bytes += packed->size;
-    else sid_packed_close(packed);
+    if (status != SID_OK) sid_packed_close(packed);
     return status;
 }
 
 void sid_packed_close(sid_packed *packed) {
+    for (sid_packed *copy = packed->next, *next; copy; copy = next) {
+        next = copy->next;
+        copy->next = NULL;
+        sid_packed_close(copy);
+        free(copy);
+    }
     if (packed->layout) dnnl_memory_desc_destroy(packed->layout);
     free(packed->data);
     free(packed->bias);

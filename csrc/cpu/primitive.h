@@ -22,16 +22,17 @@ typedef struct sid_primitive {
     size_t key[SID_KEY_SIZE];
     dnnl_primitive_desc_t description;
     dnnl_primitive_t handle;
+    void *weights; /* in the layout that it wants; NULL where it has none */
     size_t scratch;
     struct sid_primitive *next;
 } sid_primitive;
 
-/* Weights in their final layout. */
-typedef struct {
+/* Weights in the layout that the first shape wanted, and copies in those that others insisted on. */
+typedef struct sid_packed {
     dnnl_memory_desc_t layout; /* NULL until packed */
     void *data;
-    size_t size;
     float *bias; /* NULL: none */
+    struct sid_packed *next;
 } sid_packed;
 
 /* An argument of an execution: its oneDNN number and memory. */
@@ -58,10 +59,13 @@ void sid_threads_leave(int before);
 int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post, int accumulate,
                         const_dnnl_memory_desc_t factor, const_dnnl_memory_desc_t residual);
 
+/* Whether oneDNN has nothing better for this than its reference code, a hundred times slower. */
+int sid_is_reference(const_dnnl_primitive_desc_t description);
+
 sid_primitive *sid_primitive_find(sid_primitive *list, const size_t *key);
-/* Takes the description over, also when it fails. */
-int sid_primitive_add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description,
-                      sid_primitive **primitive);
+/* Takes the description over, also when it fails. packed: NULL, or the weights that it multiplies with. */
+int sid_primitive_add(sid_cpu *cpu, sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description,
+                      sid_packed *packed, sid_primitive **primitive);
 void sid_primitives_close(sid_primitive **list);
 
 /* Takes the scratch and, unless measuring, executes. */

@@ -105,7 +105,7 @@ static int create(sid_winograd *w, const size_t *key, size_t tiles, sid_primitiv
         status = sid_fail(SID_EINTERNAL, "oneDNN: the products of a convolution were refused");
     if (status == SID_OK && !w->packed.layout)
         status = pack(w, plain, dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0));
-    if (status == SID_OK) status = sid_primitive_add(&w->primitives, key, description, primitive);
+    if (status == SID_OK) status = sid_primitive_add(w->cpu, &w->primitives, key, description, &w->packed, primitive);
     else if (description) dnnl_primitive_desc_destroy(description);
     dnnl_primitive_attr_destroy(attributes);
     dnnl_memory_desc_t all[] = {src, dst, plain, any};
@@ -137,7 +137,7 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
     SID_TRY(sid_arena_take(&exec->arena, &v, PRODUCTS * grid->count * w->in * sizeof(float)));
     SID_TRY(sid_arena_take(&exec->arena, &m, PRODUCTS * grid->count * w->out * sizeof(float)));
     if (!measuring) kernels->winograd_input(v, grid, src->data, w->in, threads);
-    sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, w->packed.data}, {DNNL_ARG_DST, m}};
+    sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
     SID_TRY(sid_primitive_run(exec, primitive, arguments, 3));
     if (!measuring)
         kernels->winograd_output(dst->data, grid, m, w->out, w->packed.bias, post->residual ? post->residual->data : NULL,
