@@ -1,6 +1,7 @@
 """One evaluation of the UNet against diffusers."""
 
 import copy
+import ctypes
 from functools import cache
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_bfloat16_loses_no_more_than_pytorchs(name, timestep):
     assert relative_error(ours, exact) <= BFLOAT16_TOLERANCE * relative_error(theirs.sample.float(), exact)
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd2"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "large maps"])
 def test_a_batch_is_its_samples(name):
     latents, context = inputs(name, n=2, contexts=2)
     batch = engine(name).predict_noise(latents, 481, context)
@@ -124,9 +125,24 @@ def test_a_batch_is_its_samples(name):
     assert relative_error(batch, np.concatenate(singles)) <= EVALUATION_TOLERANCE / 10
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd2"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "large maps"])
 def test_same_bytes_every_time_on_any_number_of_threads(name):
     latents, context = inputs(name, n=2, height=24, width=16)
     first = engine(name).predict_noise(latents, 481, context).tobytes()
     assert engine(name).predict_noise(latents, 481, context).tobytes() == first
     assert engine(name, threads=2).predict_noise(latents, 481, context).tobytes() == first
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_no_size_is_left_to_reference_code(name, capfd):
+    """oneDNN computes any convolution, but weights in the layout of another size perhaps a hundred times slower."""
+    onednn = ctypes.CDLL("libdnnl.so.3")  # the one that the engine has loaded
+    latents, context = inputs(name, height=40, width=56)
+    engine(name)  # packs for the native size
+    capfd.readouterr()
+    onednn.dnnl_set_verbose(1)
+    engine(name).predict_noise(latents, 481, context)
+    onednn.dnnl_set_verbose(0)
+    lines = [line for line in capfd.readouterr().out.splitlines() if ",exec,cpu,convolution," in line]
+    assert lines
+    assert not [line for line in lines if ",convolution,ref" in line]
