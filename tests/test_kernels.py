@@ -1,6 +1,9 @@
 """The CPU kernels of every level: plain C against NumPy in float64, the others against plain C."""
 
+import os
 from dataclasses import replace
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin make small problems many times slower
 
 import native
 import numpy as np

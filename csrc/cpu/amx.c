@@ -1,7 +1,8 @@
 /* The kernels for AMX: attention in bfloat16 on tiles. */
-#if defined(__x86_64__)
-
 #include "cpu/kernels.h"
+
+/* GCC knows the tiles from version 11 on. */
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
 
 #define AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
 #ifdef SID_AMX_EMULATED
@@ -94,5 +95,7 @@ void sid_kernels_amx(sid_kernels *kernels) {
 }
 
 #else
-typedef int sid_nothing_here; /* an empty translation unit is not C */
+
+void sid_kernels_amx(sid_kernels *kernels) { (void)kernels; }
+
 #endif

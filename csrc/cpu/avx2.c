@@ -1,8 +1,8 @@
 /* The kernels for AVX2 with FMA and F16C: attention in float32, from and to either dtype; the rest is generic.c's,
  * compiled for these instructions. */
-#if defined(__x86_64__)
-
 #include "cpu/kernels.h"
+
+#if defined(__x86_64__)
 
 #define HAS_FMA
 #define LANES 8
@@ -33,6 +33,4 @@ void sid_kernels_avx2(sid_kernels *kernels) {
     fill_winograd(kernels);
 }
 
-#else
-typedef int sid_nothing_here; /* an empty translation unit is not C */
 #endif

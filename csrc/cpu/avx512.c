@@ -1,7 +1,7 @@
 /* The kernels for AVX-512: attention in float32, from and to either dtype. */
-#if defined(__x86_64__)
-
 #include "cpu/kernels.h"
+
+#if defined(__x86_64__)
 
 #define HAS_FMA
 #define LANES 16
@@ -34,6 +34,4 @@ void sid_kernels_avx512(sid_kernels *kernels) {
     fill_pointwise(kernels);
 }
 
-#else
-typedef int sid_nothing_here; /* an empty translation unit is not C */
 #endif

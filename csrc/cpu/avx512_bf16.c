@@ -1,7 +1,7 @@
 /* The kernels for AVX-512 with bfloat16 dot products. */
-#if defined(__x86_64__)
-
 #include "cpu/kernels.h"
+
+#if defined(__x86_64__)
 
 #define LANES 16
 #define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
@@ -23,6 +23,4 @@ void sid_kernels_avx512_bf16(sid_kernels *kernels) {
     kernels->attention[SID_BF16] = attention_bf16;
 }
 
-#else
-typedef int sid_nothing_here; /* an empty translation unit is not C */
 #endif

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin between small problems slow each other down
-
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 SOURCES = [
