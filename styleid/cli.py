@@ -135,7 +135,7 @@ def _print_estimate(model: Model, steps: int) -> None:
 
 
 def _load(options: argparse.Namespace) -> Model:
-    return load_model(options.model, options.dtype, threads=options.threads)
+    return load_model(options.model, options.dtype, threads=options.threads, prediction=options.prediction)
 
 
 def _load_image(path: str, options: argparse.Namespace, model: Model) -> NDArray[np.uint8]:
@@ -219,7 +219,9 @@ def _add_layers(command: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="default", help="a diffusers model folder (the small model shipped)")
+    model = "a diffusers folder or a single file of a Stable Diffusion model (the small model shipped)"
+    command.add_argument("--model", default="default", help=model)
+    command.add_argument("--prediction", choices=("epsilon", "v_prediction"), help="for files that do not say")
     command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     command.add_argument("--threads", type=int, help="threads to compute with (one per core)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")

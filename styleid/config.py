@@ -278,7 +278,17 @@ def _betas(settings: Settings) -> NDArray[np.float64]:
     start, end = settings.number("beta_start", 0.0001), settings.number("beta_end", 0.02)
     if kind == "linear":
         return np.linspace(start, end, TRAIN_STEPS)
+    return _scaled_linear(start, end)
+
+
+def _scaled_linear(start: float, end: float) -> NDArray[np.float64]:
+    """(1000,) betas whose square roots are evenly spaced."""
     return np.linspace(np.sqrt(start), np.sqrt(end), TRAIN_STEPS) ** 2
+
+
+# The noise levels of every published Stable Diffusion model: (1000,) cumulative products of 1 - beta.
+STANDARD_ALPHAS = np.cumprod(1 - _scaled_linear(0.00085, 0.012), dtype=np.float64)
+STANDARD_ALPHAS.flags.writeable = False
 
 
 def read_config(unet: Path, vae: Path, scheduler: Path, text: Path | None) -> Config:

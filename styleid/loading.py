@@ -7,7 +7,7 @@ import os
 import threading
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from styleid import _core
 from styleid._core import ModelError
 from styleid.config import read_config
+from styleid.ldm import convert
 from styleid.model import Model
-from styleid.prompts import PromptTokenizer, read_tokenizer
+from styleid.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.tensors import read_tensors
 from styleid.weights import engine_weights, read_component
 
 if TYPE_CHECKING:
     from styleid._core import Config, Weight
+    from styleid.ldm import Prediction
 
 DEFAULT_FOLDER = Path(__file__).parent / "data" / "default-model"
 
@@ -31,7 +33,7 @@ class Parts(NamedTuple):
 
     config: Config
     weights: dict[str, Weight]
-    tokenizer: PromptTokenizer | None
+    tokenizer: Tokenize | None
     context: NDArray[np.float32] | None
 
 
@@ -40,16 +42,22 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    prediction: str | None = None,
 ) -> Model:
     """Loads a Stable Diffusion 1.x or 2.x model, or another of that build.
 
     Args:
-        source: "default", the small model that comes with the package, or a folder as diffusers writes it: unet/ and
-            vae/ (config.json and safetensors, whole or in shards), scheduler/scheduler_config.json, and either
-            text_encoder/ and tokenizer/ or context.safetensors with the tensor `empty_prompt` (1, tokens, channels)
+        source: one of
+            - "default", the small model that comes with the package
+            - a folder as diffusers writes it: unet/ and vae/ (config.json and weights, whole or in shards),
+              scheduler/scheduler_config.json, and either text_encoder/ and tokenizer/ or context.safetensors with
+              the tensor `empty_prompt` (1, tokens, channels)
+            - a single safetensors file in the original naming; with a folder tokenizer/ beside it any prompt can be
+              used, else the empty one
         dtype: what is computed in: "float32", "bfloat16", or "auto": bfloat16 where the CPU computes it natively
         device: "auto" or "cpu"
         threads: None: what OMP_NUM_THREADS says, else one per physical core
+        prediction: "epsilon" or "v_prediction", what the model predicts; None: what its files say
 
     Raises:
         ModelError: the files are missing, damaged or not a model that can be computed; names the file and the fault
@@ -59,11 +67,13 @@ def load_model(
     if device not in ("auto", "cpu"):
         raise ValueError(f"device: expected 'auto' or 'cpu', got {device!r}")
     threads = _threads(threads)
+    if prediction not in (None, "epsilon", "v_prediction"):
+        raise ValueError(f"prediction: expected None, 'epsilon' or 'v_prediction', got {prediction!r}")
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"source: expected 'default' or the path of a folder, got {type(source).__name__}")
-    folder = DEFAULT_FOLDER if source == "default" else Path(source)
+        raise TypeError(f"source: expected 'default' or a path, got {type(source).__name__}")
+    path = DEFAULT_FOLDER if source == "default" else Path(source)
     try:
-        parts = _read_folder(folder)
+        parts = _read(path, cast("Prediction | None", prediction))
         return Model(
             parts.config,
             parts.weights,
@@ -74,7 +84,7 @@ def load_model(
             source=os.fspath(source),
         )
     except ModelError as error:  # the engine does not know where its numbers came from
-        raise ModelError(f"{folder}: {error}") from None
+        raise ModelError(f"{path}: {error}") from None
     except (ValueError, OSError) as error:
         raise ModelError(str(error)) from error
 
@@ -114,10 +124,33 @@ def _threads(threads: int | None) -> int:
     return threads
 
 
-def _read_folder(folder: Path) -> Parts:
-    """Reads a diffusers folder. ValueError naming the file and the fault."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; expected 'default' or a diffusers model folder")
+def _read(path: Path, prediction: Prediction | None) -> Parts:
+    """Reads whatever is there. ValueError naming the file and the fault."""
+    if path.is_file():
+        return _read_file(path, prediction)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such file or folder")
+    return _read_folder(path, prediction)
+
+
+def _read_file(path: Path, prediction: Prediction | None) -> Parts:
+    """Reads a single file in the original naming, and the tokenizer beside it."""
+    tensors, metadata = read_tensors(path)
+    found = convert(path, tensors, metadata, prediction)
+    text = found.config["text"]
+    assert text is not None
+    folder = path.parent / "tokenizer"
+    tokenizer: Tokenize
+    if folder.is_dir():
+        tokenizer = read_tokenizer(folder, text["positions"], text["vocabulary"])
+    else:
+        pads_with_zero = text["activation"] == "gelu"  # SD 2.x; 1.x pads with the end token
+        tokenizer = EmptyPromptTokenizer(text["vocabulary"], text["positions"], pads_with_zero)
+    return Parts(found.config, engine_weights(found.unet, found.vae, found.text), tokenizer, None)
+
+
+def _read_folder(folder: Path, prediction: Prediction | None) -> Parts:
+    """Reads a diffusers folder."""
     text_folder = folder / "text_encoder"
     text_config = text_folder / "config.json" if text_folder.is_dir() else None
     config = read_config(
@@ -126,6 +159,8 @@ def _read_folder(folder: Path) -> Parts:
         folder / "scheduler" / "scheduler_config.json",
         text_config,
     )
+    if prediction is not None:
+        config["unet"]["prediction"] = prediction
     tokenizer = context = text = None
     if config["text"]:
         text = read_component(text_folder, "model")

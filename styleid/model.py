@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from styleid import _core
 from styleid.images import Picture, to_array
-from styleid.prompts import PromptTokenizer
+from styleid.prompts import Tokenize
 
 if TYPE_CHECKING:
     from styleid._core import Config, Weight
@@ -38,7 +38,7 @@ class Model:
         dtype: str,
         threads: int,
         *,
-        tokenizer: PromptTokenizer | None = None,
+        tokenizer: Tokenize | None = None,
         context: Float32 | None = None,
         source: str = "",
     ) -> None:

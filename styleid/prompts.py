@@ -1,6 +1,7 @@
 """CLIP's tokenizer, from the files that come with a model."""
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = {"unk": END, "bos": BEGIN, "eos": END, "pad": END}  # unless the files say otherwise
 # How CLIP cuts a lower-cased text into words, before these are cut into the pieces of its vocabulary.
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+Tokenize = Callable[[str], NDArray[np.int32]]  # a text -> (1, length) token numbers
 
 
 class PromptTokenizer:
@@ -37,6 +41,26 @@ class PromptTokenizer:
         tokens = [self.begin, *pieces[:room], self.end]
         tokens += [self.pad] * (self.length - len(tokens))
         return np.array([tokens], dtype=np.int32)
+
+
+class EmptyPromptTokenizer:
+    """The tokens of the empty prompt, for models that come without a tokenizer.
+
+    CLIP's vocabulary ends with its begin and end tokens, so that these are known without its files.
+    """
+
+    def __init__(self, vocabulary: int, length: int, pads_with_zero: bool) -> None:
+        self.tokens = np.full((1, length), 0 if pads_with_zero else vocabulary - 1, np.int32)
+        self.tokens[0, :2] = vocabulary - 2, vocabulary - 1
+
+    def __call__(self, text: str) -> NDArray[np.int32]:
+        """(1, length) token numbers; ValueError for any other prompt."""
+        if text:
+            raise ValueError(
+                f"prompt {text[:80]!r}: this model was loaded from a single file, which has no tokenizer; put a folder "
+                "`tokenizer` with CLIP's vocab.json and merges.txt beside the file, or use the empty prompt"
+            )
+        return self.tokens
 
 
 def read_tokenizer(folder: Path, positions: int, vocabulary: int) -> PromptTokenizer:

@@ -66,15 +66,16 @@ def engine_weights(
     """The weights by the engine's names: `unet.`, `vae.` or `text.` before the usual one."""
     weights = {f"unet.{name}": tensor for name, tensor in unet.items()}
     for name, tensor in vae.items():
-        _add(weights, *_modern_vae(name, tensor))
+        add_tensor(weights, *_modern_vae(name, tensor))
     for name, tensor in (text or {}).items():
         name = name.removeprefix("text_model.")
         if name not in ("embeddings.position_ids", "text_projection.weight"):  # a constant; not used by diffusion
-            _add(weights, f"text.{name}", tensor)
+            add_tensor(weights, f"text.{name}", tensor)
     return {name: _weight(name, tensor) for name, tensor in weights.items()}
 
 
-def _add(weights: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+def add_tensor(weights: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+    """Adds a tensor; ValueError if its name is taken."""
     if name in weights:
         raise ValueError(f"weight {name!r} is there under two names")
     weights[name] = tensor

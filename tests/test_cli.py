@@ -191,7 +191,7 @@ def test_usage(place, capsys, arguments, message):
         (["--size", "99999999"], "size: "),
         (["--dtype", "float16"], "--dtype"),
         (["--threads", "0"], "threads: "),
-        (["--model", "nowhere"], "nowhere: no such folder"),
+        (["--model", "nowhere"], "nowhere: no such file or folder"),
     ],
 )
 def test_wrong_options(place, capsys, options, message):

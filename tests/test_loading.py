@@ -255,7 +255,7 @@ def test_dtype_auto(shared_folder, monkeypatch):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="nothing: no such file or folder"):
         load(tmp_path / "nothing")
     with pytest.raises(ModelError, match=r"scheduler_config\.json: no such file"):
         load(tmp_path)
