@@ -12,12 +12,14 @@ from styleid.inversion import Inversion
 from styleid.loading import load_model
 from styleid.method import inject_styles, invert, transfer
 from styleid.model import Model
+from styleid.rates import decreasing
 
 __all__ = [
     "Inversion",
     "Model",
     "ModelError",
     "__version__",
+    "decreasing",
     "inject_styles",
     "invert",
     "load_image",

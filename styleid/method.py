@@ -5,17 +5,24 @@ Chung, Hyun, Heo: Style Injection in Diffusion, CVPR 2024. The steps themselves 
 
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from styleid import _core
+from styleid import initial as initial_latents
 from styleid.images import Picture, Pixels, to_array
+from styleid.initial import Initial
 from styleid.inversion import KEEP, Inversion
 from styleid.loading import default_model
 from styleid.model import Model
-from styleid.progress import Progress, reporter
+from styleid.progress import Progress, part, reporter
+from styleid.rates import Rate, per_step_and_layer
+
+OnStep = Callable[[int, int, NDArray[np.float32]], object]
+T = TypeVar("T")
 
 
 def invert(
@@ -28,6 +35,7 @@ def invert(
     prompt: str = "",
     progress: Progress = False,
     feature_dtype: str = "auto",
+    on_step: OnStep | None = None,
 ) -> Inversion:
     """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
 
@@ -46,6 +54,8 @@ def invert(
         prompt: the text that the picture is inverted under; the paper's is empty
         progress: True for a bar, or a function that is called with (step, total)
         feature_dtype: "float32", "bfloat16" (half the memory), or "auto": what the model computes in
+        on_step: called as on_step(step, steps, latents) before every evaluation and, with step = steps, after the last
+            one; latents (1, C, h, w) float32 are what is evaluated next, and may be changed in place
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
@@ -60,7 +70,7 @@ def invert(
     pixels = _pixels(image, model, "image")
     with reporter(progress, "inversion") as report:
         latents = model.engine.encode(pixels[np.newaxis])
-        data = _core.invert(model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report)[0]
+        data = _core.invert(model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report, on_step)[0]
     return Inversion(
         latents=data["latents"],
         timesteps=plan["timesteps"],
@@ -79,13 +89,15 @@ def inject_styles(
     content: Inversion,
     style: Inversion | list[Inversion] | tuple[Inversion, ...],
     model: Model | None = None,
-    gamma: ArrayLike = 0.75,
-    temperature: ArrayLike = 1.5,
+    gamma: Rate = 0.75,
+    temperature: Rate = 1.5,
     adain: bool = True,
     inject: bool = True,
     layers: Iterable[int] | None = None,
     progress: Progress = False,
     weights: Sequence[float] | None = None,
+    initial: Initial | None = None,
+    on_step: OnStep | None = None,
 ) -> NDArray[np.uint8]:
     """Samples a picture from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
 
@@ -95,84 +107,125 @@ def inject_styles(
 
     Args:
         content: an inversion that kept queries
-        style: an inversion that kept keys and values, or several: then queries attend to the keys of all
+        style: an inversion that kept keys and values, or several: then queries attend to the keys of all. The sizes of
+            the pictures may differ
         model: the model of all inversions; None: the one that made `content`, or the default one if it was loaded
-        gamma: 0 to 1, how much of the content's queries is preserved: one number, or an array that broadcasts to
-            (steps, decoder layers), in the order of the inversion's timesteps
-        temperature: above 0, sharpens the attention: one number or an array as for gamma
+        gamma: 0 to 1, how much of the content's queries is preserved: one number; an array that broadcasts to
+            (steps, decoder layers), in the order of the inversion's timesteps; or a function of (fraction, layer),
+            where fraction goes from 0 at the largest timestep to 1 at the smallest, such as `styleid.decreasing` makes
+        temperature: above 0, sharpens the attention: given as gamma is
         adain: False: start from the content's zT as it is
         inject: False: no layer is touched
         layers: decoder layers to inject into; None: those that `content` was inverted with
         progress: True for a bar, or a function that is called with (step, total)
-        weights: with several styles, the share of each; None: equal
+        weights: with several styles, the share of each; None: equal. log(weight) is added to the logits of a style's
+            keys, and the initial latent is the mean with these weights: two styles are interpolated by (1 - s, s)
+        initial: the initial latent in place of what `adain` says: "adain", "content", "style", "quantiles",
+            "frequencies", or a function of the content's and the style's zT, see `styleid.initial`
+        on_step: as in `invert`; here latents are the sampling's, zT first and z0 last
 
     Returns:
         (H, W, 3) uint8 of the content's size
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected; also for inversions of different
-            models, sizes, schedules or numbers of steps
+            models, schedules or numbers of steps
     """
     styles = list(style) if isinstance(style, (list, tuple)) else [style]
+    shares = _shares(weights, len(styles))
     _check_inversions(content, styles)
     model = _model(model or content.model)
-    for name, inversion in _named(content, styles):
+    for name, inversion in [("content", content), *_named("style", styles)]:
         inversion.check_model(model, name)
     chosen = _kept_layers(content, styles, layers) if inject else ()
+    data = content.data
+    if isinstance(initial, str) and initial in initial_latents.ENGINE:
+        adain = initial_latents.ENGINE[initial]
+    elif initial is not None:
+        latent = initial_latents.mix(initial, content.latent, [one.latent for one in styles], shares)
+        data["latents"] = np.concatenate([content.latents[:-1], latent])
+        adain = False
     with reporter(progress, "sampling") as report:
         return _core.inject_styles(
             model.engine,
-            content.data,
+            data,
             [one.data for one in styles],
             content.context,
             content.steps,
             content.schedule,
             chosen,
-            _shares(weights, len(styles)),
-            _per_step_and_layer("gamma", gamma, content.steps, model),
-            _per_step_and_layer("temperature", temperature, content.steps, model),
+            shares,
+            per_step_and_layer("gamma", gamma, content.steps, model.layer_count),
+            per_step_and_layer("temperature", temperature, content.steps, model.layer_count),
             adain,
             report,
+            on_step,
         )
 
 
 def transfer(
     content: Picture,
-    style: Picture,
+    style: Picture | list[Picture] | tuple[Picture, ...],
     model: Model | None = None,
     steps: int = 50,
     schedule: str = "paper",
-    gamma: ArrayLike = 0.75,
-    temperature: ArrayLike = 1.5,
+    gamma: Rate = 0.75,
+    temperature: Rate = 1.5,
     layers: Iterable[int] | None = None,
     adain: bool = True,
     inject: bool = True,
     progress: Progress = False,
+    weights: Sequence[float] | None = None,
+    initial: Initial | None = None,
 ) -> NDArray[np.uint8]:
-    """Gives the content picture the style of the other: the whole method, with the empty prompt.
+    """Gives the content picture the style of the other, or of several: the whole method, with the empty prompt.
 
-    The same as `inject_styles(invert(content), invert(style))`, faster: both inversions run as one batch.
-    Arguments, result and errors are theirs; both pictures must have the same size.
+    The same as `inject_styles(invert(content), invert(style))`, faster for one style of the content's size: both
+    inversions run as one batch. Arguments, result and errors are theirs; the result has the content's size.
     """
     model = _model(model)
     plan = _core.schedule(model.engine, schedule, steps)
     chosen = plan["layers"] if layers is None else _layers(layers, model.attention_layers)
-    content_pixels, style_pixels = _pixels(content, model, "content"), _pixels(style, model, "style")
-    if content_pixels.shape != style_pixels.shape:
-        raise ValueError(f"style: the shape is {style_pixels.shape}, but content's is {content_pixels.shape}")
+    gamma = per_step_and_layer("gamma", gamma, steps, model.layer_count)
+    temperature = per_step_and_layer("temperature", temperature, steps, model.layer_count)
+    styles = list(style) if isinstance(style, (list, tuple)) else [style]
+    shares = _shares(weights, len(styles))
+    content_pixels = _pixels(content, model, "content")
+    style_pixels = [_pixels(one, model, name) for name, one in _named("style", styles)]
     with reporter(progress, "transfer") as report:
-        return _core.transfer(
-            model.engine,
-            content_pixels,
-            style_pixels,
-            model.empty_context,
-            steps,
-            schedule,
-            chosen if inject else (),
-            _per_step_and_layer("gamma", gamma, steps, model),
-            _per_step_and_layer("temperature", temperature, steps, model),
+        if len(styles) == 1 and initial is None:
+            return _core.transfer(
+                model.engine,
+                content_pixels,
+                style_pixels[0],
+                model.empty_context,
+                steps,
+                schedule,
+                chosen if inject else (),
+                gamma,
+                temperature,
+                adain,
+                report,
+            )
+        total = (1 + len(styles)) * steps + len(plan["sampling"])
+        pictures = [(content_pixels, "query"), *((pixels, "keys") for pixels in style_pixels)]
+        inversions = [
+            invert(pixels, model, steps, schedule, chosen, keep, progress=part(report, i * steps, total))
+            for i, (pixels, keep) in enumerate(pictures)
+        ]
+        sampling = part(report, len(pictures) * steps, total)
+        return inject_styles(
+            inversions[0],
+            inversions[1:],
+            model,
+            gamma,
+            temperature,
             adain,
-            report,
+            inject,
+            chosen,
+            sampling,
+            shares,
+            initial,
         )
 
 
@@ -206,7 +259,8 @@ def _layers(layers: Iterable[int], allowed: Sequence[int]) -> tuple[int, ...]:
 def _kept_layers(content: Inversion, styles: Sequence[Inversion], layers: Iterable[int] | None) -> tuple[int, ...]:
     """The layers to inject into, all of which must have been kept by all inversions."""
     chosen = content.layers if layers is None else _layers(layers, content.layers)
-    for (name, inversion), needed in zip(_named(content, styles), ["query"] + ["key"] * len(styles), strict=True):
+    needs = [("content", content, "query"), *((name, style, "key") for name, style in _named("style", styles))]
+    for name, inversion, needed in needs:
         if needed not in KEEP[inversion.keep]:
             raise ValueError(
                 f"{name}: needed are its {needed} features, but it was inverted with keep={inversion.keep!r}"
@@ -216,46 +270,27 @@ def _kept_layers(content: Inversion, styles: Sequence[Inversion], layers: Iterab
     return chosen
 
 
-def _named(content: Inversion, styles: Sequence[Inversion]) -> list[tuple[str, Inversion]]:
-    """All inversions with the names that error messages call them by."""
-    names = ["style"] if len(styles) == 1 else [f"style[{i}]" for i in range(len(styles))]
-    return [("content", content), *zip(names, styles, strict=True)]
+def _named(name: str, values: Sequence[T]) -> list[tuple[str, T]]:
+    """The values of an argument, one or several, with the names that error messages call them by."""
+    return [(name if len(values) == 1 else f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 
 def _check_inversions(content: Inversion, styles: Sequence[Inversion]) -> None:
-    """Whether these are inversions, at least one of a style, and made alike."""
-    if not styles:
-        raise ValueError("style: expected at least one inversion")
-    for name, inversion in _named(content, styles):
+    """Whether these are inversions, and made alike."""
+    for name, inversion in [("content", content), *_named("style", styles)]:
         if not isinstance(inversion, Inversion):
             raise TypeError(f"{name}: expected an Inversion, got {type(inversion).__name__}")
-        for what in "fingerprint", "latent_size", "schedule", "steps":
+        for what in "fingerprint", "schedule", "steps":
             theirs, ours = getattr(inversion, what), getattr(content, what)
             if theirs != ours:
                 raise ValueError(f"{name}: its {what} is {theirs}, but content's is {ours}; they must be the same")
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """The weight of each style, all together 1."""
+    """The weight of each style, all together 1. ValueError also where there is no style."""
+    if not count:
+        raise ValueError("style: expected at least one, got none")
     shares = np.ones(count) if weights is None else np.asarray(weights)
     if shares.dtype.kind not in "fiu" or shares.shape != (count,) or not np.all((shares > 0) & np.isfinite(shares)):
         raise ValueError(f"weights: expected {count} positive numbers, one per style, got {weights!r}")
     return [float(share) for share in shares / shares.sum()]
-
-
-def _per_step_and_layer(name: str, value: ArrayLike, steps: int, model: Model) -> NDArray[np.float32]:
-    """gamma or temperature as (steps, decoder layers)."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected a number or an array of numbers, got {value!r}")
-    shape = (steps, model.layer_count)
-    if array.ndim not in (0, 2) or any(n not in (1, of) for n, of in zip(array.shape, shape, strict=False)):
-        raise ValueError(
-            f"{name}: expected one number or an array of steps x decoder layers, {shape}, either of which may be 1; "
-            f"got the shape {array.shape}"
-        )
-    fits = (array >= 0) & (array <= 1) if name == "gamma" else (array > 0) & np.isfinite(array)
-    if not fits.all():
-        wanted = "0 to 1" if name == "gamma" else "numbers above 0"
-        raise ValueError(f"{name}: expected {wanted}, got {array[~fits].flat[0] if array.ndim else array}")
-    return np.ascontiguousarray(np.broadcast_to(array, shape), dtype=np.float32)

@@ -25,3 +25,10 @@ def reporter(progress: Progress, description: str) -> Iterator[Callable[[int, in
         yield None
     else:
         raise TypeError(f"progress: expected True, False or a function of (step, total), got {progress!r}")
+
+
+def part(report: Callable[[int, int], object] | None, before: int, total: int) -> Progress:
+    """The progress of a run that is one part of a longer one: `before` steps of `total` came before it."""
+    if report is None:
+        return False
+    return lambda step, _: report(before + step, total)

@@ -117,8 +117,9 @@ def test_pieces_kept_for_their_part(model, inversions):
 
 
 def test_pictures_of_other_sizes(model):
-    out = styleid.transfer(picture(0, 32, 48), picture(1, 32, 48), model, steps=2)
-    assert out.shape == (32, 48, 3)
+    for height, width in ((32, 48), (16, 32)):
+        out = styleid.transfer(picture(0, 32, 48), picture(1, height, width), model, steps=2)
+        assert out.shape == (32, 48, 3)
 
 
 def test_pictures_of_all_kinds(model, tmp_path):
@@ -243,18 +244,13 @@ def test_bad_pictures(model, error, bad):
     with pytest.raises(error, match="^image: "):
         styleid.invert(bad, model, steps=STEPS)
     for name in "content", "style":
-        with pytest.raises(error, match=f"^{name}: "):
+        with pytest.raises(error, match=rf"^{name}(\[0\])?: "):
             transfer(model, **{name: bad})
 
 
 def test_wrong_sizes_say_which_are_right(model):
     with pytest.raises(ValueError, match=r"15x16 .* multiples of 16; .*size=16"):
         styleid.invert(np.zeros((15, 16, 3), np.uint8), model)
-
-
-def test_pictures_of_different_sizes(model):
-    with pytest.raises(ValueError, match=r"^style: the shape is \(32, 16, 3\), but content's is \(16, 16, 3\)"):
-        transfer(model, style=picture(1, 32, 16))
 
 
 BAD_SETTINGS = [
@@ -350,7 +346,6 @@ def test_mixed_inversions(model, other_model, inversions):
     content, style = inversions
     others = {
         "fingerprint": styleid.invert(picture(1), other_model, steps=STEPS),
-        "latent_size": styleid.invert(picture(1, 32, 16), model, steps=STEPS),
         "schedule": invert(model, schedule="diffusers"),
         "steps": invert(model, steps=4),
     }

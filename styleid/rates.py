@@ -1,0 +1,81 @@
+"""gamma and temperature as functions of the step and the layer.
+
+Kulkarni, Scheduled Style Injection (arXiv 2605.26538): a gamma that decreases over the sampling, or from the lower to the
+upper decoder layers, trades content for style better than a constant one; over the steps a cosine or a square root
+does better than a straight line.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Rate = ArrayLike | Callable[[float, int], float]
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda p: p,
+    "cosine": lambda p: (1 - math.cos(math.pi * p)) / 2,
+    "sqrt": math.sqrt,
+}
+
+
+def decreasing(
+    start: float, end: float, shape: str = "linear", layers: tuple[int, int] | None = None
+) -> Callable[[float, int], float]:
+    """A gamma or temperature that goes from `start` down to `end`: start + (end - start) * w(p).
+
+    w(p) = p for "linear", (1 - cos(pi p)) / 2 for "cosine", sqrt(p) for "sqrt". p is the fraction of the sampling that is
+    done, 0 at the largest timestep and 1 at the smallest; with `layers` = (first, last) it is the layer's place between
+    these two, both included, and the same at all steps.
+
+    >>> gamma = decreasing(0.9, 0.5, "cosine")
+    >>> gamma(0.0, 6), round(gamma(0.5, 6), 3), gamma(1.0, 6)
+    (0.9, 0.7, 0.5)
+
+    Raises:
+        ValueError: an unknown shape, start below end, or layers that do not ascend
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"shape: expected one of {list(SHAPES)}, got {shape!r}")
+    if not start >= end:
+        raise ValueError(f"start: expected at least end, which is {end}, got {start}")
+    if layers is not None and not layers[0] < layers[1]:
+        raise ValueError(f"layers: expected a first and a higher last one, got {layers}")
+
+    def rate(fraction: float, layer: int) -> float:
+        if layers is not None:
+            first, last = layers
+            fraction = min(max((layer - first) / (last - first), 0.0), 1.0)
+        return start + (end - start) * SHAPES[shape](fraction)
+
+    return rate
+
+
+def per_step_and_layer(name: str, value: Rate, steps: int, layers: int) -> NDArray[np.float32]:
+    """gamma or temperature as (steps, layers), by the inversion's ascending timesteps and all decoder layers.
+
+    Args:
+        name: "gamma" (0 to 1) or "temperature" (above 0)
+        value: a number; an array of steps x layers, either of which may be 1; or a function of (fraction, layer), where
+            fraction goes from 1 at the first timestep, which is sampled last, to 0 at the last one
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected
+    """
+    if callable(value):
+        value = [[value(1 - step / (steps - 1), layer) for layer in range(layers)] for step in range(steps)]
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected a number, an array of numbers or a function that gives one, got {value!r}")
+    shape = (steps, layers)
+    if array.ndim not in (0, 2) or any(n not in (1, of) for n, of in zip(array.shape, shape, strict=False)):
+        raise ValueError(
+            f"{name}: expected one number or an array of steps x decoder layers, {shape}, either of which may be 1; "
+            f"got the shape {array.shape}"
+        )
+    fits = (array >= 0) & (array <= 1) if name == "gamma" else (array > 0) & np.isfinite(array)
+    if not fits.all():
+        wanted = "0 to 1" if name == "gamma" else "numbers above 0"
+        raise ValueError(f"{name}: expected {wanted}, got {array[~fits].flat[0] if array.ndim else array}")
+    return np.ascontiguousarray(np.broadcast_to(array, shape), dtype=np.float32)
