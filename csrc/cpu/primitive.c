@@ -18,13 +18,14 @@ int sid_dnnl_fail(const char *what, dnnl_status_t status) {
     return sid_fail(status == dnnl_out_of_memory ? SID_EMEMORY : SID_EINTERNAL, "oneDNN: %s (%.60s)", why, what);
 }
 
-int sid_threads_enter(const sid_cpu *cpu) {
+/* OpenMP's thread count is the caller's own state: set for the time of a call, then as it was. */
+static int threads_enter(const sid_cpu *cpu) {
     int before = omp_get_max_threads();
     omp_set_num_threads(cpu->base.threads);
     return before;
 }
 
-void sid_threads_leave(int before) { omp_set_num_threads(before); }
+static void threads_leave(int before) { omp_set_num_threads(before); }
 
 static int append_post(dnnl_post_ops_t ops, const sid_post *post, int accumulate, const_dnnl_memory_desc_t factor,
                        const_dnnl_memory_desc_t residual) {
@@ -55,22 +56,30 @@ int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post,
     return status;
 }
 
-sid_primitive *sid_primitive_find(sid_primitive *list, const size_t *key) {
+static sid_primitive *find(sid_primitive *list, const size_t *key) {
     while (list && memcmp(list->key, key, sizeof list->key) != 0) list = list->next;
     return list;
 }
 
-/* *data: the weights in the given layout, made from the first one's at its first use. */
-static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout, void **data);
-
-int sid_is_reference(const_dnnl_primitive_desc_t description) {
+/* Whether oneDNN has nothing better for this than its reference code, a hundred times slower. */
+static int is_reference(const_dnnl_primitive_desc_t description) {
     const char *name = "";
     dnnl_primitive_desc_query(description, dnnl_query_impl_info_str, 0, &name);
     return strncmp(name, "ref", 3) == 0;
 }
 
-int sid_primitive_add(sid_cpu *cpu, sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description,
-                      sid_packed *packed, sid_primitive **primitive) {
+static void primitives_close(sid_primitive **list) {
+    for (sid_primitive *p = *list, *next; p; p = next) {
+        next = p->next;
+        if (p->handle) dnnl_primitive_destroy(p->handle);
+        dnnl_primitive_desc_destroy(p->description);
+        free(p);
+    }
+    *list = NULL;
+}
+
+/* Takes the description over, also when it fails. */
+static int add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description, sid_primitive **primitive) {
     sid_primitive *p = calloc(1, sizeof *p);
     if (!p) {
         dnnl_primitive_desc_destroy(description);
@@ -80,28 +89,13 @@ int sid_primitive_add(sid_cpu *cpu, sid_primitive **list, const size_t *key, dnn
     p->description = description;
     p->scratch =
         dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(description, dnnl_query_exec_arg_md, DNNL_ARG_SCRATCHPAD));
-    int status = SID_OK;
-    if (packed)
-        status = packed_in(cpu, packed, dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0), &p->weights);
-    if (status == SID_OK && dnnl_primitive_create(&p->handle, description) != dnnl_success)
-        status = sid_fail(SID_EINTERNAL, "oneDNN: a primitive could not be made");
-    if (status != SID_OK) {
-        sid_primitives_close(&p);
-        return status;
+    if (dnnl_primitive_create(&p->handle, description) != dnnl_success) {
+        primitives_close(&p);
+        return sid_fail(SID_EINTERNAL, "oneDNN: a primitive could not be made");
     }
     p->next = *list;
     *primitive = *list = p;
     return SID_OK;
-}
-
-void sid_primitives_close(sid_primitive **list) {
-    for (sid_primitive *p = *list, *next; p; p = next) {
-        next = p->next;
-        if (p->handle) dnnl_primitive_destroy(p->handle);
-        dnnl_primitive_desc_destroy(p->description);
-        free(p);
-    }
-    *list = NULL;
 }
 
 static int execute(const sid_cpu *cpu, const sid_primitive *primitive, const sid_argument *arguments, size_t count) {
@@ -116,10 +110,10 @@ static int execute(const sid_cpu *cpu, const sid_primitive *primitive, const sid
         status = dnnl_memory_create(&bound[made].memory, layout, cpu->engine, arguments[made].data);
     }
     if (status == dnnl_success) {
-        int before = sid_threads_enter(cpu);
+        int before = threads_enter(cpu);
         status = dnnl_primitive_execute(primitive->handle, stream, (int)count, bound);
         if (status == dnnl_success) status = dnnl_stream_wait(stream);
-        sid_threads_leave(before);
+        threads_leave(before);
     }
     while (made--) dnnl_memory_destroy(bound[made].memory);
     dnnl_stream_destroy(stream);
@@ -170,7 +164,7 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
                                                             cpu->engine, attributes);
     dnnl_primitive_attr_destroy(attributes);
     if (made != dnnl_success) return sid_dnnl_fail("packing of weights", made);
-    SID_TRY(sid_primitive_add(cpu, &primitive, key, description, NULL, &primitive));
+    SID_TRY(add(&primitive, key, description, &primitive));
 
     sid_exec exec = {.backend = &cpu->base};
     sid_argument arguments[] = {{DNNL_ARG_FROM, src}, {DNNL_ARG_TO, dst}};
@@ -178,7 +172,7 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
     int status = sid_arena_open(&exec.arena);
     if (status == SID_OK) status = sid_primitive_run(&exec, primitive, arguments, 2);
     sid_arena_close(&exec.arena);
-    sid_primitives_close(&primitive);
+    primitives_close(&primitive);
     return status;
 }
 
@@ -201,6 +195,20 @@ static int take_packed(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_
     return SID_OK;
 }
 
+static void packed_close(sid_packed *packed) {
+    for (sid_packed *copy = packed->next, *next; copy; copy = next) {
+        next = copy->next;
+        copy->next = NULL;
+        packed_close(copy);
+        free(copy);
+    }
+    if (packed->layout) dnnl_memory_desc_destroy(packed->layout);
+    free(packed->data);
+    free(packed->bias);
+    *packed = (sid_packed){0};
+}
+
+/* *data: the weights in the given layout, made from the first one's at its first use. */
 static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout, void **data) {
     sid_packed *p = packed;
     while (p && !dnnl_memory_desc_equal(p->layout, layout)) p = p->next;
@@ -210,7 +218,7 @@ static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t 
         int status = take_packed(cpu, p, layout);
         if (status == SID_OK) status = reorder(cpu, p->data, layout, packed->data, packed->layout);
         if (status != SID_OK) {
-            sid_packed_close(p);
+            packed_close(p);
             free(p);
             return status;
         }
@@ -241,19 +249,43 @@ int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, c
     }
     free(stacked);
     if (status == SID_OK && biases) status = sid_pack_bias(packed, parts, biases);
-    if (status != SID_OK) sid_packed_close(packed);
+    if (status != SID_OK) packed_close(packed);
     return status;
 }
 
-void sid_packed_close(sid_packed *packed) {
-    for (sid_packed *copy = packed->next, *next; copy; copy = next) {
-        next = copy->next;
-        copy->next = NULL;
-        sid_packed_close(copy);
-        free(copy);
+/* With the lock held: a new primitive that multiplies with the weights as they are packed, or else with a copy. */
+static int make(sid_product *product, const size_t *key, const sid_recipe *recipe, sid_primitive **primitive) {
+    sid_packed *packed = &product->packed;
+    dnnl_primitive_desc_t description = NULL;
+    void *weights = NULL;
+    SID_TRY(recipe->describe(recipe->request, &description, packed->layout));
+    if (packed->layout && is_reference(description)) {
+        dnnl_primitive_desc_destroy(description);
+        SID_TRY(recipe->describe(recipe->request, &description, NULL));
     }
-    if (packed->layout) dnnl_memory_desc_destroy(packed->layout);
-    free(packed->data);
-    free(packed->bias);
-    *packed = (sid_packed){0};
+    const_dnnl_memory_desc_t layout = dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0);
+    int status = packed->layout ? SID_OK : recipe->pack(recipe->request, layout);
+    if (status == SID_OK) status = packed_in(product->cpu, packed, layout, &weights);
+    if (status != SID_OK) {
+        dnnl_primitive_desc_destroy(description);
+        return status;
+    }
+    SID_TRY(add(&product->primitives, key, description, primitive));
+    (*primitive)->weights = weights;
+    return SID_OK;
+}
+
+int sid_product_prepare(sid_product *product, const size_t *key, const sid_recipe *recipe, sid_primitive **primitive) {
+    pthread_mutex_lock(&product->cpu->lock);
+    int status = SID_OK, before = threads_enter(product->cpu);
+    *primitive = find(product->primitives, key);
+    if (!*primitive) status = make(product, key, recipe, primitive);
+    threads_leave(before);
+    pthread_mutex_unlock(&product->cpu->lock);
+    return status;
+}
+
+void sid_product_close(sid_product *product) {
+    primitives_close(&product->primitives);
+    packed_close(&product->packed);
 }

@@ -35,6 +35,22 @@ typedef struct sid_packed {
     struct sid_packed *next;
 } sid_packed;
 
+/* What convolutions and matrix products have in common: weights, and a primitive per shape. */
+typedef struct {
+    sid_cpu *cpu;
+    sid_packed packed;
+    sid_primitive *primitives;
+} sid_product;
+
+/* How a product's primitive for one request is made. */
+typedef struct {
+    const void *request;
+    /* weights: their layout, or NULL where oneDNN may choose. */
+    int (*describe)(const void *request, dnnl_primitive_desc_t *description, const_dnnl_memory_desc_t weights);
+    /* Calls sid_pack() with the product's weights. */
+    int (*pack)(const void *request, const_dnnl_memory_desc_t layout);
+} sid_recipe;
+
 /* An argument of an execution: its oneDNN number and memory. */
 typedef struct {
     int number;
@@ -51,22 +67,13 @@ int sid_dnnl_fail(const char *what, dnnl_status_t status);
 
 static inline dnnl_data_type_t sid_dnnl_type(sid_dtype dtype) { return dtype == SID_F32 ? dnnl_f32 : dnnl_bf16; }
 
-/* OpenMP's thread count is the caller's own state: set for the time of a call, then as it was. */
-int sid_threads_enter(const sid_cpu *cpu);
-void sid_threads_leave(int before);
-
 /* The attributes that carry `post`: activation, factor and residual in this order. Layouts may be NULL where unused. */
 int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post, int accumulate,
                         const_dnnl_memory_desc_t factor, const_dnnl_memory_desc_t residual);
 
-/* Whether oneDNN has nothing better for this than its reference code, a hundred times slower. */
-int sid_is_reference(const_dnnl_primitive_desc_t description);
-
-sid_primitive *sid_primitive_find(sid_primitive *list, const size_t *key);
-/* Takes the description over, also when it fails. packed: NULL, or the weights that it multiplies with. */
-int sid_primitive_add(sid_cpu *cpu, sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description,
-                      sid_packed *packed, sid_primitive **primitive);
-void sid_primitives_close(sid_primitive **list);
+/* The product's primitive of that key: found, or made, and the weights packed, at its first use. */
+int sid_product_prepare(sid_product *product, const size_t *key, const sid_recipe *recipe, sid_primitive **primitive);
+void sid_product_close(sid_product *product);
 
 /* Takes the scratch and, unless measuring, executes. */
 int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_argument *arguments, size_t count);
@@ -75,7 +82,6 @@ int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_
 int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
              size_t parts, const sid_weight *weights, const sid_weight *biases);
 int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *biases);
-void sid_packed_close(sid_packed *packed);
 
 /* Filled into the backend's table by backend.c. */
 int sid_cpu_conv_open(sid_backend *, sid_conv **, const sid_conv_shape *, const sid_weight *, const sid_weight *);

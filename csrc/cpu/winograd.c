@@ -13,11 +13,9 @@
 #define CHUNK_MULTIPLE 64  /* tiles */
 
 struct sid_winograd {
-    sid_cpu *cpu;
+    sid_product product;
     size_t in, out;
     sid_weight weight, bias; /* borrowed until packed */
-    sid_packed packed;
-    sid_primitive *primitives;
 };
 
 int sid_winograd_suits(const sid_conv_shape *s, const sid_tensor *src, const sid_tensor *dst) {
@@ -30,16 +28,14 @@ int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shap
                       const sid_weight *bias) {
     sid_winograd *w = *winograd = calloc(1, sizeof *w);
     if (!w) return sid_fail(SID_EMEMORY, "out of memory");
-    *w = (sid_winograd){.cpu = cpu, .in = s->in, .out = s->out, .weight = *weight, .bias = *bias};
+    *w = (sid_winograd){.product = {.cpu = cpu}, .in = s->in, .out = s->out, .weight = *weight, .bias = *bias};
     return SID_OK;
 }
 
 void sid_winograd_close(sid_winograd **winograd) {
-    sid_winograd *w = *winograd;
-    if (!w) return;
-    sid_primitives_close(&w->primitives);
-    sid_packed_close(&w->packed);
-    free(w);
+    if (!*winograd) return;
+    sid_product_close(&(*winograd)->product);
+    free(*winograd);
     *winograd = NULL;
 }
 
@@ -67,80 +63,79 @@ static void transform_weights(float *transformed, const float *taps, size_t in, 
     }
 }
 
-static int pack(sid_winograd *w, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout) {
+/* One count of tiles. */
+typedef struct {
+    sid_winograd *winograd;
+    size_t tiles;
+} request;
+
+static int layout_of(dnnl_memory_desc_t *layout, size_t rows, size_t columns, dnnl_format_tag_t tag) {
+    dnnl_dims_t dims = {PRODUCTS, (dnnl_dim_t)rows, (dnnl_dim_t)columns};
+    SID_DNNL(dnnl_memory_desc_create_with_tag(layout, 3, dims, dnnl_f32, tag));
+    return SID_OK;
+}
+
+static int pack_transformed(sid_winograd *w, const float *transformed, const_dnnl_memory_desc_t layout) {
+    sid_weight weight = {
+        .dtype = SID_F32, .rank = 3, .shape = {PRODUCTS, w->in, w->out}, .stride = w->in * w->out, .data = transformed};
+    dnnl_memory_desc_t plain;
+    SID_TRY(layout_of(&plain, w->in, w->out, dnnl_abc));
+    int status = sid_pack(w->product.cpu, &w->product.packed, plain, layout, 1, &weight, NULL);
+    dnnl_memory_desc_destroy(plain);
+    return status == SID_OK ? sid_pack_bias(&w->product.packed, 1, &w->bias) : status;
+}
+
+static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
+    sid_winograd *w = ((const request *)requested)->winograd;
     float *taps = malloc(w->in * w->out * 9 * sizeof *taps);
     float *transformed = malloc(w->in * w->out * PRODUCTS * sizeof *transformed);
     int status = taps && transformed ? SID_OK : sid_fail(SID_EMEMORY, "out of memory for transformed weights");
     if (status == SID_OK) {
-        sid_weight weight = {.dtype = SID_F32,
-                             .rank = 3,
-                             .shape = {PRODUCTS, w->in, w->out},
-                             .stride = w->in * w->out,
-                             .data = transformed};
         sid_weight_floats(taps, &w->weight);
-        transform_weights(transformed, taps, w->in, w->out, w->cpu->base.threads);
-        status = sid_pack(w->cpu, &w->packed, plain, layout, 1, &weight, NULL);
+        transform_weights(transformed, taps, w->in, w->out, w->product.cpu->base.threads);
+        status = pack_transformed(w, transformed, layout);
     }
     free(taps);
     free(transformed);
-    if (status == SID_OK) status = sid_pack_bias(&w->packed, 1, &w->bias);
     return status;
 }
 
-static int create(sid_winograd *w, const size_t *key, size_t tiles, sid_primitive **primitive) {
-    dnnl_dims_t src_dims = {PRODUCTS, (dnnl_dim_t)tiles, (dnnl_dim_t)w->in};
-    dnnl_dims_t weight_dims = {PRODUCTS, (dnnl_dim_t)w->in, (dnnl_dim_t)w->out};
-    dnnl_dims_t dst_dims = {PRODUCTS, (dnnl_dim_t)tiles, (dnnl_dim_t)w->out};
-    dnnl_memory_desc_t src = NULL, dst = NULL, plain = NULL, any = NULL;
-    dnnl_primitive_desc_t description = NULL;
+static int describe(const void *requested, dnnl_primitive_desc_t *description, const_dnnl_memory_desc_t weights) {
+    const request *r = requested;
+    dnnl_memory_desc_t src = NULL, dst = NULL, any = NULL;
     dnnl_primitive_attr_t attributes;
     SID_TRY(sid_attributes_open(&attributes, &(sid_post){0}, 0, NULL, NULL));
-    int status = SID_OK;
-    if (dnnl_memory_desc_create_with_tag(&src, 3, src_dims, dnnl_f32, dnnl_abc) != dnnl_success ||
-        dnnl_memory_desc_create_with_tag(&dst, 3, dst_dims, dnnl_f32, dnnl_abc) != dnnl_success ||
-        dnnl_memory_desc_create_with_tag(&plain, 3, weight_dims, dnnl_f32, dnnl_abc) != dnnl_success ||
-        dnnl_memory_desc_create_with_tag(&any, 3, weight_dims, dnnl_f32, dnnl_format_tag_any) != dnnl_success ||
-        dnnl_matmul_primitive_desc_create(&description, w->cpu->engine, src, w->packed.layout ? w->packed.layout : any,
+    int status = layout_of(&src, r->tiles, r->winograd->in, dnnl_abc);
+    if (status == SID_OK) status = layout_of(&dst, r->tiles, r->winograd->out, dnnl_abc);
+    if (status == SID_OK) status = layout_of(&any, r->winograd->in, r->winograd->out, dnnl_format_tag_any);
+    if (status == SID_OK &&
+        dnnl_matmul_primitive_desc_create(description, r->winograd->product.cpu->engine, src, weights ? weights : any,
                                           NULL, dst, attributes) != dnnl_success)
         status = sid_fail(SID_EINTERNAL, "oneDNN: the products of a convolution were refused");
-    if (status == SID_OK && !w->packed.layout)
-        status = pack(w, plain, dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0));
-    if (status == SID_OK) status = sid_primitive_add(w->cpu, &w->primitives, key, description, &w->packed, primitive);
-    else if (description) dnnl_primitive_desc_destroy(description);
     dnnl_primitive_attr_destroy(attributes);
-    dnnl_memory_desc_t all[] = {src, dst, plain, any};
-    for (size_t i = 0; i < 4; i++)
+    dnnl_memory_desc_t all[] = {src, dst, any};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i]) dnnl_memory_desc_destroy(all[i]);
-    return status;
-}
-
-static int prepare(sid_winograd *w, size_t tiles, sid_primitive **primitive) {
-    size_t key[SID_KEY_SIZE] = {tiles};
-    pthread_mutex_lock(&w->cpu->lock);
-    int status = SID_OK, before = sid_threads_enter(w->cpu);
-    *primitive = sid_primitive_find(w->primitives, key);
-    if (!*primitive) status = create(w, key, tiles, primitive);
-    sid_threads_leave(before);
-    pthread_mutex_unlock(&w->cpu->lock);
     return status;
 }
 
 /* Tiles of the grid first .. first + count - 1: transform, 36 products, transform back. */
 static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *dst, const sid_tensor *src,
                      sid_winograd *w, const sid_post *post) {
-    const sid_kernels *kernels = &w->cpu->kernels;
+    const sid_kernels *kernels = &w->product.cpu->kernels;
     size_t mark = sid_arena_mark(&exec->arena);
     int measuring = sid_measuring(&exec->arena), threads = exec->backend->threads;
     void *v, *m;
     sid_primitive *primitive;
-    SID_TRY(prepare(w, grid->count, &primitive));
+    size_t key[SID_KEY_SIZE] = {grid->count};
+    SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, grid->count}, describe, pack}, &primitive));
     SID_TRY(sid_arena_take(&exec->arena, &v, PRODUCTS * grid->count * w->in * sizeof(float)));
     SID_TRY(sid_arena_take(&exec->arena, &m, PRODUCTS * grid->count * w->out * sizeof(float)));
     if (!measuring) kernels->winograd_input(v, grid, src->data, w->in, threads);
     sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
     SID_TRY(sid_primitive_run(exec, primitive, arguments, 3));
     if (!measuring)
-        kernels->winograd_output(dst->data, grid, m, w->out, w->packed.bias, post->residual ? post->residual->data : NULL,
+        kernels->winograd_output(dst->data, grid, m, w->out, w->product.packed.bias, post->residual ? post->residual->data : NULL,
                                  threads);
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
