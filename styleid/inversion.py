@@ -168,8 +168,8 @@ def _assemble(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Invers
     latents = _array(tensors, "latents", (None,) * 4, ("F32",))
     steps = len(latents) - 1
     timesteps = _array(tensors, "timesteps", (steps,), ("I32",))
-    if steps < 2 or timesteps[0] < 0 or timesteps[-1] > 999 or not np.all(np.diff(timesteps) > 0):
-        raise ValueError("timesteps must ascend from 0 or more to 999 or less")
+    if not 2 <= steps <= 1000 or np.any(timesteps != np.minimum(1 + np.arange(steps) * (1000 // steps), 999)):
+        raise ValueError(f"timesteps are not those of a schedule of {steps} steps")
     context = _array(tensors, "context", (1, None, None), ("F32",))
     layers = tuple(int(layer) for layer in metadata["layers"].split(",") if layer)
     features = _features(tensors, KEEP[settings["keep"]], layers, steps, latents.shape[2:])

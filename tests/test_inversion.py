@@ -132,6 +132,13 @@ def test_round_trip(model, tmp_path, keep, dtype, schedule):
     same(before, after)
 
 
+def test_the_most_steps(model, tmp_path):
+    """1000 steps end with the same timestep twice."""
+    inversion = styleid.invert(np.full((16, 16, 3), 0.5), model, steps=1000, keep="none")
+    inversion.save(tmp_path / "long")
+    assert list(styleid.Inversion.load(tmp_path / "long").timesteps[-3:]) == [998, 999, 999]
+
+
 def test_a_loaded_inversion_is_as_good(model, inversion, tmp_path):
     inversion.save(tmp_path / "a.inv")
     loaded = Inversion.load(str(tmp_path / "a.inv"))
