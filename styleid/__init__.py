@@ -7,6 +7,8 @@
 
 import styleid._onednn  # noqa: F401  first: it finds the library that _core needs
 from styleid._core import ModelError, __version__
+from styleid.cache import Cache
+from styleid.colours import keep_colours
 from styleid.images import load_image, save_image, to_array
 from styleid.inversion import Inversion
 from styleid.loading import load_model
@@ -15,6 +17,7 @@ from styleid.model import Model
 from styleid.rates import decreasing
 
 __all__ = [
+    "Cache",
     "Inversion",
     "Model",
     "ModelError",
@@ -22,6 +25,7 @@ __all__ = [
     "decreasing",
     "inject_styles",
     "invert",
+    "keep_colours",
     "load_image",
     "load_model",
     "save_image",

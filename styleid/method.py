@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from styleid import _core
 from styleid import initial as initial_latents
+from styleid.cache import Cache, key_of
 from styleid.images import Picture, Pixels, to_array
 from styleid.initial import Initial
 from styleid.inversion import KEEP, Inversion
@@ -36,6 +37,7 @@ def invert(
     progress: Progress = False,
     feature_dtype: str = "auto",
     on_step: OnStep | None = None,
+    cache: str | os.PathLike[str] | Cache | None = None,
 ) -> Inversion:
     """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
 
@@ -56,6 +58,7 @@ def invert(
         feature_dtype: "float32", "bfloat16" (half the memory), or "auto": what the model computes in
         on_step: called as on_step(step, steps, latents) before every evaluation and, with step = steps, after the last
             one; latents (1, C, h, w) float32 are what is evaluated next, and may be changed in place
+        cache: a folder, or a `styleid.Cache`, that keeps inversions from one run to the next; not with `on_step`
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
@@ -68,21 +71,36 @@ def invert(
     dtype = model.dtype if feature_dtype == "auto" else feature_dtype
     context = model.encode_prompt(prompt)
     pixels = _pixels(image, model, "image")
-    with reporter(progress, "inversion") as report:
-        latents = model.engine.encode(pixels[np.newaxis])
-        data = _core.invert(model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report, on_step)[0]
-    return Inversion(
-        latents=data["latents"],
-        timesteps=plan["timesteps"],
-        context=context,
-        layers=chosen,
-        schedule=schedule,
-        keep=keep,
-        prompt=prompt,
-        fingerprint=model.fingerprint,
-        features={"query": data["query"], "key": data["key"], "value": data["value"]},
-        model=model,
-    )
+
+    def run() -> Inversion:
+        with reporter(progress, "inversion") as report:
+            latents = model.engine.encode(pixels[np.newaxis])
+            data = _core.invert(
+                model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report, on_step
+            )[0]
+        return Inversion(
+            latents=data["latents"],
+            timesteps=plan["timesteps"],
+            context=context,
+            layers=chosen,
+            schedule=schedule,
+            keep=keep,
+            prompt=prompt,
+            fingerprint=model.fingerprint,
+            features={"query": data["query"], "key": data["key"], "value": data["value"]},
+            model=model,
+        )
+
+    if cache is None:
+        return run()
+    if on_step is not None:
+        raise ValueError("cache: an inversion with on_step cannot be kept, because what on_step does is not known")
+    settings = {
+        "steps": operator.index(steps), "schedule": schedule, "layers": list(chosen), "keep": keep, "prompt": prompt,
+        "feature_dtype": dtype,
+    }  # fmt: skip
+    store = cache if isinstance(cache, Cache) else Cache(cache)
+    return store.get(key_of(pixels, model, settings), model, run)
 
 
 def inject_styles(
@@ -177,11 +195,13 @@ def transfer(
     progress: Progress = False,
     weights: Sequence[float] | None = None,
     initial: Initial | None = None,
+    cache: str | os.PathLike[str] | Cache | None = None,
 ) -> NDArray[np.uint8]:
     """Gives the content picture the style of the other, or of several: the whole method, with the empty prompt.
 
     The same as `inject_styles(invert(content), invert(style))`, faster for one style of the content's size: both
-    inversions run as one batch. Arguments, result and errors are theirs; the result has the content's size.
+    inversions run as one batch. With `cache`, a picture that was inverted before is not inverted again. Arguments,
+    result and errors are theirs; the result has the content's size.
     """
     model = _model(model)
     plan = _core.schedule(model.engine, schedule, steps)
@@ -193,7 +213,7 @@ def transfer(
     content_pixels = _pixels(content, model, "content")
     style_pixels = [_pixels(one, model, name) for name, one in _named("style", styles)]
     with reporter(progress, "transfer") as report:
-        if len(styles) == 1 and initial is None:
+        if len(styles) == 1 and initial is None and cache is None:
             return _core.transfer(
                 model.engine,
                 content_pixels,
@@ -210,7 +230,7 @@ def transfer(
         total = (1 + len(styles)) * steps + len(plan["sampling"])
         pictures = [(content_pixels, "query"), *((pixels, "keys") for pixels in style_pixels)]
         inversions = [
-            invert(pixels, model, steps, schedule, chosen, keep, progress=part(report, i * steps, total))
+            invert(pixels, model, steps, schedule, chosen, keep, progress=part(report, i * steps, total), cache=cache)
             for i, (pixels, keep) in enumerate(pictures)
         ]
         sampling = part(report, len(pictures) * steps, total)

@@ -1,0 +1,86 @@
+"""A folder of inversions, found by what they were made of.
+
+An entry's name is the SHA-256 of everything that its content depends on, so that two pictures of one name never
+collide and no entry is ever stale. Files appear whole or not at all: any number of processes may share a folder.
+"""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from styleid._core import __version__
+from styleid.images import Pixels
+from styleid.inversion import Inversion
+from styleid.model import Model
+
+LIMIT = 20 << 30  # bytes
+ABANDONED = 24 * 3600  # seconds, after which a half-written file is one that its process left behind
+
+
+class Cache:
+    """A cache folder, made where it does not exist.
+
+    Args:
+        folder: where the entries are
+        limit: bytes of all entries together; beyond them the least recently used ones are removed
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int = LIMIT) -> None:
+        if not limit > 0:
+            raise ValueError(f"limit: expected a number of bytes above 0, got {limit}")
+        self.folder = Path(folder)
+        self.limit = limit
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str, model: Model, make: Callable[[], Inversion]) -> Inversion:
+        """The entry of that key; if there is none, or a damaged one, what `make` returns, which becomes the entry.
+
+        A folder that cannot be written to, such as on a full disk, costs a warning and not the inversion.
+        """
+        path = self.folder / f"{key}.safetensors"
+        if path.exists():
+            try:
+                inversion = replace(Inversion.load(path), model=model)
+                os.utime(path)  # used now
+            except FileNotFoundError:
+                pass  # another process removed it
+            except ValueError as error:
+                warnings.warn(f"inverting again: {error}", stacklevel=4)
+            else:
+                return inversion
+        inversion = make()
+        try:
+            inversion.save(path)
+            self._remove_least_recent(path)
+        except OSError as error:
+            warnings.warn(f"{path}: not kept: {error.strerror}", stacklevel=4)
+        return inversion
+
+    def _remove_least_recent(self, newest: Path) -> None:
+        """Keeps to the limit, but for the newest entry, which may be larger alone."""
+        known = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder)]
+        for status, path in known:
+            if path.suffix == ".tmp" and time.time() - status.st_mtime > ABANDONED:
+                path.unlink(missing_ok=True)
+        entries = [(status, path) for status, path in known if path.suffix == ".safetensors"]
+        total = sum(status.st_size for status, _ in entries)
+        for status, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns):
+            if total > self.limit and path != newest:
+                path.unlink(missing_ok=True)
+                total -= status.st_size
+
+
+def key_of(pixels: Pixels, model: Model, settings: Mapping[str, object]) -> str:
+    """A hash of the picture, the model and the type it computes in, the settings, and this program's version."""
+    parts = {
+        "version": __version__,
+        "picture": [pixels.dtype.name, pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()],
+        "model": [model.fingerprint, model.dtype],
+        "settings": dict(settings),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,145 @@
+"""The cache of inversions: what hits, what must not, damage, bounds, and several processes."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import picture
+
+import styleid
+
+STEPS = 3
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How many inversions have been computed."""
+    count = []
+    real = styleid.method._core.invert
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(styleid._core, name)
+
+        def invert(self, *arguments):
+            count.append(1)
+            return real(*arguments)
+
+    monkeypatch.setattr(styleid.method, "_core", Counting())
+    return count
+
+
+def invert(model, cache, seed=0, **options):
+    return styleid.invert(picture(seed), model, **{"steps": STEPS, "cache": cache} | options)
+
+
+def entries(folder):
+    return sorted(folder.glob("*.safetensors"))
+
+
+def test_the_second_time_is_the_first_one_again(model, tmp_path, runs):
+    first, second, plain = (invert(model, cache) for cache in (tmp_path, tmp_path, None))
+    assert len(runs) == 2
+    assert second.model is model and repr(second) == repr(plain)
+    np.testing.assert_array_equal(second.latents, plain.latents)
+    for kind, kept in plain.features.items():
+        for layer, array in kept.items():
+            np.testing.assert_array_equal(second.features[kind][layer], array)
+    style = invert(model, None, 1)
+    np.testing.assert_array_equal(styleid.inject_styles(first, style), styleid.inject_styles(second, style))
+
+
+def test_whatever_changes_the_inversion_is_another_entry(model, other_model, tmp_path, runs):
+    invert(model, tmp_path)
+    others = [
+        {"seed": 1}, {"steps": 4}, {"schedule": "corrected"}, {"layers": [7]}, {"keep": "keys"}, {"feature_dtype": "bfloat16"},
+    ]  # fmt: skip
+    for other in others:
+        invert(model, tmp_path, **other)
+    invert(other_model, tmp_path)
+    styleid.invert(picture(0).reshape(32, 8, 3).repeat(2, axis=1), model, STEPS, cache=tmp_path)
+    assert len(runs) == len(entries(tmp_path)) == len(others) + 3
+
+
+def test_pictures_of_one_name(model, tmp_path, runs):
+    for seed in 0, 1:
+        (tmp_path / str(seed)).mkdir()
+        styleid.save_image(tmp_path / str(seed) / "a.png", picture(seed))
+        styleid.invert(tmp_path / str(seed) / "a.png", model, STEPS, cache=tmp_path / "cache")
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data[:-1], lambda data: b"", lambda data: b"x" * 999])
+def test_damaged_entries_are_made_again(model, tmp_path, runs, damage):
+    expected = invert(model, tmp_path)
+    (path,) = entries(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match="inverting again: "):
+        again = invert(model, tmp_path)
+    np.testing.assert_array_equal(again.latents, expected.latents)
+    invert(model, tmp_path)
+    assert len(runs) == 2
+
+
+def test_the_least_recently_used_goes_first(model, tmp_path):
+    invert(model, tmp_path)
+    size = entries(tmp_path)[0].stat().st_size
+    cache = styleid.Cache(tmp_path, limit=2 * size + size // 2)
+    invert(model, cache, 1)
+    oldest, second = sorted(entries(tmp_path), key=os.path.getmtime)
+    os.utime(oldest, (1, 1))
+    os.utime(second, (2, 2))
+    invert(model, cache, 0)  # used again
+    invert(model, cache, 2)
+    assert oldest.exists() and not second.exists() and len(entries(tmp_path)) == 2
+    invert(model, styleid.Cache(tmp_path, limit=1), 3)  # the newest stays, whatever its size
+    assert len(entries(tmp_path)) == 1
+
+
+def test_what_killed_processes_left_is_removed(model, tmp_path):
+    old, new = tmp_path / ".a.tmp", tmp_path / ".b.tmp"
+    for path in old, new:
+        path.touch()
+    os.utime(old, (1, time.time() - 100 * 3600))
+    invert(model, tmp_path)
+    assert not old.exists() and new.exists()
+
+
+def test_a_full_disk_costs_a_warning(model, tmp_path, monkeypatch):
+    def fail(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(styleid.Inversion, "save", fail)
+    with pytest.warns(UserWarning, match="not kept: No space left"):
+        assert invert(model, tmp_path).steps == STEPS
+
+
+def test_one_folder_for_many(model, tmp_path):
+    expected = invert(model, None)
+    cache = styleid.Cache(tmp_path, limit=1)  # everyone removes everyone else's
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: (i % 3, invert(model, cache, i % 3)), range(24)))
+    for seed, inversion in results:
+        if seed == 0:
+            np.testing.assert_array_equal(inversion.latents, expected.latents)
+
+
+def test_transfer(model, tmp_path, runs):
+    plain = styleid.transfer(picture(0), picture(1), model, STEPS)
+    first = styleid.transfer(picture(0), picture(1), model, STEPS, cache=tmp_path)
+    second = styleid.transfer(picture(0), picture(1), model, STEPS, gamma=0.75, cache=tmp_path)
+    assert np.abs(first.astype(int) - plain).max() <= 1
+    np.testing.assert_array_equal(first, second)
+    assert len(runs) == 2
+
+
+def test_bad_caches(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        invert(model, tmp_path / "file")
+    with pytest.raises(ValueError, match="^limit: expected"):
+        styleid.Cache(tmp_path, limit=0)
+    with pytest.raises(ValueError, match="^cache: .*on_step"):
+        invert(model, tmp_path, on_step=lambda step, steps, latents: None)
