@@ -24,8 +24,8 @@ static size_t attention_scratch(const sid_attention *problems, size_t count, int
            (size_t)threads * problems[0].head_size * sizeof(float);
 }
 
-/* One query of one head: online softmax over blocks of keys. Adds to the sums. */
-static void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t query, float *out, double *sums) {
+/* One query of one head: online softmax over blocks of keys. Adds to the sums. Inlined for either dtype. */
+INLINE void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t query, float *out, double *sums) {
     const size_t size = p->head_size, first = head * size;
     float largest = -FLT_MAX, total = 0;
     for (size_t c = 0; c < size; c++) out[c] = 0;
@@ -36,10 +36,11 @@ static void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t 
             size_t keys = source->tokens - token < KEY_BLOCK ? source->tokens - token : KEY_BLOCK;
             float logit[KEY_BLOCK], top = largest;
             for (size_t k = 0; k < keys; k++) {
+                const void *q = p->q, *key = source->k;
+                const size_t q_at = query * p->q_stride + first, k_at = (token + k) * source->k_stride + first;
                 float dot = 0;
-                for (size_t c = 0; c < size; c++)
-                    dot += sid_load(p->q, dtype, query * p->q_stride + first + c) *
-                           sid_load(source->k, dtype, (token + k) * source->k_stride + first + c);
+#pragma omp simd reduction(+ : dot)
+                for (size_t c = 0; c < size; c++) dot += sid_load(q, dtype, q_at + c) * sid_load(key, dtype, k_at + c);
                 dot *= p->scale;
                 sums[0] += dot;
                 sums[1] += (double)dot * dot;
@@ -53,8 +54,8 @@ static void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t 
             for (size_t k = 0; k < keys; k++) {
                 float p_k = expf(logit[k] - largest);
                 total += p_k;
-                for (size_t c = 0; c < size; c++)
-                    out[c] += p_k * sid_load(source->v, dtype, (token + k) * source->v_stride + first + c);
+                const size_t v_at = (token + k) * source->v_stride + first;
+                for (size_t c = 0; c < size; c++) out[c] += p_k * sid_load(source->v, dtype, v_at + c);
             }
         }
     }
@@ -73,8 +74,10 @@ static void attention(const sid_attention *problems, size_t count, void *scratch
         float *out = accumulators + (size_t)omp_get_thread_num() * p->head_size;
         size_t first = i % blocks * QUERY_BLOCK;
         sums[2 * i] = sums[2 * i + 1] = 0;
-        for (size_t query = first; query < p->queries && query < first + QUERY_BLOCK; query++)
-            attend(p, dtype, i / blocks % heads, query, out, sums + 2 * i);
+        for (size_t query = first; query < p->queries && query < first + QUERY_BLOCK; query++) {
+            if (dtype == SID_F32) attend(p, SID_F32, i / blocks % heads, query, out, sums + 2 * i);
+            else attend(p, SID_BF16, i / blocks % heads, query, out, sums + 2 * i);
+        }
     }
     for (size_t i = 0; i < count * heads * blocks; i++) { /* in a fixed order */
         double *moments = problems[i / blocks / heads].moments;
