@@ -19,7 +19,7 @@ from styleid.ldm import convert
 from styleid.model import Model
 from styleid.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.tensors import read_tensors
-from styleid.weights import engine_weights, read_component
+from styleid.weights import engine_weights, read_component, read_weights
 
 if TYPE_CHECKING:
     from styleid._core import Config, Weight
@@ -52,8 +52,8 @@ def load_model(
             - a folder as diffusers writes it: unet/ and vae/ (config.json and weights, whole or in shards),
               scheduler/scheduler_config.json, and either text_encoder/ and tokenizer/ or context.safetensors with
               the tensor `empty_prompt` (1, tokens, channels)
-            - a single safetensors file in the original naming; with a folder tokenizer/ beside it any prompt can be
-              used, else the empty one
+            - a single file in the original naming, safetensors or a PyTorch checkpoint (of which nothing is run); with
+              a folder tokenizer/ beside it any prompt can be used, else the empty one
         dtype: what is computed in: "float32", "bfloat16", or "auto": bfloat16 where the CPU computes it natively
         device: "auto" or "cpu"
         threads: None: what OMP_NUM_THREADS says, else one per physical core
@@ -135,7 +135,7 @@ def _read(path: Path, prediction: Prediction | None) -> Parts:
 
 def _read_file(path: Path, prediction: Prediction | None) -> Parts:
     """Reads a single file in the original naming, and the tokenizer beside it."""
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_weights(path)
     found = convert(path, tensors, metadata, prediction)
     text = found.config["text"]
     assert text is not None

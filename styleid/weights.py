@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from styleid.checkpoint import ZIP_MAGIC, read_checkpoint
 from styleid.files import read_json
 from styleid.tensors import Tensor, read_tensors
 
@@ -17,19 +18,36 @@ VARIANTS = ("", ".fp16", ".bf16")  # of file names, in the order of preference
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
+def weight_files(stem: str) -> Iterator[tuple[str, str]]:
+    """The names of files that may hold a part's weights, and of the index if it is in shards; the best first."""
+    for name in f"{stem}.safetensors", f"{'pytorch_model' if stem == 'model' else stem}.bin":
+        for variant in VARIANTS:
+            yield name.replace(".", f"{variant}.", 1), f"{name}.index{variant}.json"
+
+
 def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
-    """All tensors of one part of a model, from `stem`.safetensors, its fp16 or bf16 variant, or shards with an index.
+    """All tensors of one part of a model, from one of the files of `weight_files`.
 
     ValueError naming the file and the fault.
     """
-    for variant in VARIANTS:
-        single = folder / f"{stem}{variant}.safetensors"
-        if single.is_file():
-            return read_tensors(single)[0]
-        index = folder / f"{stem}.safetensors.index{variant}.json"
-        if index.is_file():
-            return _read_shards(index)
-    raise ValueError(f"{folder}: neither {stem}.safetensors, nor an fp16 or bf16 variant, nor an index of shards")
+    for single, index in weight_files(stem):
+        if (folder / single).is_file():
+            return read_weights(folder / single)[0]
+        if (folder / index).is_file():
+            return _read_shards(folder / index)
+    raise ValueError(f"{folder}: neither {stem}.safetensors, nor an fp16, bf16 or .bin variant, nor an index of shards")
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file or a PyTorch checkpoint, whatever its name ends with.
+
+    ValueError naming the file and the fault.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        is_checkpoint = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    return (read_checkpoint(path), {}) if is_checkpoint else read_tensors(path)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -38,7 +56,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index}: `weight_map` must be an object of tensor names and file names")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(weight_map.values())):
-        found = read_tensors(_shard_path(index, shard))[0]
+        found = read_weights(_shard_path(index, shard))[0]
         if both := tensors.keys() & found.keys():
             raise ValueError(f"{index}: tensor {min(both)!r} is in two shards")
         tensors |= found

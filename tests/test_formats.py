@@ -1,9 +1,12 @@
 """One random model, written in every format: all loaders give the same weights, and the same numbers."""
 
+import json
+
 import formats
 import numpy as np
 import pytest
 import tiny
+import torch
 from formats import FAMILIES
 from safetensors.numpy import save_file
 
@@ -161,3 +164,110 @@ def test_fused_projections_of_a_wrong_height(tmp_path):
         save_file(original | {name: array}, path)
         with pytest.raises(ModelError, match="in_proj_bias"):
             load(path, prediction="epsilon")
+
+
+# ---- PyTorch checkpoints ----
+
+
+def as_torch(arrays):
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def lightning(arrays):
+    """As training programs leave it: the weights are one entry of many."""
+    return {
+        "epoch": 3,
+        "global_step": 10**10,
+        "pytorch-lightning_version": "1.4.2",
+        "state_dict": as_torch(arrays),
+        "callbacks": {"x": {"best_model_score": torch.tensor(1.5), "best_model_path": ""}},
+        "optimizer_states": [
+            {"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"betas": (0.9, 1)}]}
+        ],
+        "lr_schedulers": [None, True, 1.5, -70000],
+    }
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])  # the content decides
+@pytest.mark.parametrize("wrap", [as_torch, lightning])
+def test_checkpoint(family, original, expected, tmp_path, wrap, name):
+    torch.save(wrap(original), tmp_path / name)
+    model = load(tmp_path / name, prediction="epsilon")
+    assert model.fingerprint == expected[family].fingerprint
+    assert_same(model, expected[family])
+
+
+def test_safetensors_named_checkpoint(family, original, expected, tmp_path):
+    save_file(original, tmp_path / "model.ckpt")
+    assert load(tmp_path / "model.ckpt", prediction="epsilon").fingerprint == expected[family].fingerprint
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickle_protocols(original, family, expected, tmp_path, protocol):
+    torch.save(as_torch(original), tmp_path / "model.ckpt", pickle_protocol=protocol)
+    assert load(tmp_path / "model.ckpt", prediction="epsilon").fingerprint == expected[family].fingerprint
+
+
+def test_views_and_transposed_tensors(original, family, expected, tmp_path):
+    """Tensors that share a storage, lie in another order, or are parameters of a module."""
+    state = as_torch(original)
+    names = [name for name in state if name.startswith("model.diffusion_model.input_blocks")]
+    together = torch.cat([state[name].flatten() for name in names])
+    begin = 0
+    for name in names:
+        size, shape = state[name].numel(), state[name].shape
+        state[name] = together[begin : begin + size].view(shape)
+        begin += size
+    for name in "model.diffusion_model.middle_block.0.in_layers.2.weight", "first_stage_model.decoder.conv_in.weight":
+        state[name] = state[name].contiguous(memory_format=torch.channels_last)
+    name = "model.diffusion_model.time_embed.0.weight"
+    state[name] = torch.nn.Parameter(state[name].T.contiguous().T)
+    torch.save(state, tmp_path / "model.ckpt")
+    assert load(tmp_path / "model.ckpt", prediction="epsilon").fingerprint == expected[family].fingerprint
+
+
+# ---- folders ----
+
+
+def rewrite(folder, part, change):
+    """Replaces a part's safetensors file by what `change(path without suffix, arrays, the file's stem)` writes."""
+    stem = formats.STEMS[part]
+    arrays = formats.component(formats.arrays(formats.configuration("1.x")), part)
+    (folder / part / f"{stem}.safetensors").unlink()
+    change(folder / part, arrays, stem)
+
+
+def write_shards(folder, arrays, stem):
+    weight_map = {}
+    for i in range(2):
+        shard = f"{stem}-{i + 1:05}-of-00002.safetensors"
+        part = {name: arrays[name] for name in sorted(arrays)[i::2]}
+        save_file(part, folder / shard)
+        weight_map |= dict.fromkeys(part, shard)
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def write_half(folder, arrays, stem):
+    save_file({name: array.astype(np.float16) for name, array in arrays.items()}, folder / f"{stem}.fp16.safetensors")
+
+
+def write_bin(folder, arrays, stem):
+    torch.save(as_torch(arrays), folder / f"{'pytorch_model' if stem == 'model' else stem}.bin")
+
+
+def write_bin_shards(folder, arrays, stem):
+    stem = "pytorch_model" if stem == "model" else stem
+    for i in range(2):
+        torch.save(as_torch({name: arrays[name] for name in sorted(arrays)[i::2]}), folder / f"{stem}-{i}.bin")
+    weight_map = {name: f"{stem}-{i % 2}.bin" for i, name in enumerate(sorted(arrays))}
+    (folder / f"{stem}.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("write", [write_shards, write_half, write_bin, write_bin_shards])
+def test_folders(expected, tmp_path, write):
+    folder = formats.write_diffusers(tmp_path / "model", formats.configuration("1.x"))
+    for part in formats.STEMS:
+        rewrite(folder, part, write)
+    model = load(folder)
+    assert_same(model, expected["1.x"], ("", "a cat"))
+    assert (model.fingerprint == expected["1.x"].fingerprint) == (write is not write_half)
