@@ -47,10 +47,9 @@ class Cache:
             try:
                 inversion = replace(Inversion.load(path), model=model)
                 os.utime(path)  # used now
-            except FileNotFoundError:
-                pass  # another process removed it
-            except ValueError as error:
-                warnings.warn(f"inverting again: {error}", stacklevel=4)
+            except (ValueError, FileNotFoundError) as error:
+                if path.exists():  # or else another process removed it
+                    warnings.warn(f"inverting again: {error}", stacklevel=4)
             else:
                 return inversion
         inversion = make()

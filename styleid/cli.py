@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from styleid import _core
 from styleid.files import check_writable
 from styleid.images import Size, check_output, load_image, save_image
+from styleid.initial import NAMES
 from styleid.inversion import KEEP, SCHEDULES, Inversion
 from styleid.loading import load_model
 from styleid.method import inject_styles, invert, transfer
 from styleid.model import Model
+from styleid.rates import SHAPES, Rate, decreasing
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 
@@ -55,7 +57,7 @@ def run_transfer(options: argparse.Namespace) -> None:
     model = _load(options)
     picture = transfer(
         _load_image(options.content, options, model),
-        _load_image(options.style, options, model),
+        [_load_image(style, options, model) for style in options.style],
         model,
         options.steps,
         options.schedule,
@@ -65,6 +67,9 @@ def run_transfer(options: argparse.Namespace) -> None:
         options.adain,
         options.injection,
         _show_progress(options),
+        options.weights,
+        options.initial,
+        options.cache,
     )
     save_image(options.output, picture)
 
@@ -82,16 +87,16 @@ def run_invert(options: argparse.Namespace) -> None:
         options.keep,
         options.prompt,
         _show_progress(options),
+        cache=options.cache,
     ).save(options.output)
 
 
 def run_inject(options: argparse.Namespace) -> None:
     """styleid inject CONTENT STYLE -o OUT"""
     check_output(options.output)
-    content, style = Inversion.load(options.content), Inversion.load(options.style)
     picture = inject_styles(
-        content,
-        style,
+        Inversion.load(options.content),
+        [Inversion.load(style) for style in options.style],
         _load(options),
         options.gamma,
         options.temperature,
@@ -99,6 +104,8 @@ def run_inject(options: argparse.Namespace) -> None:
         options.injection,
         options.layers,
         _show_progress(options),
+        options.weights,
+        options.initial,
     )
     save_image(options.output, picture)
 
@@ -163,11 +170,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("transfer", help="the whole method: two pictures in, one out")
     command.add_argument("content", metavar="CONTENT", help=picture)
-    command.add_argument("style", metavar="STYLE", help=picture)
+    command.add_argument("style", metavar="STYLE", nargs="+", help=f"{picture}; or several")
     _add_output(command, "the picture to write: .png, .jpg, .webp, .tif or .bmp")
     _add_inversion(command)
     _add_layers(command)
     _add_injection(command)
+    _add_cache(command)
     _add_engine(command)
     command.set_defaults(run=run_transfer)
 
@@ -178,12 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--prompt", default="", help="text to invert under; empty as in the paper unless given")
     _add_inversion(command)
     _add_layers(command)
+    _add_cache(command)
     _add_engine(command)
     command.set_defaults(run=run_invert)
 
     command = commands.add_parser("inject", help="a picture from two inversions")
     command.add_argument("content", metavar="CONTENT", help="the content's inversion")
-    command.add_argument("style", metavar="STYLE", help="the style's inversion")
+    command.add_argument("style", metavar="STYLE", nargs="+", help="the style's inversion, or those of several")
     _add_output(command, "the picture to write: .png, .jpg, .webp, .tif or .bmp")
     _add_layers(command)
     _add_injection(command)
@@ -208,10 +217,22 @@ def _add_inversion(command: argparse.ArgumentParser) -> None:
 
 
 def _add_injection(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--gamma", type=float, default=0.75, help="0 to 1: preserves the content's queries (0.75)")
-    command.add_argument("--temperature", type=float, default=1.5, help="above 0: sharpens the attention (1.5)")
-    command.add_argument("--no-adain", dest="adain", action="store_false", help="keep the content's initial latent")
+    shapes = f"or FROM:TO:SHAPE, decreasing over the steps, SHAPE one of {', '.join(SHAPES)}"
+    command.add_argument(
+        "--gamma", type=_rate, default=0.75, help=f"0 to 1: preserves the content's queries (0.75); {shapes}"
+    )
+    command.add_argument(
+        "--temperature", type=_rate, default=1.5, help="above 0: sharpens the attention (1.5); or as for gamma"
+    )
+    command.add_argument("--weights", type=_numbers, help="with several styles: the share of each, such as 1,3 (equal)")
+    start = command.add_mutually_exclusive_group()
+    start.add_argument("--no-adain", dest="adain", action="store_false", help="keep the content's initial latent")
+    start.add_argument("--initial", choices=NAMES, help="what the initial latent is made by (adain)")
     command.add_argument("--no-injection", dest="injection", action="store_false", help="touch no attention layer")
+
+
+def _add_cache(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cache", metavar="DIR", help="a folder that keeps inversions for the next time")
 
 
 def _add_layers(command: argparse.ArgumentParser) -> None:
@@ -232,6 +253,23 @@ def _size(text: str) -> Size:
     if not 1 <= len(sides) <= 2 or not all(side.isdecimal() for side in sides):
         raise argparse.ArgumentTypeError(f"expected N or HEIGHTxWIDTH, got {text!r}")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _numbers(text: str) -> list[float]:
+    """1,3"""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,3, got {text!r}") from None
+
+
+def _rate(text: str) -> Rate:
+    """0.75, or 0.9:0.5:cosine"""
+    start, *rest = text.split(":")
+    try:
+        return decreasing(float(start), float(rest[0]), ":".join(rest[1:]) or "linear") if rest else float(start)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number or FROM:TO:SHAPE, got {text!r}: {error}") from None
 
 
 def _layers(text: str) -> list[int]:

@@ -108,6 +108,20 @@ def test_formats(place, name):
     assert output(name).shape == (16, 16, 3)
 
 
+def test_several_styles_and_schedules(place):
+    Image.fromarray(picture(2, 40, 30)).save("other.png")
+    assert transfer("--initial", "quantiles", "--gamma", "0.9:0.5:cosine", "--cache", "cache") == 0
+    content, style, other = (styleid.load_image(f"{name}.png", 16) for name in ("content", "style", "other"))
+    gamma = styleid.decreasing(0.9, 0.5, "cosine")
+    expected = styleid.transfer(content, style, engine(), 3, gamma=gamma, initial="quantiles")
+    np.testing.assert_array_equal(output(), expected)
+    assert len(list((place / "cache").iterdir())) == 2
+    command = ["transfer", "content.png", "style.png", "other.png", "-o", "out.png", "--model", "model", *STEPS]
+    assert run(*command, "--weights", "1,3") == 0
+    expected = styleid.transfer(content, [style, other], engine(), 3, weights=[1, 3])
+    np.testing.assert_array_equal(output(), expected)
+
+
 def test_info(place, capsys):
     assert run("info", "--model", "model", "--dtype", "float32") == 0
     out, err = capsys.readouterr()
@@ -175,6 +189,11 @@ def test_usage(place, capsys, arguments, message):
         (["--gamma", "2"], "gamma: "),
         (["--gamma", "nan"], "gamma: "),
         (["--gamma", "much"], "--gamma"),
+        (["--gamma", "0.9:0.5:cubic"], "shape: expected one of"),
+        (["--gamma", "0.5:0.9"], "start: expected at least end"),
+        (["--weights", "1;2"], "--weights"),
+        (["--weights", "1,2"], "weights: "),
+        (["--initial", "noise"], "--initial"),
         (["--temperature", "0"], "temperature: "),
         (["--layers", "3"], "layers: expected different ones out of [4, 5, 6, 7]"),
         (["--layers", "6-8"], "layers: "),
