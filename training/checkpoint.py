@@ -1,11 +1,16 @@
 """What lets an interrupted run go on: atomic checkpoints, and a moving average of the weights."""
 
+import math
 import os
-import random
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from training import workers
+
+SAVE_EVERY_SECONDS = 45
 
 
 def save_atomically(value: object, path: Path) -> None:
@@ -41,21 +46,49 @@ class MovingAverage:
 
 
 class Run:
-    """A module in training with its optimiser, average and random state, saved and resumed as one."""
+    """A module in training with its optimiser and average, saved and resumed as one.
+
+    Random numbers need no saving: every step of every process seeds its own, from the run's seed.
+    """
 
     def __init__(self, module: torch.nn.Module, path: Path, seed: int, rate: float, decay: float) -> None:
         self.module = module
         self.path = path
+        self.seed = seed
+        self.rate = rate
         self.step = 0
+        self.saved = time.monotonic()
         self.seconds = 0.0
         self.average = MovingAverage(module, decay)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=1e-4, foreach=True)
-        self.random = np.random.default_rng(seed)
-        random.seed(seed)
-        torch.manual_seed(seed)
         if path.exists():
             self._load()
+
+    def begin_step(self, steps: int, warmup: int) -> np.random.Generator:
+        """Sets the learning rate and seeds this step's random numbers."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(self.step, steps, self.rate, warmup)
+        sequence = np.random.SeedSequence([self.seed, self.step, workers.rank()])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        return np.random.default_rng(sequence)
+
+    def finish_step(self, loss: torch.Tensor, clip: float) -> None:
+        """Back-propagates, and moves the weights and their average."""
+        self.optimiser.zero_grad()
+        loss.backward()
+        parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
+        workers.average_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        self.optimiser.step()
+        self.average.update(self.module)
+        self.step += 1
+
+    def save_now_and_then(self) -> None:
+        """Saves when the last time is a while ago; only the first process writes."""
+        if workers.rank() == 0 and time.monotonic() - self.saved > SAVE_EVERY_SECONDS:
+            self.save()
+            self.saved = time.monotonic()
 
     def save(self) -> None:
         save_atomically(
@@ -66,8 +99,6 @@ class Run:
                 "updates": self.average.updates,
                 "step": self.step,
                 "seconds": self.seconds,
-                "numpy": self.random.bit_generator.state,
-                "torch": torch.get_rng_state(),
             },
             self.path,
         )
@@ -81,8 +112,6 @@ class Run:
         self.average.updates = state["updates"]
         self.step = state["step"]
         self.seconds = state["seconds"]
-        self.random.bit_generator.state = state["numpy"]
-        torch.set_rng_state(state["torch"])
         print(f"resumed {self.path.name} at step {self.step}", flush=True)
 
 
@@ -91,4 +120,4 @@ def rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     fall = max(0.0, (step / steps - 0.6) / 0.4)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, fall))))
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))

@@ -73,47 +73,13 @@ def load_context(folder: Path) -> torch.Tensor:
     return load_file(folder / "context.safetensors")[CONTEXT_NAME].float()
 
 
-def grown_vae(folder: Path) -> AutoencoderKL:
-    """A model folder's autoencoder, given new latent channels that change nothing until they are trained."""
-    old = load_vae(folder).state_dict()
-    vae = new_vae()
-    state = vae.state_dict()
-    had, have = old["post_quant_conv.bias"].numel(), LATENT_CHANNELS
-    latent = list(range(had))
-    moments = latent + [have + i for i in latent]
-    for name in ("quant_conv", "post_quant_conv"):
-        weight = state[f"{name}.weight"].zero_()
-        weight[:, :, 0, 0] = torch.eye(weight.shape[0])
-        state[f"{name}.bias"].zero_()
-    state["decoder.conv_in.weight"].zero_()
-    places = {
-        "encoder.conv_out": (moments, slice(None)),
-        "quant_conv": (moments, moments),
-        "post_quant_conv": (latent, latent),
-        "decoder.conv_in": (slice(None), latent),
-    }
-    for name, value in old.items():
-        layer, _, kind = name.rpartition(".")
-        rows, columns = places.get(layer, (slice(None), slice(None)))
-        if kind == "bias" or layer not in places:
-            state[name][rows] = value
-        elif isinstance(rows, slice):
-            state[name][:, columns] = value
-        elif isinstance(columns, slice):
-            state[name][rows] = value
-        else:
-            state[name][torch.tensor(rows)[:, None], torch.tensor(columns)] = value
-    vae.load_state_dict(state)
-    return vae
-
-
 def grown_unet(folder: Path) -> UNet2DConditionModel:
-    """A model folder's UNet for more latent channels: only its first and last convolution differ."""
+    """A model folder's UNet for more latent channels, which it neither sees nor predicts until they are trained."""
     old = load_unet(folder).state_dict()
     unet = new_unet()
     state = unet.state_dict()
     for name, value in old.items():
-        state[name][tuple(slice(0, length) for length in value.shape)] = value
+        state[name].zero_()[tuple(slice(0, length) for length in value.shape)] = value
     unet.load_state_dict(state)
     return unet
 

@@ -50,6 +50,16 @@ def resized(pixels: np.ndarray, shorter_side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.LANCZOS))
 
 
+def at_least(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Enlarges a picture whose shorter side is below `side` to just that."""
+    height, width = pixels.shape[:2]
+    if min(height, width) >= side:
+        return pixels
+    scale = side / min(height, width)
+    size = (max(side, round(width * scale)), max(side, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.LANCZOS))
+
+
 def centre_square(pixels: np.ndarray, side: int) -> np.ndarray:
     """Centre-crops to a square and scales it (up as well as down) to side x side."""
     height, width = pixels.shape[:2]

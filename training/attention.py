@@ -1,0 +1,82 @@
+"""Self-attention whose queries, keys and values can be kept, and replaced by those of other pictures."""
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.nn import functional as F
+
+DECODER_LAYERS = tuple(range(3, 12))
+
+
+@dataclass
+class Tap:
+    """What the decoder's self-attention layers do beside attending; every layer reads it.
+
+    share: the batch is three equal parts [content, style, result]; in the chosen layers the result takes the style's
+    keys and values, and its queries are mixed with the content's: the method itself, inside one training step.
+    save: keeps (query, key, value) of the chosen layers in `kept`.
+    inject: takes mixed queries from `content` and keys and values from `style`, both laid out like `kept`.
+    """
+
+    mode: str = "none"
+    layers: tuple[int, ...] = ()
+    gamma: float = 0.75
+    temperature: float = 1.5
+    kept: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    content: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    style: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+
+
+class SelfAttention:
+    """A diffusers attention processor; `layer` is the decoder layer's number, None for all other layers."""
+
+    def __init__(self, tap: Tap, layer: int | None) -> None:
+        self.tap = tap
+        self.layer = layer
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        if self.layer is not None and self.layer in self.tap.layers:
+            query, key, value = self._tapped(query, key, value)
+        query, key, value = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).contiguous() for x in (query, key, value)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def _tapped(self, query, key, value):
+        tap = self.tap
+        if tap.mode == "save":
+            tap.kept[self.layer] = (query, key, value)
+        elif tap.mode == "share":
+            content, own_style, own = query.chunk(3)
+            mixed = tap.temperature * (tap.gamma * content + (1 - tap.gamma) * own)
+            query = torch.cat([content, own_style, mixed])
+            key, value = (torch.cat([x.chunk(3)[0], x.chunk(3)[1], x.chunk(3)[1]]) for x in (key, value))
+        elif tap.mode == "inject":
+            query = tap.temperature * (tap.gamma * tap.content[self.layer][0] + (1 - tap.gamma) * query)
+            _, key, value = tap.style[self.layer]
+        return query, key, value
+
+
+class OneTokenAttention:
+    """Cross-attention to a context of one token: the softmax is 1, so queries and keys do not matter."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        return attn.to_out[0](attn.to_v(encoder_hidden_states)).expand_as(hidden_states)
+
+
+def install(unet: UNet2DConditionModel) -> Tap:
+    """Gives a UNet these processors; the returned tap steers them."""
+    tap = Tap()
+    processors = {}
+    for name in unet.attn_processors:
+        if ".attn2." in name:
+            processors[name] = OneTokenAttention()
+        else:
+            parts = name.split(".")
+            layer = 3 * int(parts[1]) + int(parts[3]) if parts[0] == "up_blocks" else None
+            processors[name] = SelfAttention(tap, layer)
+    unet.set_attn_processor(processors)
+    return tap

@@ -1,0 +1,124 @@
+"""The method in plain PyTorch: inversion, injection, sampling. For scores and sheets during training only."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from training import networks, pictures
+from training.attention import Tap, install
+
+
+class Denoiser(torch.nn.Module):
+    """The UNet with its one learned context token, and the tap on its self-attention."""
+
+    def __init__(self, unet: torch.nn.Module, context: torch.Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.context = torch.nn.Parameter(context.clone())
+        self.tap: Tap = install(unet)
+
+    def forward(self, latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        context = self.context.expand(latent.shape[0], -1, -1)
+        return self.unet(latent, timestep, context).sample
+
+
+@dataclass
+class Inversion:
+    """Where a latent ends under inversion, and what the tapped layers computed on the way."""
+
+    latent: torch.Tensor
+    features: dict[int, dict[int, tuple[torch.Tensor, ...]]] = field(default_factory=dict)
+
+
+def timesteps(steps: int) -> list[int]:
+    return [1 + i * (1000 // steps) for i in range(steps)]
+
+
+def moved(latent: torch.Tensor, noise: torch.Tensor, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """One DDIM move between the levels alpha `here` and `there`."""
+    clean = (latent - (1 - here).sqrt() * noise) / here.sqrt()
+    return there.sqrt() * clean + (1 - there).sqrt() * noise
+
+
+@torch.no_grad()
+def invert(model: Denoiser, latent: torch.Tensor, steps: int, layers: tuple[int, ...] = ()) -> Inversion:
+    """Picture latents (n, c, h, w) to their noise; keeps q, k and v of the layers at every timestep."""
+    alpha = networks.noise_levels()
+    times = timesteps(steps)
+    result = Inversion(latent)
+    for time, following in zip(times, times[1:] + [999]):
+        model.tap.mode, model.tap.layers, model.tap.kept = "save", layers, {}
+        noise = model(result.latent, torch.tensor(time)).float()
+        result.features[time] = {k: tuple(x.bfloat16() for x in v) for k, v in model.tap.kept.items()}
+        result.latent = moved(result.latent, noise, alpha[time], alpha[following])
+    model.tap.mode, model.tap.kept = "none", {}
+    return result
+
+
+@torch.no_grad()
+def sample(
+    model: Denoiser,
+    latent: torch.Tensor,
+    steps: int,
+    content: Inversion | None = None,
+    style: Inversion | None = None,
+    layers: tuple[int, ...] = (),
+    gamma: float = 0.75,
+    temperature: float = 1.5,
+) -> torch.Tensor:
+    """Noise to picture latents by the corrected schedule; with inversions of content and style, injects them."""
+    alpha = networks.noise_levels()
+    times = timesteps(steps)
+    tap = model.tap
+    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    for time, following in zip(reversed(times), [*reversed(times[:-1]), 0]):
+        if content and style:
+            tap.mode, tap.layers, tap.gamma, tap.temperature = "inject", layers, gamma, temperature
+            tap.content, tap.style = (
+                {k: tuple(x.to(dtype) for x in v) for k, v in source.features[time].items()}
+                for source in (content, style)
+            )
+        noise = model(latent, torch.tensor(time)).float()
+        latent = moved(latent, noise, alpha[time], alpha[following])
+    tap.mode, tap.content, tap.style = "none", {}, {}
+    return latent
+
+
+def adain(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    """Gives each channel of `content` the mean and the deviation that it has in `style`."""
+    mean, deviation = content.mean((2, 3), keepdim=True), content.std((2, 3), keepdim=True)
+    target_mean, target_deviation = style.mean((2, 3), keepdim=True), style.std((2, 3), keepdim=True)
+    return (content - mean) / deviation * target_deviation + target_mean
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, squares: list[np.ndarray]) -> torch.Tensor:
+    """uint8 squares to scaled latents, (n, c, h, w)."""
+    latents = [vae.encode(pictures.to_tensor(square)[None]).latent_dist.mode() for square in squares]
+    return torch.cat(latents) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> list[np.ndarray]:
+    """Scaled latents to uint8 squares."""
+    return [pictures.to_pixels(vae.decode(latent[None] / vae.config.scaling_factor).sample[0]) for latent in latents]
+
+
+def transfer(
+    model: Denoiser,
+    content: Inversion,
+    style: Inversion,
+    steps: int,
+    layers: tuple[int, ...],
+    gamma: float = 0.75,
+    temperature: float = 1.5,
+    use_adain: bool = True,
+    use_injection: bool = True,
+) -> torch.Tensor:
+    """The whole method on two inversions; returns picture latents."""
+    latent = adain(content.latent, style.latent) if use_adain else content.latent
+    if not use_injection:
+        return sample(model, latent, steps)
+    return sample(model, latent, steps, content, style, layers, gamma, temperature)
