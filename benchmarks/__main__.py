@@ -58,11 +58,11 @@ def machine():
     }  # fmt: skip
 
 
-def measure(dtype, programs, repeats, folder):
+def measure(dtype, programs, tasks, repeats, folder):
     """{task: {program: [seconds, ...]}} and each program's facts. Every first run of a task warms up, uncounted."""
     workers = {name: Worker(name, dtype, folder) for name in programs}
-    times = {task: {} for task in TASKS}
-    for task in TASKS:
+    times = {task: {} for task in tasks}
+    for task in tasks:
         able = [name for name in programs if hasattr(PROGRAMS[name], task)]
         for repeat in range(repeats + 1):
             for name in able:
@@ -97,6 +97,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append", help="default: both")
     parser.add_argument("--programs", default=",".join(PROGRAMS), help="default: %(default)s")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="counted runs of each task (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="where the random model is kept (default: a temporary folder)")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/benchmarks"), help="default: %(default)s")
@@ -108,7 +109,7 @@ def main():
         folder = options.model or Path(temporary)
         sd.write_folder(folder)
         for dtype in options.dtype or ["bfloat16", "float32"]:
-            times, facts = measure(dtype, programs, options.repeats, folder)
+            times, facts = measure(dtype, programs, options.tasks.split(","), options.repeats, folder)
             report["results"][dtype] = {"seconds": times, "programs": facts}
             tables.append(table(dtype, times, programs))
             tables.append(", ".join(f"{n} {f['version']}: peak {f['megabytes']} MB" for n, f in facts.items()))
