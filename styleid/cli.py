@@ -1,4 +1,4 @@
-"""The command line: styleid transfer | invert | inject | info."""
+"""The command line: styleid transfer | invert | inject | sweep | evaluate | info."""
 
 import argparse
 import sys
@@ -17,8 +17,10 @@ from styleid.initial import NAMES
 from styleid.inversion import KEEP, SCHEDULES, Inversion
 from styleid.loading import load_model
 from styleid.method import inject_styles, invert, transfer
+from styleid.metrics import evaluate
 from styleid.model import Model
-from styleid.rates import SHAPES, Rate, decreasing
+from styleid.rates import SHAPES, Rate, parse_rate
+from styleid.sweep import sweep
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 
@@ -110,6 +112,33 @@ def run_inject(options: argparse.Namespace) -> None:
     save_image(options.output, picture)
 
 
+def run_sweep(options: argparse.Namespace) -> None:
+    """styleid sweep CONTENTS STYLES -o DIR"""
+    rows = sweep(
+        [options.contents],
+        [options.styles],
+        options.output,
+        _load(options),
+        gamma=options.gamma,
+        temperature=options.temperature,
+        initial=options.initial,
+        steps=options.steps,
+        schedule=options.schedule,
+        layers=options.layers,
+        size=options.size,
+        progress=_show_progress(options),
+    )
+    print(f"{len(rows)} pictures in {options.output}, listed in table.csv")
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """styleid evaluate STYLIZED CONTENT STYLE"""
+    stylized = load_image(options.stylized)
+    content = load_image(options.content, stylized.shape[:2])
+    for name, value in evaluate(stylized, content, load_image(options.style)).items():
+        print(f"{name} {value:.6g}")
+
+
 def run_info(options: argparse.Namespace) -> None:
     """styleid info"""
     engine = _core.info()
@@ -199,6 +228,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(command)
     command.set_defaults(run=run_inject)
 
+    command = commands.add_parser("sweep", help="all contents with all styles and settings; goes on where it stopped")
+    command.add_argument("contents", metavar="CONTENTS", help="a folder of pictures, or one picture")
+    command.add_argument("styles", metavar="STYLES", help="a folder of pictures, or one picture")
+    command.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
+    _add_inversion(command)
+    _add_layers(command)
+    command.add_argument("--gamma", type=_list, default=["0.75"], help="as for transfer, several with commas (0.75)")
+    command.add_argument(
+        "--temperature", type=_list, default=["1.5"], help="as for transfer, several with commas (1.5)"
+    )
+    command.add_argument(
+        "--initial", type=_list, default=["adain"], help="as for transfer, several with commas (adain)"
+    )
+    _add_engine(command)
+    command.set_defaults(run=run_sweep)
+
+    command = commands.add_parser("evaluate", help="measures of a result that need no network")
+    command.add_argument("stylized", metavar="STYLIZED", help="the result")
+    command.add_argument("content", metavar="CONTENT", help="its content, which is cropped and resized as for transfer")
+    command.add_argument("style", metavar="STYLE", help="its style")
+    command.set_defaults(run=run_evaluate)
+
     command = commands.add_parser("info", help="versions, CPU, the model, and how long a transfer takes")
     command.add_argument("--steps", type=int, default=50, help="of the estimate (50)")
     _add_engine(command)
@@ -255,6 +306,11 @@ def _size(text: str) -> Size:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
+def _list(text: str) -> list[str]:
+    """0.3,0.75"""
+    return text.split(",")
+
+
 def _numbers(text: str) -> list[float]:
     """1,3"""
     try:
@@ -265,9 +321,8 @@ def _numbers(text: str) -> list[float]:
 
 def _rate(text: str) -> Rate:
     """0.75, or 0.9:0.5:cosine"""
-    start, *rest = text.split(":")
     try:
-        return decreasing(float(start), float(rest[0]), ":".join(rest[1:]) or "linear") if rest else float(start)
+        return parse_rate(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected a number or FROM:TO:SHAPE, got {text!r}: {error}") from None
 

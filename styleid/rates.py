@@ -52,6 +52,14 @@ def decreasing(
     return rate
 
 
+def parse_rate(text: str) -> Rate:
+    """A rate as the command line writes it: "0.75", or "0.9:0.5:cosine" for `decreasing(0.9, 0.5, "cosine")`."""
+    start, *rest = text.split(":")
+    if not rest:
+        return float(start)
+    return decreasing(float(start), float(rest[0]), ":".join(rest[1:]) or "linear")
+
+
 def per_step_and_layer(name: str, value: Rate, steps: int, layers: int) -> NDArray[np.float32]:
     """gamma or temperature as (steps, layers), by the inversion's ascending timesteps and all decoder layers.
 

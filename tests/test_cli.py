@@ -122,6 +122,29 @@ def test_several_styles_and_schedules(place):
     np.testing.assert_array_equal(output(), expected)
 
 
+def test_sweep(place, capsys):
+    (place / "styles").mkdir()
+    for seed in 1, 2:
+        Image.fromarray(picture(seed)).save(f"styles/{seed}.png")
+    command = ["sweep", "content.png", "styles", "-o", "out", "--model", "model", *STEPS, "--gamma", "0.3,0.9:0.5:sqrt"]
+    for _ in range(2):
+        assert run(*command) == 0
+        assert capsys.readouterr().out == "4 pictures in out, listed in table.csv\n"
+    assert len(list((place / "out").glob("content_*.png"))) == 4
+    assert run(*command, "--gamma", "0.3,2") == 2
+    assert "gamma: expected 0 to 1" in complaint(capsys)
+    assert run(*command, "--temperature", "hot") == 2
+    assert "hot" in complaint(capsys)
+
+
+def test_evaluate(place, capsys):
+    assert run("evaluate", "content.png", "content.png", "style.png") == 0
+    values = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert values["ssim"] == "1" and values["psnr"] == "inf" and 0 < float(values["histogram_loss"]) < 1
+    assert run("evaluate", "content.png", "content.png", "nowhere.png") == 2
+    assert "nowhere.png" in complaint(capsys)
+
+
 def test_info(place, capsys):
     assert run("info", "--model", "model", "--dtype", "float32") == 0
     out, err = capsys.readouterr()

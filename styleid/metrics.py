@@ -1,0 +1,134 @@
+"""Measures of a stylized picture that need no network: colours against the style, structure against the content.
+
+Pictures are (H, W, 3) as `styleid.to_array` takes them; all numbers are computed in float64 on the scale [0, 1].
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from styleid.images import Picture, to_array
+
+Float64 = NDArray[np.float64]
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+HISTOGRAM_SIDE = 150  # pixels; larger pictures are sampled down to it
+HISTOGRAM_BINS, HISTOGRAM_RANGE, HISTOGRAM_FALLOFF = 64, 3.0, 0.02
+SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
+
+
+def psnr(picture: Picture, reference: Picture) -> float:
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / mean((x - y)^2)) over pixels and channels; infinite if equal."""
+    x, y = _pair(picture, reference)
+    error = float(np.mean((x - y) ** 2))
+    return float("inf") if error == 0 else -10 * float(np.log10(error))
+
+
+def ssim(picture: Picture, reference: Picture) -> float:
+    """Structural similarity of Wang, Bovik, Sheikh and Simoncelli (IEEE TIP 2004), the mean over channels and positions:
+
+    (2 mx my + C1) (2 sxy + C2) / ((mx^2 + my^2 + C1) (sx^2 + sy^2 + C2)), C1 = 0.01^2, C2 = 0.03^2, with local moments by
+    an 11 x 11 Gaussian window, sigma 1.5, weights adding up to 1, where it lies wholly inside. -1 to 1; 1 if equal.
+    The same as scikit-image's structural_similarity with gaussian_weights=True, use_sample_covariance=False.
+    """
+    x, y = _pair(picture, reference)
+    if min(x.shape[:2]) < 2 * SSIM_RADIUS + 1:
+        raise ValueError(f"picture: expected at least {2 * SSIM_RADIUS + 1} pixels each way, got {x.shape[:2]}")
+    mean_x, mean_y = _blur(x), _blur(y)
+    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    structure = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float(np.mean(structure / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
+
+
+def gradient_correlation(picture: Picture, reference: Picture) -> float:
+    """Pearson's correlation of the luma's gradient magnitudes: whether edges are where the reference has them.
+
+    Luma by BT.601, gradients by central differences (one-sided at the borders). -1 to 1; 0 where either has none.
+    """
+    first, second = (np.hypot(*np.gradient(image @ LUMA)).ravel() for image in _pair(picture, reference))
+    first, second = first - first.mean(), second - second.mean()
+    norm = np.sqrt(first @ first * (second @ second))
+    return float(first @ second / norm) if norm > 0 else 0.0
+
+
+def histogram_loss(picture: Picture, reference: Picture) -> float:
+    """The distance of colours, whatever the pictures' sizes: Hellinger's, of their RGB-uv histograms.
+
+    |sqrt(H1) - sqrt(H2)|_F / sqrt(2), 0 to 1: Afifi, Brubaker and Brown, HistoGAN (CVPR 2021), see `rgb_uv_histogram`.
+    """
+    roots = [np.sqrt(rgb_uv_histogram(image)) for image in (picture, reference)]
+    return float(np.linalg.norm(roots[0] - roots[1]) / np.sqrt(2))
+
+
+def rgb_uv_histogram(picture: Picture) -> Float64:
+    """The RGB-uv histogram (3, 64, 64) of HistoGAN: log-chromaticities, weighted by intensity; its sum is 1.
+
+    For channel c with the others d < e: u = log(I_c / I_d), v = log(I_c / I_e) with 1e-6 added to each I; bins are 64
+    points from -3 to 3, each pixel counts sqrt(I_r^2 + I_g^2 + I_b^2) k(u - bin) k(v - bin'), k(x) = 1 / (1 + (x / 0.02)^2).
+    Pictures with more than 150 pixels a side are sampled at the centres of a grid of 150.
+    """
+    image = _sampled(_floats(picture, "picture")).reshape(-1, 3)
+    intensity = np.sqrt((image**2).sum(axis=1) + 1e-6)[:, np.newaxis]
+    logs = np.log(image + 1e-6)
+    bins = np.linspace(-HISTOGRAM_RANGE, HISTOGRAM_RANGE, HISTOGRAM_BINS)
+    histogram = np.empty((3, HISTOGRAM_BINS, HISTOGRAM_BINS))
+    for channel, others in enumerate(((1, 2), (0, 2), (0, 1))):
+        u, v = (
+            1 / (1 + ((logs[:, channel, np.newaxis] - logs[:, other, np.newaxis] - bins) / HISTOGRAM_FALLOFF) ** 2)
+            for other in others
+        )
+        histogram[channel] = (intensity * u).T @ v
+    histogram /= histogram.sum()
+    return histogram
+
+
+MEASURES: dict[str, tuple[str, Callable[[Picture, Picture], float]]] = {
+    "histogram_loss": ("style", histogram_loss),
+    "ssim": ("content", ssim),
+    "psnr": ("content", psnr),
+    "gradient_correlation": ("content", gradient_correlation),
+}
+
+
+def evaluate(stylized: Picture, content: Picture, style: Picture) -> dict[str, float]:
+    """All measures of one result: `histogram_loss` against the style, the others against the content."""
+    references = {"content": content, "style": style}
+    return {name: measure(stylized, references[which]) for name, (which, measure) in MEASURES.items()}
+
+
+def _floats(picture: Picture, name: str) -> Float64:
+    pixels = to_array(picture, name)
+    numbers: Float64 = pixels.astype(np.float64)
+    if pixels.dtype == np.uint8:
+        numbers /= 255
+    return numbers
+
+
+def _pair(picture: Picture, reference: Picture) -> tuple[Float64, Float64]:
+    x, y = _floats(picture, "picture"), _floats(reference, "reference")
+    if x.shape != y.shape:
+        raise ValueError(f"reference: the shape is {y.shape}, but picture's is {x.shape}")
+    return x, y
+
+
+def _sampled(image: Float64) -> Float64:
+    rows, columns = (
+        np.arange(side)
+        if side <= HISTOGRAM_SIDE
+        else ((np.arange(HISTOGRAM_SIDE) + 0.5) * side / HISTOGRAM_SIDE).astype(int)
+        for side in image.shape[:2]
+    )
+    return image[rows][:, columns]
+
+
+def _blur(image: Float64) -> Float64:
+    """The Gaussian window's means, where it fits, along both axes in turn."""
+    offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
+    window = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    window /= window.sum()
+    for axis in 0, 1:
+        image = np.lib.stride_tricks.sliding_window_view(image, window.size, axis=axis) @ window
+    return image

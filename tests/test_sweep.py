@@ -1,0 +1,155 @@
+"""Sweeps: what they write, that nothing is made twice, and that they go on after any end."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import picture
+from PIL import Image
+
+import styleid
+from styleid import sweep as sweeping
+from styleid.sweep import sweep
+
+OPTIONS = {"steps": 3, "size": 16}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Folders of two contents and two styles; the contents' names differ in the suffix only."""
+    for name, seed in ("contents/a.png", 0), ("contents/a.bmp", 1), ("styles/b.png", 2), ("styles/c.png", 3):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(seed)).save(tmp_path / name)
+    (tmp_path / "contents/notes.txt").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """What has been computed: "invert" and "inject"."""
+    done = []
+    for name in "invert", "inject_styles":
+
+        def counting(*arguments, _real=getattr(sweeping, name), _name=name, **options):
+            result = _real(*arguments, **options)
+            done.append(_name)
+            return result
+
+        monkeypatch.setattr(sweeping, name, counting)
+    return done
+
+
+def run(place, model, **options):
+    return sweep([place / "contents"], [place / "styles"], place / "out", model, **OPTIONS | options)
+
+
+def test_all_combinations(place, model):
+    rows = run(place, model, gamma=[0.3, "0.9:0.5:cosine"], temperature=[1, 1.5])
+    assert len(rows) == 2 * 2 * 2 * 2 and len({row["output"] for row in rows}) == len(rows)
+    inversions = {
+        path: styleid.invert(path, model, 3)
+        for folder in ("contents", "styles")
+        for path in place.glob(f"{folder}/*.???")
+        if path.suffix != ".txt"
+    }
+    for row in rows:
+        saved = Image.open(place / "out" / row["output"])
+        gamma = 0.3 if row["gamma"] == "0.3" else styleid.decreasing(0.9, 0.5, "cosine")
+        expected = styleid.inject_styles(
+            *(inversions[place / row[which].removeprefix(f"{place}/")] for which in ("content", "style")),
+            gamma=gamma,
+            temperature=float(row["temperature"]),
+        )
+        np.testing.assert_array_equal(np.asarray(saved), expected)
+        text = json.loads(saved.text["styleid"])
+        assert text == {key: value for key, value in row.items() if key != "sha256"}
+        assert text["layers"] == "6,7" and text["steps"] == 3 and text["model"] == model.fingerprint
+    with open(place / "out/table.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["output"] for row in table] == [row["output"] for row in rows]
+    assert float(table[0]["ssim"]) == pytest.approx(rows[0]["ssim"])
+    assert Image.open(place / "out/contact-01.png").size == (6 * 128, 14 + 4 * 128)
+
+
+def test_every_picture_is_inverted_once(place, model, monkeypatch):
+    count = []
+    real = styleid.Inversion.save
+    monkeypatch.setattr(styleid.Inversion, "save", lambda *arguments: (count.append(1), real(*arguments)))
+    run(place, model, gamma=[0.3, 0.75])
+    assert len(count) == 4
+
+
+def test_what_is_finished_is_kept(place, model, work):
+    first = run(place, model)
+    files = {row["output"]: (place / "out" / row["output"]).stat().st_mtime_ns for row in first}
+    work.clear()
+    assert run(place, model) == first and not work
+    assert len(run(place, model, gamma=[0.75, 0.3])) == 8 and work.count("inject_styles") == 4
+    assert all((place / "out" / name).stat().st_mtime_ns == when for name, when in files.items())
+
+
+def test_stopped_and_continued(place, model, work, monkeypatch):
+    """Killed while the third result is made: the two before it stay."""
+    real = sweeping.Manifest.add
+
+    def killed(self, row, picture):
+        if len(self._rows) == 2:
+            raise KeyboardInterrupt
+        return real(self, row, picture)
+
+    monkeypatch.setattr(sweeping.Manifest, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, model)
+    assert len((place / "out/manifest.jsonl").read_text().splitlines()) == 2
+    monkeypatch.setattr(sweeping.Manifest, "add", real)
+    work.clear()
+    assert len(run(place, model)) == 4 and work.count("inject_styles") == 2
+
+
+def test_results_that_are_not_what_was_written_are_made_again(place, model, work):
+    rows = run(place, model)
+    (place / "out" / rows[0]["output"]).write_bytes(b"damaged")
+    (place / "out" / rows[1]["output"]).unlink()
+    manifest = place / "out/manifest.jsonl"
+    manifest.write_text(manifest.read_text()[:-30])  # the last line was being written
+    work.clear()
+    assert run(place, model) == rows and work.count("inject_styles") == 3
+    work.clear()
+    assert run(place, model) == rows and not work
+
+
+def test_changed_pictures_are_new_ones(place, model, work):
+    run(place, model)
+    Image.fromarray(picture(9)).save(place / "contents/a.png")
+    work.clear()
+    run(place, model)
+    assert work.count("inject_styles") == 2
+
+
+def test_renamed_pictures_are_not(place, model, work):
+    run(place, model)
+    (place / "styles").rename(place / "other")
+    work.clear()
+    rows = sweep([place / "contents"], [place / "other"], place / "out", model, **OPTIONS)
+    assert not work and all("/other/" in row["style"] for row in rows)
+
+
+def test_progress(place, model):
+    calls = []
+    run(place, model, progress=lambda *call: calls.append(call))
+    assert calls == [(number, 4) for number in range(1, 5)]
+
+
+def test_errors_come_before_the_work(place, model, work):
+    (place / "empty").mkdir()
+    for bad, message in (
+        ({"gamma": [0.5, 2]}, "gamma: expected 0 to 1"),
+        ({"temperature": ["0"]}, "temperature: expected"),
+        ({"initial": ["noise"]}, "initial: expected some of"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            run(place, model, **bad)
+    with pytest.raises(ValueError, match="^styles: expected at least one picture"):
+        sweep([place / "contents"], [place / "empty"], place / "out", model, **OPTIONS)
+    assert not work
