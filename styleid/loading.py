@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from styleid import _core
 from styleid._core import ModelError
 from styleid.config import read_config
+from styleid.hub import NAME, fetch
 from styleid.ldm import convert
 from styleid.model import Model
 from styleid.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.tensors import read_tensors
-from styleid.weights import engine_weights, read_component, read_weights
+from styleid.weights import STEMS, engine_weights, read_component, read_weights
 
 if TYPE_CHECKING:
     from styleid._core import Config, Weight
@@ -54,6 +55,8 @@ def load_model(
               the tensor `empty_prompt` (1, tokens, channels)
             - a single file in the original naming, safetensors or a PyTorch checkpoint (of which nothing is run); with
               a folder tokenizer/ beside it any prompt can be used, else the empty one
+            - the name of a model on the Hugging Face hub, "owner/name" or "owner/name@revision", unless there is such
+              a file or folder
         dtype: what is computed in: "float32", "bfloat16", or "auto": bfloat16 where the CPU computes it natively
         device: "auto" or "cpu"
         threads: None: what OMP_NUM_THREADS says, else one per physical core
@@ -73,6 +76,8 @@ def load_model(
         raise TypeError(f"source: expected 'default' or a path, got {type(source).__name__}")
     path = DEFAULT_FOLDER if source == "default" else Path(source)
     try:
+        if not path.exists() and NAME.fullmatch(str(source)):
+            path = fetch(str(source))
         parts = _read(path, cast("Prediction | None", prediction))
         return Model(
             parts.config,
@@ -129,7 +134,7 @@ def _read(path: Path, prediction: Prediction | None) -> Parts:
     if path.is_file():
         return _read_file(path, prediction)
     if not path.is_dir():
-        raise ValueError(f"{path}: no such file or folder")
+        raise ValueError(f"{path}: no such file or folder, and not of the form owner/name of a model on the hub")
     return _read_folder(path, prediction)
 
 
@@ -163,13 +168,13 @@ def _read_folder(folder: Path, prediction: Prediction | None) -> Parts:
         config["unet"]["prediction"] = prediction
     tokenizer = context = text = None
     if config["text"]:
-        text = read_component(text_folder, "model")
+        text = read_component(text_folder, STEMS["text_encoder"])
         tokenizer = read_tokenizer(folder / "tokenizer", config["text"]["positions"], config["text"]["vocabulary"])
     else:
         context = _read_context(folder / "context.safetensors", config["unet"]["context_size"])
     weights = engine_weights(
-        read_component(folder / "unet", "diffusion_pytorch_model"),
-        read_component(folder / "vae", "diffusion_pytorch_model"),
+        read_component(folder / "unet", STEMS["unet"]),
+        read_component(folder / "vae", STEMS["vae"]),
         text,
     )
     return Parts(config, weights, tokenizer, context)

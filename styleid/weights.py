@@ -14,6 +14,7 @@ from styleid.tensors import Tensor, read_tensors
 if TYPE_CHECKING:
     from styleid._core import Weight
 
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # by folder
 VARIANTS = ("", ".fp16", ".bf16")  # of file names, in the order of preference
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 

@@ -1,0 +1,91 @@
+"""Models by their names on the Hugging Face hub: only the files that are needed, kept in the hub's own cache.
+
+Settings are huggingface_hub's: HF_HOME (the cache), HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_DISABLE_PROGRESS_BARS.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from styleid.weights import STEMS, weight_files
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name, and a branch, tag or commit
+SMALL_FILES = re.compile(
+    r"(unet|vae|text_encoder)/config\.json|scheduler/scheduler_config\.json|context\.safetensors"
+    r"|tokenizer/(tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|tokenizer/merges\.txt"
+)
+
+
+def fetch(source: str) -> Path:
+    """The folder in the hub's cache that holds the model "owner/name" or "owner/name@revision", downloaded if need be.
+
+    Without a connection: as it was downloaded the last time. ValueError naming the model and what was wrong.
+    """
+    # Not at the top: nobody else needs it, it takes a second, and reads its settings when it is imported.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repository, _, revision = source.partition("@")
+    try:
+        try:
+            found = HfApi().model_info(repository, revision=revision or None)
+            files = [file.rfilename for file in found.siblings or ()]
+        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception:
+            if cached := _cached(repository, revision):
+                return cached
+            raise
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(needed(files))))
+    except Exception as error:  # noqa: BLE001  of requests or httpx, as the library's version has it
+        raise ValueError(f"{source}: no such file or folder, and as a model on the hub: {_reason(error)}") from error
+
+
+def needed(files: Sequence[str]) -> Iterator[str]:
+    """Those of a repository's files that a model is read from. ValueError if it is not one in diffusers' layout."""
+    if "unet/config.json" not in files:
+        raise ValueError("not in the layout of diffusers, there is no unet/config.json")
+    yield from filter(SMALL_FILES.fullmatch, files)
+    for part, stem in STEMS.items():
+        for single, index in weight_files(stem):
+            if f"{part}/{single}" in files:
+                yield f"{part}/{single}"
+                break
+            if f"{part}/{index}" in files:
+                yield f"{part}/{index}"
+                kind = "safetensors" if ".safetensors." in index else "bin"
+                shard = re.compile(rf"{part}/[^/]+-of-\d+[^/]*\.{kind}")
+                yield from filter(shard.fullmatch, files)
+                break
+
+
+def _cached(repository: str, revision: str) -> Path | None:
+    """The folder of an earlier download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repository, "unet/config.json", revision=revision or None)
+    return Path(config).parents[1] if isinstance(config, str) else None
+
+
+def _reason(error: Exception) -> str:
+    """What the user can do about it, in one line."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        return "its owner gives access on request only; ask on its page, then log in or set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{constants.ENDPOINT} has none of this name, or a private one: then log in or set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such revision"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "it was not downloaded before, and HF_HUB_OFFLINE is set"
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _reason(error.__cause__)  # it was looked for in the cache, because of this
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
