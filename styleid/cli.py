@@ -72,6 +72,7 @@ def run_transfer(options: argparse.Namespace) -> None:
         options.weights,
         options.initial,
         options.cache,
+        options.prompt,
     )
     save_image(options.output, picture)
 
@@ -108,6 +109,7 @@ def run_inject(options: argparse.Namespace) -> None:
         _show_progress(options),
         options.weights,
         options.initial,
+        prompt=options.prompt,
     )
     save_image(options.output, picture)
 
@@ -201,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("content", metavar="CONTENT", help=picture)
     command.add_argument("style", metavar="STYLE", nargs="+", help=f"{picture}; or several")
     _add_output(command, "the picture to write: .png, .jpg, .webp, .tif or .bmp")
+    command.add_argument("--prompt", default="", help="text to invert and sample under (empty, as in the paper)")
     _add_inversion(command)
     _add_layers(command)
     _add_injection(command)
@@ -223,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("content", metavar="CONTENT", help="the content's inversion")
     command.add_argument("style", metavar="STYLE", nargs="+", help="the style's inversion, or those of several")
     _add_output(command, "the picture to write: .png, .jpg, .webp, .tif or .bmp")
+    command.add_argument("--prompt", help="text to sample under (the content's)")
     _add_layers(command)
     _add_injection(command)
     _add_engine(command)

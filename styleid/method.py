@@ -116,6 +116,7 @@ def inject_styles(
     weights: Sequence[float] | None = None,
     initial: Initial | None = None,
     on_step: OnStep | None = None,
+    prompt: str | None = None,
 ) -> NDArray[np.uint8]:
     """Samples a picture from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
 
@@ -141,6 +142,7 @@ def inject_styles(
         initial: the initial latent in place of what `adain` says: "adain", "content", "style", "quantiles",
             "frequencies", or a function of the content's and the style's zT, see `styleid.initial`
         on_step: as in `invert`; here latents are the sampling's, zT first and z0 last
+        prompt: the text that the picture is sampled under; None: the one that `content` was inverted under
 
     Returns:
         (H, W, 3) uint8 of the content's size
@@ -155,6 +157,7 @@ def inject_styles(
     model = _model(model or content.model)
     for name, inversion in [("content", content), *_named("style", styles)]:
         inversion.check_model(model, name)
+    context = content.context if prompt is None else model.encode_prompt(prompt)
     chosen = _kept_layers(content, styles, layers) if inject else ()
     data = content.data
     if isinstance(initial, str) and initial in initial_latents.ENGINE:
@@ -168,7 +171,7 @@ def inject_styles(
             model.engine,
             data,
             [one.data for one in styles],
-            content.context,
+            context,
             content.steps,
             content.schedule,
             chosen,
@@ -196,8 +199,9 @@ def transfer(
     weights: Sequence[float] | None = None,
     initial: Initial | None = None,
     cache: str | os.PathLike[str] | Cache | None = None,
+    prompt: str = "",
 ) -> NDArray[np.uint8]:
-    """Gives the content picture the style of the other, or of several: the whole method, with the empty prompt.
+    """Gives the content picture the style of the other, or of several: the whole method, with one prompt for all.
 
     The same as `inject_styles(invert(content), invert(style))`, faster for one style of the content's size: both
     inversions run as one batch. With `cache`, a picture that was inverted before is not inverted again. Arguments,
@@ -208,6 +212,7 @@ def transfer(
     chosen = plan["layers"] if layers is None else _layers(layers, model.attention_layers)
     gamma = per_step_and_layer("gamma", gamma, steps, model.layer_count)
     temperature = per_step_and_layer("temperature", temperature, steps, model.layer_count)
+    context = model.encode_prompt(prompt)
     styles = list(style) if isinstance(style, (list, tuple)) else [style]
     shares = _shares(weights, len(styles))
     content_pixels = _pixels(content, model, "content")
@@ -218,7 +223,7 @@ def transfer(
                 model.engine,
                 content_pixels,
                 style_pixels[0],
-                model.empty_context,
+                context,
                 steps,
                 schedule,
                 chosen if inject else (),
@@ -230,7 +235,7 @@ def transfer(
         total = (1 + len(styles)) * steps + len(plan["sampling"])
         pictures = [(content_pixels, "query"), *((pixels, "keys") for pixels in style_pixels)]
         inversions = [
-            invert(pixels, model, steps, schedule, chosen, keep, progress=part(report, i * steps, total), cache=cache)
+            invert(pixels, model, steps, schedule, chosen, keep, prompt, part(report, i * steps, total), cache=cache)
             for i, (pixels, keep) in enumerate(pictures)
         ]
         sampling = part(report, len(pictures) * steps, total)

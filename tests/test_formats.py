@@ -271,3 +271,21 @@ def test_folders(expected, tmp_path, write):
     model = load(folder)
     assert_same(model, expected["1.x"], ("", "a cat"))
     assert (model.fingerprint == expected["1.x"].fingerprint) == (write is not write_half)
+
+
+# ---- prompts ----
+
+
+def test_prompts_of_the_method(expected):
+    model, steps = expected["1.x"], 2
+    content, style = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    options = {"steps": steps, "schedule": "diffusers", "layers": (3, 4)}
+    result = styleid.transfer(content, style, model, **options, prompt="a cat")
+    inverted = [styleid.invert(one, model, **options, prompt="a cat") for one in (content, style)]
+    np.testing.assert_array_equal(result, styleid.inject_styles(*inverted))
+    np.testing.assert_array_equal(result, styleid.inject_styles(*inverted, prompt="a cat"))
+    assert not np.array_equal(result, styleid.transfer(content, style, model, **options))
+    assert not np.array_equal(result, styleid.inject_styles(*inverted, prompt=""))
+    np.testing.assert_array_equal(inverted[0].context, model.encode_prompt("a cat"))
+    several = styleid.transfer(content, [style, style], model, **options, prompt="a cat")
+    assert not np.array_equal(several, styleid.transfer(content, [style, style], model, **options))
