@@ -106,7 +106,7 @@ def test_weights_stored_in_16_bits(dtype):
     assert relative_error(model.predict_noise(latents, 481, context), wanted) <= EVALUATION_TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd2", "head size 8", "head sizes 80 and 160"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "head size 8", "head sizes 80 and 160", "large maps"])
 @pytest.mark.parametrize("timestep", [1, 981])
 def test_bfloat16_loses_no_more_than_pytorchs(name, timestep):
     latents, context = inputs(name, n=2)

@@ -105,7 +105,7 @@ static int run_doubled(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, c
 
 static int open_single(sid_cpu *cpu, cpu_conv *c, const sid_tensor *dst, const sid_tensor *src) {
     const sid_conv_shape *s = &c->base.shape;
-    if (sid_winograd_suits(s, src, dst)) return sid_winograd_open(cpu, &c->winograd, s, &c->weight, &c->bias);
+    if (sid_winograd_suits(cpu, s, src, dst)) return sid_winograd_open(cpu, &c->winograd, s, &c->weight, &c->bias);
     sid_direct_shape shape = {s->in,         s->out,        s->kernel,    s->stride,
                               s->pad_before, s->pad_before, s->pad_after, s->pad_after};
     return sid_direct_open(cpu, &c->parts[0], &shape, &c->weight, &c->bias);

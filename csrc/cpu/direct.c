@@ -92,7 +92,7 @@ static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
     sid_direct *d = ((const request *)requested)->direct;
     dnnl_memory_desc_t plain;
     SID_TRY(weights_layout(&plain, d, dnnl_oihw));
-    int status = sid_pack(d->product.cpu, &d->product.packed, plain, layout, 1, &d->weight, &d->bias);
+    int status = sid_pack(d->product.cpu, &d->product.packed, d->product.cpu->base.dtype, plain, layout, 1, &d->weight, &d->bias);
     dnnl_memory_desc_destroy(plain);
     return status;
 }

@@ -39,10 +39,12 @@ typedef struct {
     void (*to_planes)(float *planes, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c,
                       size_t src_stride, float factor, int threads);
     /* v [36][count][channels]: the transformed 6x6 input tiles of src (n, h, w, channels); channels a multiple of 16. */
-    void (*winograd_input)(float *v, const sid_winograd_grid *grid, const float *src, size_t channels, int threads);
-    /* dst (n, h, w, channels): the tiles m [36][count][channels] transformed back, + bias + residual (NULL: none). */
-    void (*winograd_output)(float *dst, const sid_winograd_grid *grid, const float *m, size_t channels,
-                            const float *bias, const float *residual, int threads);
+    void (*winograd_input)(float *v, const sid_winograd_grid *grid, const void *src, sid_dtype dtype, size_t channels,
+                           int threads);
+    /* dst (n, h, w, channels): the tiles m [36][count][channels] transformed back, + bias + residual (NULL: none),
+     * which is of dst's dtype. */
+    void (*winograd_output)(void *dst, sid_dtype dtype, const sid_winograd_grid *grid, const float *m, size_t channels,
+                            const float *bias, const void *residual, int threads);
     /* Weights on their way into packing: count elements of any stored dtype to float32 or bfloat16. */
     void (*convert)(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t count, int threads);
 } sid_kernels;

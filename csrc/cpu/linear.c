@@ -105,7 +105,7 @@ static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
     cpu_linear *l = ((const request *)requested)->linear;
     dnnl_memory_desc_t plain;
     SID_TRY(weights_layout(&plain, l, dnnl_ba));
-    int status = sid_pack(l->product.cpu, &l->product.packed, plain, layout, l->parts, l->weights, l->biases);
+    int status = sid_pack(l->product.cpu, &l->product.packed, l->product.cpu->base.dtype, plain, layout, l->parts, l->weights, l->biases);
     dnnl_memory_desc_destroy(plain);
     return status;
 }

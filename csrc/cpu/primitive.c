@@ -141,13 +141,13 @@ static void *take_block(size_t size) {
     return block;
 }
 
-static void stack_rows(const sid_cpu *cpu, char *dst, const sid_weight *weight) {
-    size_t columns = 1, size = sid_dtype_size(weight->dtype), out = sid_dtype_size(cpu->base.dtype);
+static void stack_rows(const sid_cpu *cpu, char *dst, sid_dtype dtype, const sid_weight *weight) {
+    size_t columns = 1, size = sid_dtype_size(weight->dtype), out = sid_dtype_size(dtype);
     for (size_t i = 1; i < weight->rank; i++) columns *= weight->shape[i];
     int dense = columns == weight->stride;
     size_t rows = dense ? 1 : weight->shape[0], count = dense ? columns * weight->shape[0] : columns;
     for (size_t row = 0; row < rows; row++)
-        cpu->kernels.convert(dst + row * columns * out, cpu->base.dtype,
+        cpu->kernels.convert(dst + row * columns * out, dtype,
                              (const char *)weight->data + row * weight->stride * size, weight->dtype, count,
                              cpu->base.threads);
 }
@@ -229,22 +229,22 @@ static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t 
     return SID_OK;
 }
 
-static void stack(const sid_cpu *cpu, char *stacked, size_t parts, const sid_weight *weights) {
+static void stack(const sid_cpu *cpu, char *stacked, sid_dtype dtype, size_t parts, const sid_weight *weights) {
     for (size_t i = 0; i < parts; i++) {
         size_t count = 1;
         for (size_t d = 0; d < weights[i].rank; d++) count *= weights[i].shape[d];
-        stack_rows(cpu, stacked, &weights[i]);
-        stacked += count * sid_dtype_size(cpu->base.dtype);
+        stack_rows(cpu, stacked, dtype, &weights[i]);
+        stacked += count * sid_dtype_size(dtype);
     }
 }
 
-int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
+int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
              size_t parts, const sid_weight *weights, const sid_weight *biases) {
     char *stacked = take_block(dnnl_memory_desc_get_size(plain));
     int status = stacked ? SID_OK : sid_fail(SID_EMEMORY, "out of memory for weights");
     if (status == SID_OK) status = take_packed(cpu, packed, layout);
     if (status == SID_OK) {
-        stack(cpu, stacked, parts, weights);
+        stack(cpu, stacked, dtype, parts, weights);
         status = reorder(cpu, packed->data, layout, stacked, plain);
     }
     free(stacked);

@@ -78,8 +78,9 @@ void sid_product_close(sid_product *product);
 /* Takes the scratch and, unless measuring, executes. */
 int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_argument *arguments, size_t count);
 
-/* Packs the stacked weights (dense rows in C order: the layout `plain`) into `layout`, and the biases (NULL: none). */
-int sid_pack(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
+/* Packs the stacked weights (as dtype and dense rows in C order: the layout `plain`) into `layout`, of the same dtype,
+ * and the biases (NULL: none). */
+int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
              size_t parts, const sid_weight *weights, const sid_weight *biases);
 int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *biases);
 

@@ -8,7 +8,10 @@
 #define OUTPUT 4           /* rows and columns of an output tile */
 #define CHANNEL_MULTIPLE 16
 #define LEAST_CHANNELS 64
-#define LEAST_PIXELS 1024  /* below, the larger weights cost more to read than the multiplications saved */
+/* Below, the larger weights cost more to read than the multiplications saved; in bfloat16, where products are twice as fast
+ * and weights half as large, below more. */
+#define LEAST_PIXELS 1024
+#define LEAST_PIXELS_BF16 4096
 #define CHUNK_BYTES ((size_t)8 << 20) /* of transformed tiles at a time, so that they stay in the cache */
 #define CHUNK_MULTIPLE 64  /* tiles */
 
@@ -18,10 +21,12 @@ struct sid_winograd {
     sid_weight weight, bias; /* borrowed until packed */
 };
 
-int sid_winograd_suits(const sid_conv_shape *s, const sid_tensor *src, const sid_tensor *dst) {
-    return src->dtype == SID_F32 && dst->dtype == SID_F32 && s->kernel == 3 && s->stride == 1 && s->pad_before == 1 &&
-           s->pad_after == 1 && s->in % CHANNEL_MULTIPLE == 0 && s->out % CHANNEL_MULTIPLE == 0 &&
-           s->in >= LEAST_CHANNELS && s->out >= LEAST_CHANNELS && src->h * src->w >= LEAST_PIXELS;
+int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *s, const sid_tensor *src, const sid_tensor *dst) {
+    size_t least = src->dtype == SID_F32 ? LEAST_PIXELS : LEAST_PIXELS_BF16;
+    if (src->dtype == SID_BF16 && cpu->kernels.isa >= SID_ISA_AMX) return 0; /* tiles beat float32 by far more than four */
+    return src->dtype == dst->dtype && s->kernel == 3 && s->stride == 1 && s->pad_before == 1 && s->pad_after == 1 &&
+           s->in % CHANNEL_MULTIPLE == 0 && s->out % CHANNEL_MULTIPLE == 0 && s->in >= LEAST_CHANNELS &&
+           s->out >= LEAST_CHANNELS && src->h * src->w >= least;
 }
 
 int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shape *s, const sid_weight *weight,
@@ -80,7 +85,7 @@ static int pack_transformed(sid_winograd *w, const float *transformed, const_dnn
         .dtype = SID_F32, .rank = 3, .shape = {PRODUCTS, w->in, w->out}, .stride = w->in * w->out, .data = transformed};
     dnnl_memory_desc_t plain;
     SID_TRY(layout_of(&plain, w->in, w->out, dnnl_abc));
-    int status = sid_pack(w->product.cpu, &w->product.packed, plain, layout, 1, &weight, NULL);
+    int status = sid_pack(w->product.cpu, &w->product.packed, SID_F32, plain, layout, 1, &weight, NULL);
     dnnl_memory_desc_destroy(plain);
     return status == SID_OK ? sid_pack_bias(&w->product.packed, 1, &w->bias) : status;
 }
@@ -131,12 +136,12 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
     SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, grid->count}, describe, pack}, &primitive));
     SID_TRY(sid_arena_take(&exec->arena, &v, PRODUCTS * grid->count * w->in * sizeof(float)));
     SID_TRY(sid_arena_take(&exec->arena, &m, PRODUCTS * grid->count * w->out * sizeof(float)));
-    if (!measuring) kernels->winograd_input(v, grid, src->data, w->in, threads);
+    if (!measuring) kernels->winograd_input(v, grid, src->data, src->dtype, w->in, threads);
     sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
     SID_TRY(sid_primitive_run(exec, primitive, arguments, 3));
     if (!measuring)
-        kernels->winograd_output(dst->data, grid, m, w->out, w->product.packed.bias, post->residual ? post->residual->data : NULL,
-                                 threads);
+        kernels->winograd_output(dst->data, dst->dtype, grid, m, w->out, w->product.packed.bias,
+                                 post->residual ? post->residual->data : NULL, threads);
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }

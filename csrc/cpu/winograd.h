@@ -1,5 +1,5 @@
-/* 3x3 convolutions of stride 1 in float32 by Winograd's F(4x4, 3x3): a quarter of the multiplications, as 36 matrix
- * products over tiles; the weights take four times the memory. */
+/* 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3): a quarter of the multiplications, as 36 matrix products over
+ * tiles. They are computed in float32, whatever the maps are stored in; the weights take four times float32's memory. */
 #ifndef SID_CPU_WINOGRAD_H
 #define SID_CPU_WINOGRAD_H
 
@@ -8,7 +8,7 @@
 typedef struct sid_winograd sid_winograd;
 
 /* Whether it pays for a first run on this input. */
-int sid_winograd_suits(const sid_conv_shape *shape, const sid_tensor *src, const sid_tensor *dst);
+int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *shape, const sid_tensor *src, const sid_tensor *dst);
 
 /* weight (out, in, 3, 3) and bias (out) must stay valid until the first run, which packs them. */
 int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shape *shape, const sid_weight *weight,

@@ -5,6 +5,7 @@
 #ifndef SID_CPU_WINOGRAD_TILE_H
 #define SID_CPU_WINOGRAD_TILE_H
 
+#include "cpu/floats.h"
 #include "cpu/kernels.h"
 
 #include <string.h>
@@ -56,15 +57,19 @@ static tile_place place_of(const sid_winograd_grid *g, size_t tile) {
     return (tile_place){tile / columns / rows, tile / columns % rows * OUTPUT, tile % columns * OUTPUT};
 }
 
-TARGET static void input_tile(float *v, size_t v_step, const sid_winograd_grid *g, const float *src, size_t channels,
-                              tile_place p) {
+TARGET static void input_tile(float *v, size_t v_step, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
+                              size_t channels, tile_place p) {
     float d[INPUT * INPUT * WIDTH];
     for (size_t c = 0; c < channels; c += WIDTH) {
         for (size_t i = 0; i < INPUT * INPUT; i++) {
             size_t y = p.y + i / INPUT - 1, x = p.x + i % INPUT - 1; /* wraps around to huge above and left */
-            if (y < g->h && x < g->w)
-                memcpy(d + i * WIDTH, src + ((p.n * g->h + y) * g->w + x) * channels + c, WIDTH * sizeof *d);
-            else memset(d + i * WIDTH, 0, WIDTH * sizeof *d);
+            float *to = d + i * WIDTH;
+            if (y < g->h && x < g->w) {
+                const float *from = read_floats(to, src, dtype, ((p.n * g->h + y) * g->w + x) * channels + c, WIDTH);
+                if (from != to) memcpy(to, from, WIDTH * sizeof *to);
+            } else {
+                memset(to, 0, WIDTH * sizeof *to);
+            }
         }
         for (size_t x = 0; x < INPUT; x++) transform_input_line(d + x * WIDTH, INPUT * WIDTH);
         for (size_t y = 0; y < INPUT; y++) transform_input_line(d + y * INPUT * WIDTH, WIDTH);
@@ -72,36 +77,47 @@ TARGET static void input_tile(float *v, size_t v_step, const sid_winograd_grid *
     }
 }
 
-TARGET static void output_tile(float *dst, const sid_winograd_grid *g, const float *m, size_t m_step, size_t channels,
-                               const float *bias, const float *residual, tile_place p) {
+/* dst[at ..] = result + bias + residual[at ..], WIDTH channels of one pixel. */
+TARGET static inline void store_pixel(void *dst, sid_dtype dtype, size_t at, const float *result, const float *bias,
+                                      const void *residual) {
+    float sum[WIDTH], buffer[WIDTH];
+#pragma omp simd
+    for (size_t i = 0; i < WIDTH; i++) sum[i] = result[i] + bias[i];
+    if (residual) {
+        const float *more = read_floats(buffer, residual, dtype, at, WIDTH);
+#pragma omp simd
+        for (size_t i = 0; i < WIDTH; i++) sum[i] += more[i];
+    }
+    if (dtype == SID_F32) memcpy((float *)dst + at, sum, sizeof sum);
+    else write_floats(dst, dtype, at, WIDTH, sum);
+}
+
+TARGET static void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t m_step,
+                               size_t channels, const float *bias, const void *residual, tile_place p) {
     float d[INPUT * INPUT * WIDTH];
     for (size_t c = 0; c < channels; c += WIDTH) {
         for (size_t i = 0; i < INPUT * INPUT; i++) memcpy(d + i * WIDTH, m + i * m_step + c, WIDTH * sizeof *d);
         for (size_t x = 0; x < INPUT; x++) transform_output_line(d + x * WIDTH, INPUT * WIDTH);
         for (size_t y = 0; y < OUTPUT; y++) transform_output_line(d + y * INPUT * WIDTH, WIDTH);
         for (size_t y = 0; y < OUTPUT && p.y + y < g->h; y++)
-            for (size_t x = 0; x < OUTPUT && p.x + x < g->w; x++) {
-                size_t at = ((p.n * g->h + p.y + y) * g->w + p.x + x) * channels + c;
-                const float *result = d + (y * INPUT + x) * WIDTH;
-                if (residual)
-                    for (size_t i = 0; i < WIDTH; i++) dst[at + i] = result[i] + bias[c + i] + residual[at + i];
-                else
-                    for (size_t i = 0; i < WIDTH; i++) dst[at + i] = result[i] + bias[c + i];
-            }
+            for (size_t x = 0; x < OUTPUT && p.x + x < g->w; x++)
+                store_pixel(dst, dtype, ((p.n * g->h + p.y + y) * g->w + p.x + x) * channels + c,
+                            d + (y * INPUT + x) * WIDTH, bias + c, residual);
     }
 }
 
-static void winograd_input(float *v, const sid_winograd_grid *g, const float *src, size_t channels, int threads) {
+static void winograd_input(float *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype, size_t channels,
+                           int threads) {
 #pragma omp parallel for num_threads(threads)
     for (size_t i = 0; i < g->count; i++)
-        input_tile(v + i * channels, g->count * channels, g, src, channels, place_of(g, g->first + i));
+        input_tile(v + i * channels, g->count * channels, g, src, dtype, channels, place_of(g, g->first + i));
 }
 
-static void winograd_output(float *dst, const sid_winograd_grid *g, const float *m, size_t channels, const float *bias,
-                            const float *residual, int threads) {
+static void winograd_output(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t channels,
+                            const float *bias, const void *residual, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (size_t i = 0; i < g->count; i++)
-        output_tile(dst, g, m + i * channels, g->count * channels, channels, bias, residual,
+        output_tile(dst, dtype, g, m + i * channels, g->count * channels, channels, bias, residual,
                     place_of(g, g->first + i));
 }
 
