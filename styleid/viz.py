@@ -1,0 +1,268 @@
+"""Figures of the method, and the numbers behind them. Needs Matplotlib: pip install styleid[viz].
+
+Functions named plot_* return a matplotlib.figure.Figure, to be shown by a notebook or written with its savefig(); the
+others return NumPy arrays. Points are (row, column) fractions of a picture: (0, 0) is its top left corner, (1, 1) its
+bottom right one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from styleid.inversion import Inversion
+from styleid.loading import default_model
+from styleid.method import inject_styles
+from styleid.model import Model
+
+Float64 = NDArray[np.float64]
+Point = tuple[float, float]
+
+PANEL = 1.8  # inches
+
+
+# ---- numbers ----
+
+
+def query_components(inversion: Inversion, step: int, layer: int) -> Float64:
+    """The first three principal components of a layer's queries at a step, as colours.
+
+    Q (tokens, channels) less its mean = U S V^T; the columns of U S, each stretched to [0, 1]. The sign of each is such
+    that its entry of largest magnitude is positive.
+
+    Returns:
+        (h, w, 3) float64 in [0, 1]
+    """
+    queries = inversion.query(step, layer).astype(np.float64)
+    left, sizes, _ = np.linalg.svd(queries - queries.mean(axis=0), full_matrices=False)
+    components = left[:, :3] * sizes[:3]
+    peaks = np.take_along_axis(components, np.abs(components).argmax(axis=0)[np.newaxis], axis=0)
+    components *= np.where(peaks < 0, -1, 1)
+    low, high = components.min(axis=0), components.max(axis=0)
+    colours: Float64 = (components - low) / np.where(high > low, high - low, 1)
+    return colours.reshape(*map_size(inversion, layer), 3)
+
+
+def similarity(inversion: Inversion, step: int, layer: int, point: Point) -> Float64:
+    """The cosine of the query at a point with all queries of its layer and step: (h, w) in [-1, 1]."""
+    queries = inversion.query(step, layer).astype(np.float64)
+    queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
+    cosines: Float64 = queries @ queries[_token(inversion, layer, point)]
+    return cosines.reshape(map_size(inversion, layer))
+
+
+def attention_map(
+    content: Inversion,
+    style: Inversion,
+    step: int,
+    layer: int,
+    point: Point,
+    temperature: float = 1.5,
+    model: Model | None = None,
+) -> Float64:
+    """Where in the style the content's query at a point looks: the mean over the heads of
+    softmax(temperature * q K^T / sqrt(d)), with q of the content (gamma = 1) and K of the style.
+
+    Returns:
+        (h, w) of the style's map, which adds up to 1
+    """
+    heads = head_count(content, layer, model)
+    query = content.query(step, layer)[_token(content, layer, point)].reshape(heads, -1).astype(np.float64)
+    keys = style.key(step, layer).reshape(-1, *query.shape)
+    logits = temperature * np.einsum("hd,nhd->hn", query, keys) / np.sqrt(query.shape[1])
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    mean: Float64 = weights.mean(axis=0)
+    return mean.reshape(map_size(style, layer))
+
+
+def logit_deviation(queries: NDArray[np.float32], keys: NDArray[np.float32], heads: int) -> float:
+    """How much attention logits q K^T / sqrt(d) vary over the keys: the root of their variance's mean over queries and
+    heads. The softmax is the flatter, the smaller this is; what all logits of a query share changes nothing.
+
+    With centred keys Kc, the sum of all squared deviations is the inner product of Q^T Q and Kc^T Kc: no matrix of
+    queries x keys is made.
+
+    Args:
+        queries, keys: (tokens, channels), the heads' channels one after the other
+    """
+    squares = 0.0
+    for q, k in zip(_heads(queries, heads), _heads(keys - keys.mean(axis=0), heads), strict=True):
+        squares += float(np.sum((q.T @ q) * (k.T @ k)))
+    size = queries.shape[1] // heads
+    return float(np.sqrt(squares / (heads * len(queries) * len(keys) * size)))
+
+
+def map_size(inversion: Inversion, layer: int) -> tuple[int, int]:
+    """(h, w) of a layer's feature maps."""
+    kept = next(layers[layer] for layers in inversion.features.values() if layer in layers)
+    height, width = inversion.latent_size
+    factor = round((height * width / kept.shape[1]) ** 0.5)
+    return height // factor, width // factor
+
+
+def head_count(inversion: Inversion, layer: int, model: Model | None = None) -> int:
+    """The number of attention heads in a decoder layer."""
+    unet = (model or inversion.model or default_model()).config["unet"]
+    return unet["heads"][-1 - layer // (unet["layers_per_block"] + 1)]
+
+
+# ---- figures ----
+
+
+def plot_queries(
+    inversion: Inversion, steps: Sequence[int], layers: Sequence[int], point: Point | None = None
+) -> Figure:
+    """Queries over layers (rows) and steps (columns), as in the paper's figure 2: principal components as colours, or,
+    for a point, the similarity of its query with all others, marked by a cross."""
+    figure, axes = _grid(len(layers), len(steps))
+    for row, layer in enumerate(layers):
+        for column, step in enumerate(steps):
+            panel = axes[row, column]
+            if point is None:
+                panel.imshow(query_components(inversion, step, layer))
+            else:
+                panel.imshow(similarity(inversion, step, layer, point), vmin=-1, vmax=1, cmap="coolwarm")
+                _mark(panel, point, map_size(inversion, layer))
+            if row == 0:
+                panel.set_title(f"t = {inversion.timesteps[step]}", fontsize=9)
+            if column == 0:
+                panel.set_ylabel(f"layer {layer}", fontsize=9)
+    return figure
+
+
+def plot_logits(
+    content: Inversion,
+    style: Inversion,
+    layers: Sequence[int] | None = None,
+    temperature: float = 1.5,
+    model: Model | None = None,
+) -> Figure:
+    """The deviation of the attention logits over the timesteps, the mean of the layers, as in the paper's figure 4: of the
+    content's queries with its own keys, with the style's, and with the style's times the temperature. The content must
+    have kept "both"."""
+    chosen = content.layers if layers is None else layers
+    curves = np.array(
+        [
+            [
+                logit_deviation(content.query(step, layer), source.key(step, layer), head_count(content, layer, model))
+                for source in (content, style)
+            ]
+            for step in range(content.steps)
+            for layer in chosen
+        ]
+    )
+    own, injected = curves.reshape(content.steps, len(chosen), 2).mean(axis=1).T
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(content.timesteps, own, label="own keys")
+    axes.plot(content.timesteps, injected, label="style's keys")
+    axes.plot(content.timesteps, temperature * injected, "--", label=f"style's keys, T = {temperature:g}")
+    axes.set_xlabel("timestep")
+    axes.set_ylabel("deviation of the logits")
+    axes.legend()
+    return figure
+
+
+def plot_ablation(content: Inversion, style: Inversion, model: Model | None = None) -> Figure:
+    """What each part of the method does, as in the paper's figure 5: both pictures as their inversions give them back;
+    K and V alone; with Q; with AdaIN; all."""
+    parts = {  # gamma, temperature, AdaIN
+        "K, V": (0.0, 1.0, False),
+        "+ Q": (0.75, 1.0, False),
+        "+ AdaIN": (0.75, 1.0, True),
+        "+ temperature": (0.75, 1.5, True),
+    }
+    pictures = {"content": content.reconstruct(model), "style": style.reconstruct(model)}
+    pictures |= {name: inject_styles(content, style, model, *settings) for name, settings in parts.items()}
+    figure, axes = _grid(1, len(pictures))
+    for panel, (name, picture) in zip(axes[0], pictures.items(), strict=True):
+        panel.imshow(picture)
+        panel.set_title(name, fontsize=9)
+    return figure
+
+
+def plot_inversion(inversion: Inversion, count: int = 6, model: Model | None = None) -> Figure:
+    """The way of the latent from z0 to zT, `count` evenly spaced ones, decoded."""
+    model = model or inversion.model or default_model()
+    chosen = np.linspace(0, inversion.steps, count).round().astype(int)
+    figure, axes = _grid(1, count)
+    for panel, index in zip(axes[0], chosen, strict=True):
+        panel.imshow(model.decode(inversion.latents[index : index + 1]))
+        panel.set_title(f"after {index} steps", fontsize=9)
+    return figure
+
+
+def plot_grid(
+    content: Inversion,
+    style: Inversion,
+    gammas: Sequence[float],
+    temperatures: Sequence[float],
+    model: Model | None = None,
+) -> Figure:
+    """Results by gamma (rows) and temperature (columns)."""
+    figure, axes = _grid(len(gammas), len(temperatures))
+    for row, gamma in enumerate(gammas):
+        for column, temperature in enumerate(temperatures):
+            panel = axes[row, column]
+            panel.imshow(inject_styles(content, style, model, gamma, temperature))
+            if row == 0:
+                panel.set_title(f"T = {temperature:g}", fontsize=9)
+            if column == 0:
+                panel.set_ylabel(f"gamma = {gamma:g}", fontsize=9)
+    return figure
+
+
+def plot_attention(
+    content: Inversion,
+    style: Inversion,
+    step: int,
+    layer: int,
+    point: Point,
+    temperature: float = 1.5,
+    model: Model | None = None,
+) -> Figure:
+    """The content with a point marked, the style, and `attention_map` of that point."""
+    model = model or content.model or default_model()
+    weights = attention_map(content, style, step, layer, point, temperature, model)
+    figure, axes = _grid(1, 3)
+    first, second, third = axes[0]
+    for panel, inversion, name in ((first, content, "content"), (second, style, "style")):
+        picture = model.decode(inversion.latents[:1])
+        panel.imshow(picture)
+        panel.set_title(name, fontsize=9)
+        if inversion is content:
+            _mark(panel, point, picture.shape[:2])
+    third.imshow(weights, cmap="magma")
+    third.set_title(f"layer {layer}, t = {content.timesteps[step]}", fontsize=9)
+    return figure
+
+
+def _token(inversion: Inversion, layer: int, point: Point) -> int:
+    """The token of a layer's map that a point lies in."""
+    if not all(0 <= fraction <= 1 for fraction in point):
+        raise ValueError(f"point: expected (row, column) as fractions from 0 to 1, got {point!r}")
+    height, width = map_size(inversion, layer)
+    row, column = (min(int(part * side), side - 1) for part, side in zip(point, (height, width), strict=True))
+    return row * width + column
+
+
+def _heads(features: NDArray[np.float32], heads: int) -> Float64:
+    """(tokens, channels) -> (heads, tokens, channels of one)"""
+    split: Float64 = features.reshape(len(features), heads, -1).swapaxes(0, 1).astype(np.float64)
+    return split
+
+
+def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:
+    figure = Figure(figsize=(PANEL * columns + 0.4, PANEL * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+    return figure, axes
+
+
+def _mark(panel: Axes, point: Point, size: tuple[int, ...]) -> None:
+    panel.plot(point[1] * size[1] - 0.5, point[0] * size[0] - 0.5, "x", color="black", markersize=8, markeredgewidth=2)

@@ -1,0 +1,93 @@
+"""The numbers behind the figures, by hand or by the plain formula; and that the figures can be drawn."""
+
+import io
+
+import numpy as np
+import pytest
+from conftest import picture
+
+import styleid
+
+pytest.importorskip("matplotlib")
+from styleid import viz
+
+STEPS, LAYER = 3, 6
+
+
+@pytest.fixture(scope="module")
+def content(model):
+    return styleid.invert(picture(0, 16, 32), model, STEPS)
+
+
+@pytest.fixture(scope="module")
+def style(model):
+    return styleid.invert(picture(1, 32, 32), model, STEPS)
+
+
+def test_components(content):
+    """Their covariance is diagonal, with the largest eigenvalues of the queries'."""
+    colours = viz.query_components(content, 1, LAYER)
+    assert colours.shape == (8, 16, 3) and colours.min() == 0 and colours.max() == 1
+    queries = content.query(1, LAYER).astype(float)
+    values = np.linalg.eigvalsh(np.cov(queries.T))[::-1][:3]
+    flat = colours.reshape(-1, 3) - colours.reshape(-1, 3).mean(axis=0)
+    correlation = np.corrcoef(flat.T)
+    np.testing.assert_allclose(correlation, np.eye(3), atol=1e-6)
+    axes = np.linalg.lstsq(queries - queries.mean(axis=0), flat, rcond=None)[0]
+    projected = (queries - queries.mean(axis=0)) @ (axes / np.linalg.norm(axes, axis=0))
+    np.testing.assert_allclose(projected.var(axis=0, ddof=1), values, rtol=1e-5)
+
+
+def test_similarity(content):
+    similar = viz.similarity(content, 0, LAYER, (0.5, 0.25))
+    queries = content.query(0, LAYER).astype(float)
+    chosen = queries[4 * 16 + 4]
+    expected = queries @ chosen / np.linalg.norm(queries, axis=1) / np.linalg.norm(chosen)
+    np.testing.assert_allclose(similar, expected.reshape(8, 16))
+    assert similar[4, 4] == pytest.approx(1)
+
+
+def test_attention_map(content, style):
+    weights = viz.attention_map(content, style, 2, LAYER, (1, 1), temperature=2)
+    query, keys = content.query(2, LAYER)[-1].astype(float), style.key(2, LAYER).astype(float)
+    expected = 0
+    for head in (slice(0, 8), slice(8, 16)):  # two heads of eight channels
+        logits = 2 * keys[:, head] @ query[head] / np.sqrt(8)
+        expected = expected + np.exp(logits) / np.exp(logits).sum() / 2
+    np.testing.assert_allclose(weights, expected.reshape(16, 16))
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_deviation_of_logits(content, style):
+    queries, keys = content.query(0, LAYER), style.key(0, LAYER)
+    logits = np.stack([queries[:, h].astype(float) @ keys[:, h].T / np.sqrt(8) for h in (slice(0, 8), slice(8, 16))])
+    assert viz.logit_deviation(queries, keys, 2) == pytest.approx(np.sqrt(logits.var(axis=-1).mean()), rel=1e-5)
+
+
+def test_layers_by_their_level(model, content):
+    """Decoder layers 4 and 5 are at half the resolution, 6 and 7 at the latent's."""
+    all_layers = styleid.invert(picture(0, 16, 32), model, STEPS, layers=model.attention_layers)
+    assert [viz.map_size(all_layers, layer) for layer in (4, 7)] == [(4, 8), (8, 16)]
+    assert viz.head_count(content, LAYER) == 2
+
+
+def test_figures(content, style):
+    figures = [
+        viz.plot_queries(content, range(STEPS), content.layers),
+        viz.plot_queries(content, [0], [LAYER], point=(0.5, 0.5)),
+        viz.plot_logits(content, style),
+        viz.plot_ablation(content, style),
+        viz.plot_inversion(content, 3),
+        viz.plot_grid(content, style, [0.3, 0.75], [1, 1.5]),
+        viz.plot_attention(content, style, 0, LAYER, (0.2, 0.9)),
+    ]
+    for figure, panels in zip(figures, (6, 1, 1, 6, 3, 4, 3), strict=True):
+        assert len(figure.axes) == panels
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=40)
+        assert file.getvalue().startswith(b"\x89PNG")
+
+
+def test_points_outside(content):
+    with pytest.raises(ValueError, match="^point: expected"):
+        viz.similarity(content, 0, LAYER, (0.5, 1.5))
