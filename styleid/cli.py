@@ -173,7 +173,9 @@ def _print_estimate(model: Model, steps: int) -> None:
 
 
 def _load(options: argparse.Namespace) -> Model:
-    return load_model(options.model, options.dtype, threads=options.threads, prediction=options.prediction)
+    return load_model(
+        options.model, options.dtype, threads=options.threads, prediction=options.prediction, loras=options.lora
+    )
 
 
 def _load_image(path: str, options: argparse.Namespace, model: Model) -> NDArray[np.uint8]:
@@ -295,12 +297,29 @@ def _add_layers(command: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
-    model = "a diffusers folder or a single file of a Stable Diffusion model (the small model shipped)"
+    model = "a folder, a file, or a name on the hub of a Stable Diffusion model (the small model shipped)"
     command.add_argument("--model", default="default", help=model)
     command.add_argument("--prediction", choices=("epsilon", "v_prediction"), help="for files that do not say")
+    command.add_argument(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        type=_lora,
+        action="append",
+        default=[],
+        help="a change of the model, merged with a weight (1)",
+    )
     command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     command.add_argument("--threads", type=int, help="threads to compute with (one per core)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """FILE or FILE:WEIGHT."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # a colon of the path
 
 
 def _size(text: str) -> Size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid import _core
+from styleid import _core, lora
 from styleid._core import ModelError
 from styleid.config import read_config
 from styleid.hub import NAME, fetch
@@ -44,6 +45,7 @@ def load_model(
     device: str = "auto",
     threads: int | None = None,
     prediction: str | None = None,
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> Model:
     """Loads a Stable Diffusion 1.x or 2.x model, or another of that build.
 
@@ -61,6 +63,8 @@ def load_model(
         device: "auto" or "cpu"
         threads: None: what OMP_NUM_THREADS says, else one per physical core
         prediction: "epsilon" or "v_prediction", what the model predicts; None: what its files say
+        loras: LoRA files as kohya-ss or diffusers write them, which are merged into the weights, each with its weight:
+            [("a.safetensors", 0.8)]
 
     Raises:
         ModelError: the files are missing, damaged or not a model that can be computed; names the file and the fault
@@ -72,6 +76,7 @@ def load_model(
     threads = _threads(threads)
     if prediction not in (None, "epsilon", "v_prediction"):
         raise ValueError(f"prediction: expected None, 'epsilon' or 'v_prediction', got {prediction!r}")
+    changes = lora.check(loras)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: expected 'default' or a path, got {type(source).__name__}")
     path = DEFAULT_FOLDER if source == "default" else Path(source)
@@ -81,7 +86,7 @@ def load_model(
         parts = _read(path, cast("Prediction | None", prediction))
         return Model(
             parts.config,
-            parts.weights,
+            lora.merge(parts.weights, changes),
             dtype,
             threads,
             tokenizer=parts.tokenizer,
