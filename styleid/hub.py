@@ -37,7 +37,7 @@ def fetch(source: str) -> Path:
                 return cached
             raise
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(needed(files))))
-    except Exception as error:  # noqa: BLE001  of requests or httpx, as the library's version has it
+    except Exception as error:  # of requests or httpx, as the library's version has it
         raise ValueError(f"{source}: no such file or folder, and as a model on the hub: {_reason(error)}") from error
 
 
