@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +63,7 @@ def run_transfer(options: argparse.Namespace) -> None:
         model,
         options.steps,
         options.schedule,
-        options.gamma,
-        options.temperature,
-        options.layers,
+        *_settings(options, model),
         options.adain,
         options.injection,
         _show_progress(options),
@@ -75,6 +73,17 @@ def run_transfer(options: argparse.Namespace) -> None:
         options.prompt,
     )
     save_image(options.output, picture)
+
+
+def _settings(options: argparse.Namespace, model: Model) -> tuple[Rate, Rate, list[int] | None]:
+    """gamma, temperature and layers: what was asked for, else the model's own recommendation, else the paper's."""
+    own: dict[str, Any] = {name: value for name, value in model.recommended.items() if getattr(options, name) is None}
+    if own and not options.quiet:
+        text = ", ".join(f"{name} {value}" for name, value in own.items())
+        print(f"styleid: as the model recommends: {text}", file=sys.stderr)
+    gamma = own.get("gamma", 0.75) if options.gamma is None else options.gamma
+    temperature = own.get("temperature", 1.5) if options.temperature is None else options.temperature
+    return gamma, temperature, own.get("layers") if options.layers is None else options.layers
 
 
 def run_invert(options: argparse.Namespace) -> None:
@@ -97,15 +106,17 @@ def run_invert(options: argparse.Namespace) -> None:
 def run_inject(options: argparse.Namespace) -> None:
     """styleid inject CONTENT STYLE -o OUT"""
     check_output(options.output)
+    model = _load(options)
+    gamma, temperature, layers = _settings(options, model)
     picture = inject_styles(
         Inversion.load(options.content),
         [Inversion.load(style) for style in options.style],
-        _load(options),
-        options.gamma,
-        options.temperature,
+        model,
+        gamma,
+        temperature,
         options.adain,
         options.injection,
-        options.layers,
+        layers,
         _show_progress(options),
         options.weights,
         options.initial,
@@ -157,6 +168,8 @@ def run_info(options: argparse.Namespace) -> None:
         f"  widths {list(unet['channels'])}; predicts {unet['prediction']}; context of {unet['context_size']} numbers"
     )
     print(f"  self-attention in decoder layers {', '.join(map(str, model.attention_layers))}")
+    if model.recommended:
+        print(f"  recommends {', '.join(f'{name} {value}' for name, value in model.recommended.items())}")
     print(f"  prompts: {'any' if model.config['text'] else 'the empty one only'}")
     _print_estimate(model, options.steps)
 
@@ -276,10 +289,10 @@ def _add_inversion(command: argparse.ArgumentParser) -> None:
 def _add_injection(command: argparse.ArgumentParser) -> None:
     shapes = f"or FROM:TO:SHAPE, decreasing over the steps, SHAPE one of {', '.join(SHAPES)}"
     command.add_argument(
-        "--gamma", type=_rate, default=0.75, help=f"0 to 1: preserves the content's queries (0.75); {shapes}"
+        "--gamma", type=_rate, help=f"0 to 1: preserves the content's queries (the model's, else 0.75); {shapes}"
     )
     command.add_argument(
-        "--temperature", type=_rate, default=1.5, help="above 0: sharpens the attention (1.5); or as for gamma"
+        "--temperature", type=_rate, help="above 0: sharpens the attention (the model's, else 1.5); or as for gamma"
     )
     command.add_argument("--weights", type=_numbers, help="with several styles: the share of each, such as 1,3 (equal)")
     start = command.add_mutually_exclusive_group()

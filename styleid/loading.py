@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from styleid import _core, lora
 from styleid._core import ModelError
 from styleid.config import read_config
+from styleid.files import read_json
 from styleid.hub import NAME, fetch
 from styleid.ldm import convert
-from styleid.model import Model
+from styleid.model import Model, Recommended
 from styleid.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.tensors import read_tensors
 from styleid.weights import STEMS, engine_weights, read_component, read_weights
@@ -37,6 +38,7 @@ class Parts(NamedTuple):
     weights: dict[str, Weight]
     tokenizer: Tokenize | None
     context: NDArray[np.float32] | None
+    recommended: Recommended
 
 
 def load_model(
@@ -91,6 +93,7 @@ def load_model(
             threads,
             tokenizer=parts.tokenizer,
             context=parts.context,
+            recommended=parts.recommended,
             source=os.fspath(source),
         )
     except ModelError as error:  # the engine does not know where its numbers came from
@@ -156,7 +159,7 @@ def _read_file(path: Path, prediction: Prediction | None) -> Parts:
     else:
         pads_with_zero = text["activation"] == "gelu"  # SD 2.x; 1.x pads with the end token
         tokenizer = EmptyPromptTokenizer(text["vocabulary"], text["positions"], pads_with_zero)
-    return Parts(found.config, engine_weights(found.unet, found.vae, found.text), tokenizer, None)
+    return Parts(found.config, engine_weights(found.unet, found.vae, found.text), tokenizer, None, {})
 
 
 def _read_folder(folder: Path, prediction: Prediction | None) -> Parts:
@@ -182,7 +185,24 @@ def _read_folder(folder: Path, prediction: Prediction | None) -> Parts:
         read_component(folder / "vae", STEMS["vae"]),
         text,
     )
-    return Parts(config, weights, tokenizer, context)
+    return Parts(config, weights, tokenizer, context, _read_recommended(folder / "styleid.json"))
+
+
+def _read_recommended(path: Path) -> Recommended:
+    """The settings that a model's folder recommends for itself; none where it has no such file."""
+    if not path.exists():
+        return {}
+    values = read_json(path)
+    if unknown := values.keys() - {"gamma", "temperature", "layers"}:
+        raise ValueError(f"{path}: unknown key {min(unknown)!r}, expected gamma, temperature or layers")
+    for key, least, most in (("gamma", 0, 1), ("temperature", 1e-3, 1e3)):
+        value = values.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            raise ValueError(f"{path}: {key} is {value!r}, expected {least:g} to {most:g}")
+    layers = values.get("layers", [])
+    if not isinstance(layers, list) or not all(type(layer) is int and 0 <= layer < 64 for layer in layers):
+        raise ValueError(f"{path}: layers is {layers!r}, expected a list of layer numbers")
+    return cast("Recommended", values)
 
 
 def _read_context(path: Path, channels: int) -> NDArray[np.float32]:

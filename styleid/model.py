@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 
 
+class Recommended(TypedDict, total=False):
+    """Arguments of `transfer` and `inject_styles` that suit a model better than the paper's."""
+
+    gamma: float
+    temperature: float
+    layers: list[int]
+
+
 class Model:
     """A latent diffusion model: UNet, VAE and text encoder (or one stored context). Made by `load_model`.
 
@@ -29,6 +37,8 @@ class Model:
         config: the configuration, as nested dictionaries of numbers
         source: where it was loaded from
         fingerprint: a hash of configuration and weights, which inversions carry along
+        recommended: the settings that its folder recommends (styleid.json), {} where none:
+            `transfer(content, style, model, **model.recommended)`
     """
 
     def __init__(
@@ -40,12 +50,14 @@ class Model:
         *,
         tokenizer: Tokenize | None = None,
         context: Float32 | None = None,
+        recommended: Recommended | None = None,
         source: str = "",
     ) -> None:
         self._engine = _core.Model(config, weights, dtype, threads)
         self._tokenizer = tokenizer
         self._stored_context = context
         self.config = config
+        self.recommended: Recommended = recommended or {}
         self.source = source
         self.fingerprint = fingerprint(config, weights)
 

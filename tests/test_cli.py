@@ -1,6 +1,7 @@
 """The command line: what it writes, what it says, and its exit codes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,17 @@ def test_transfer(place, capsys):
     expected = styleid.transfer("content.png", "style.png", engine(), steps=3)
     np.testing.assert_array_equal(output(), expected)
     assert sorted(os.listdir(place)) == ["content.png", "model", "out.png", "style.png"]
+
+
+def test_what_the_model_recommends(place, shared_folder, capsys):
+    folder = shutil.copytree(shared_folder, place / "own")
+    (folder / "styleid.json").write_text('{"gamma": 0.4, "temperature": 3, "layers": [7]}')
+    assert transfer("--model", folder, "--temperature", "2") == 0
+    assert capsys.readouterr().err == "styleid: as the model recommends: gamma 0.4, layers [7]\n"
+    expected = styleid.transfer(
+        "content.png", "style.png", styleid.load_model(folder), steps=3, gamma=0.4, temperature=2, layers=[7]
+    )
+    np.testing.assert_array_equal(output(), expected)
 
 
 @pytest.mark.parametrize(

@@ -802,3 +802,21 @@ def test_fingerprint_sees_configuration_and_weights(model, folder):
 def test_readers_alone(folder):
     assert read_unet(folder / "unet/config.json", "epsilon")["prediction"] == "epsilon"
     assert read_vae(folder / "vae/config.json")["image_channels"] == 3
+
+
+# ---- recommended settings ----
+
+
+def test_a_folder_recommends_settings(folder):
+    assert styleid.load_model(folder).recommended == {}
+    (folder / "styleid.json").write_text('{"gamma": 0.5, "temperature": 3, "layers": [6, 7]}')
+    assert styleid.load_model(folder).recommended == {"gamma": 0.5, "temperature": 3, "layers": [6, 7]}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"gamma": 2}', '{"gamma": true}', '{"temperature": 0}', '{"layers": 6}', '{"layers": [1.5]}', '{"x": 1}', "[]"]
+)
+def test_broken_recommendations(folder, text):
+    (folder / "styleid.json").write_text(text)
+    with pytest.raises(styleid.ModelError, match=r"styleid\.json"):
+        styleid.load_model(folder)
