@@ -38,8 +38,16 @@ def folder(tmp_path_factory):
     return path
 
 
-def run(stage: str, folder: Path, out: Path, steps: int) -> str:
-    command = [sys.executable, "-m", "training", stage, "--pictures", folder, "--held-out", folder, "--out", out]
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    path = tmp_path_factory.mktemp("held-out")
+    for seed in (11, 12):
+        Image.fromarray(painted(seed)).save(path / f"{seed}.png")
+    return path
+
+
+def run(stage: str, folder: Path, held_out: Path, out: Path, steps: int) -> str:
+    command = [sys.executable, "-m", "training", stage, "--pictures", folder, "--held-out", held_out, "--out", out]
     done = subprocess.run(
         [*map(str, command), "--steps", str(steps), "--workers", "2"], cwd=ROOT, capture_output=True, text=True
     )
@@ -48,10 +56,11 @@ def run(stage: str, folder: Path, out: Path, steps: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
+def trained(folder, held_out, tmp_path_factory):
     """A model folder after a few steps of every stage, and what the stages said."""
     out = tmp_path_factory.mktemp("model")
-    said = {stage: run(stage, folder, out, steps) for stage, steps in (("linear", 30), ("decoder", 2), ("unet", 2))}
+    stages = {"linear": 30, "decoder": 2, "unet": 2}
+    said = {stage: run(stage, folder, held_out, out, steps) for stage, steps in stages.items()}
     return out, said
 
 
@@ -90,9 +99,9 @@ def test_every_stage_runs_and_diffusers_loads_the_result(trained):
         assert (out / "work" / f"{stage}.png").exists()
 
 
-def test_an_interrupted_stage_goes_on(trained, folder):
+def test_an_interrupted_stage_goes_on(trained, folder, held_out):
     out, _ = trained
-    assert "resumed unet.ckpt at step 2" in run("unet", folder, out, 3)
+    assert "resumed unet.ckpt at step 2" in run("unet", folder, held_out, out, 3)
     assert torch.load(out / "work" / "unet.ckpt", weights_only=True)["step"] == 3
 
 

@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, default=Path("../shared/training-images"), help="any folder of pictures")
     parser.add_argument("--held-out", type=Path, default=Path("../shared/test-images/free"), help="never trained on")
     parser.add_argument("--out", type=Path, default=Path("build/training"), help="the model folder to make or measure")
-    parser.add_argument("--init", type=Path, help="a model folder whose UNet to start from, instead of random weights")
+    parser.add_argument("--init", type=Path, help="a model folder with fewer latent channels, whose UNet to take over")
     parser.add_argument("--steps", type=int, help="of the stage; of a stage under way too: its learning rate follows")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="training processes, one core each")
@@ -41,7 +41,8 @@ def train(stage: str, options: argparse.Namespace, training: list, held_out: lis
         "seed": options.seed,
     }
     if stage == "linear":
-        workers.run(1, lambda: vae.train_linear(vae.Settings(**common)))
+        settings = vae.Settings(**common, init=options.init)
+        workers.run(1, lambda: vae.train_linear(settings))
     elif stage == "decoder":
         workers.run(options.workers, lambda: vae.train_decoder(vae.Settings(**common)))
     else:

@@ -89,6 +89,8 @@ def write_atomically(path: Path, write) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     write(partial)
+    # safetensors makes files that only their owner may read; a model is there for all.
+    partial.chmod(0o644)
     os.replace(partial, path)
 
 
@@ -96,12 +98,16 @@ def write_json(path: Path, value: dict) -> None:
     write_atomically(path, lambda partial: partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n"))
 
 
+def public_config(part: AutoencoderKL | UNet2DConditionModel | DDIMScheduler) -> dict:
+    """What diffusers needs to build the same again, without its private notes."""
+    config = {key: value for key, value in part.config.items() if not key.startswith("_")}
+    return config | {"_class_name": type(part).__name__}
+
+
 def save_network(network: AutoencoderKL | UNet2DConditionModel, folder: Path) -> None:
     """config.json and float16 weights, as diffusers names them."""
     half = {name: value.detach().half().contiguous() for name, value in network.state_dict().items()}
-    config = {key: value for key, value in network.config.items() if key != "_name_or_path"}
-    config["_class_name"] = type(network).__name__
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", public_config(network))
     write_atomically(folder / "diffusion_pytorch_model.safetensors", lambda partial: save_file(half, partial))
 
 
@@ -116,7 +122,6 @@ def save_frame(folder: Path, context: torch.Tensor) -> None:
             "vae": ["diffusers", "AutoencoderKL"],
         },
     )
-    scheduler = dict(new_scheduler().config) | {"_class_name": "DDIMScheduler"}
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "scheduler" / "scheduler_config.json", public_config(new_scheduler()))
     tensors = {CONTEXT_NAME: context.detach().reshape(1, 1, -1).half().contiguous()}
     write_atomically(folder / "context.safetensors", lambda partial: save_file(tensors, partial))

@@ -46,7 +46,7 @@ class Settings:
     steps: int
     seed: int
     rate: float = 8e-4
-    score_every_steps: int = 320
+    score_every_steps: int = 250
 
 
 class Triples:
@@ -200,8 +200,8 @@ def train(settings: Settings) -> None:
 def report(run: checkpoint.Run, model: method.Denoiser, vae: AutoencoderKL, held_out: list, work: Path, losses) -> None:
     """A row of losses and scores, the plot and the sample sheet."""
     half = len(held_out) // 2
-    contents = held_out[1:half:4]
-    styles = held_out[half::4][: len(contents)]
+    contents = held_out[:half][::4]
+    styles = held_out[half:][::4][: len(contents)]
     row = {"step": run.step, "seconds": round(run.seconds)}
     row |= dict(zip(("plain", "injected"), losses.round(4).tolist()))
     with torch.autocast("cpu", torch.bfloat16):

@@ -28,6 +28,7 @@ class Settings:
     out: Path
     steps: int
     seed: int
+    init: Path | None = None
     rate: float = 5e-4
     score_every_steps: int = 250
 
@@ -84,10 +85,16 @@ def score(vae: AutoencoderKL, squares: list[np.ndarray]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def latent_scale(vae: AutoencoderKL, squares: list[np.ndarray]) -> float:
-    """The scaling factor: latents times it have unit variance."""
-    latents = torch.cat([moments(vae, pictures.to_tensor(square)[None]) for square in squares])
-    return 1 / latents.std().item()
+def settle_latents(vae: AutoencoderKL, init: Path | None, squares: list[np.ndarray]) -> None:
+    """Scales the latents to unit variance; or, where a UNet is to be taken over, makes them like its own latents."""
+    images = [pictures.to_tensor(square)[None] for square in squares]
+    latents = torch.cat([moments(vae, image) for image in images])
+    if init is None:
+        vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 6))
+        return
+    old = networks.load_vae(init)
+    old_latents = torch.cat([moments(old, image) for image in images]) * old.config.scaling_factor
+    linear.change_basis(vae, *linear.basis_like(latents, old_latents))
 
 
 @torch.no_grad()
@@ -106,7 +113,7 @@ def train_linear(settings: Settings) -> None:
     vae = networks.new_vae()
     linear.write_into(vae, coder)
     sample = [pictures.centre_square(pixels, 256) for pixels in training[:: max(1, len(training) // 100)]]
-    vae.register_to_config(scaling_factor=round(latent_scale(vae, sample), 6))
+    settle_latents(vae, settings.init, sample)
     fix_variance(vae)
     print("linear", score(vae, [pictures.centre_square(pixels, 256) for pixels in settings.held_out[::3]]), flush=True)
     networks.save_network(vae, settings.out / "vae")
