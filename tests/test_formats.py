@@ -1,17 +1,21 @@
 """One random model, written in every format: all loaders give the same weights, and the same numbers."""
 
 import json
+from pathlib import Path
 
 import formats
 import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from formats import FAMILIES
 from safetensors.numpy import save_file
 
 import styleid
 from styleid import ModelError
+from styleid.ldm import convert
+from styleid.tensors import Tensor
 
 PREDICTION = {"1.x": None, "2.x": "epsilon"}  # files of 2.x do not say
 
@@ -289,3 +293,38 @@ def test_prompts_of_the_method(expected):
     np.testing.assert_array_equal(inverted[0].context, model.encode_prompt("a cat"))
     several = styleid.transfer(content, [style, style], model, **options, prompt="a cat")
     assert not np.array_equal(several, styleid.transfer(content, [style, style], model, **options))
+
+
+# ---- the names themselves, against diffusers ----
+
+
+def test_names_are_those_of_diffusers(family):
+    """Their program for the same conversion; four levels, the lowest without attention, as the real models have."""
+    single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
+    config = formats.configuration(family)
+    config["unet"] |= {"channels": [64] * 4, "heads": [1] * 4, "attention": [True, True, True, False]}
+    config["vae"] |= {"channels": [32] * 4}
+    config["text"] |= {"channels": 64, "layers": 23}  # the one that theirs drops has the number 23
+    original = formats.ldm(config, family)
+    theirs = as_torch(original)
+    layers = {"layers_per_block": 2, "down_block_types": ["any"] * 4, "up_block_types": ["any"] * 4}
+    parts = {
+        "unet": single_file.convert_ldm_unet_checkpoint(dict(theirs), layers),
+        "vae": single_file.convert_ldm_vae_checkpoint(dict(theirs), layers),
+    }
+    if family == "1.x":
+        parts["text"] = single_file.convert_ldm_clip_checkpoint(dict(theirs))
+    else:
+        encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(hidden_size=64, num_attention_heads=1))
+        parts["text"] = single_file.convert_open_clip_checkpoint(encoder, dict(theirs))
+    stored = {name: Tensor("F32", array.shape, memoryview(array.tobytes())) for name, array in original.items()}
+    found = convert(Path("file"), stored, {}, "epsilon")
+    for part, tensors in parts.items():
+        expected = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+        expected = {
+            name: t for name, t in expected.items() if "position_ids" not in name and "projection.w" not in name
+        }
+        ours = getattr(found, part)
+        assert ours.keys() == expected.keys()
+        for name, tensor in expected.items():
+            np.testing.assert_array_equal(ours[name].float32().squeeze(), tensor.numpy().squeeze(), err_msg=name)
