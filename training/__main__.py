@@ -22,7 +22,7 @@ def parse() -> argparse.Namespace:
         prog="python -m training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", choices=[*STEPS, "all", "evaluate"])
-    parser.add_argument("--pictures", type=Path, default=Path("../shared/training-images"), help="any folder of pictures")
+    parser.add_argument("--pictures", type=Path, default=Path("../shared/training-images"), help="a folder of pictures")
     parser.add_argument("--held-out", type=Path, default=Path("../shared/test-images/free"), help="never trained on")
     parser.add_argument("--out", type=Path, default=Path("build/training"), help="the model folder to make or measure")
     parser.add_argument("--init", type=Path, help="a model folder with fewer latent channels, whose UNet to take over")

@@ -1,4 +1,4 @@
-"""The simplest denoiser there is, to compare with: latents as independent Gaussians of one mean and variance a channel."""
+"""The simplest denoiser, to compare with: latents as independent Gaussians, one mean and variance a channel."""
 
 import torch
 

@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from torch import distributed
-from torch import multiprocessing
+from torch import distributed, multiprocessing
 
 
 def run(count: int, work: Callable[[], None]) -> None:
