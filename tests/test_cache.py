@@ -71,7 +71,9 @@ def test_pictures_of_one_name(model, tmp_path, runs):
     assert len(runs) == 2
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data[:-1], lambda data: b"", lambda data: b"x" * 999])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:100], lambda data: data[:-1], lambda data: b"", lambda data: b"x" * 999]
+)
 def test_damaged_entries_are_made_again(model, tmp_path, runs, damage):
     expected = invert(model, tmp_path)
     (path,) = entries(tmp_path)

@@ -94,7 +94,8 @@ def test_a_function_of_the_latents(inversions):
     expected = styleid.inject_styles(*inversions[:2])
     np.testing.assert_array_equal(styleid.inject_styles(*inversions[:2], initial=_core.adain), expected)
     np.testing.assert_array_equal(
-        styleid.inject_styles(*inversions[:2], initial=initial.blend(0)), styleid.inject_styles(*inversions[:2], adain=False)
+        styleid.inject_styles(*inversions[:2], initial=initial.blend(0)),
+        styleid.inject_styles(*inversions[:2], adain=False),
     )
 
 
