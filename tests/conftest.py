@@ -3,8 +3,12 @@
 import json
 import os
 import shutil
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take the cores from other programs
+
+# A shell that starts the tests in the background has Ctrl-C ignored; the tests that press it need Python's handler.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest

@@ -128,6 +128,7 @@ sys.path.insert(0, {tests!r})
 import numpy as np, tiny
 from styleid import _core
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model = tiny.model()
 started = time.monotonic()
 timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
