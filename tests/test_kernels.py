@@ -24,6 +24,7 @@ TOLERANCE = {
     "moments": {"float32": 2e-5, "bfloat16": 2e-5},
     "norm": {"float32": 2e-6, "bfloat16": 4e-3},
     "pointwise": {"float32": 2e-7, "bfloat16": 4e-3},
+    "winograd": {"float32": 5e-6, "bfloat16": 4e-3},
 }
 
 every_level = pytest.mark.parametrize("kernels", LEVELS, ids=repr)
@@ -334,11 +335,38 @@ def test_combine(kernels, count, dtypes):
             same[:] = before
 
 
+def winograd_taps(weights):
+    """(3, 3, in, out) -> (36, in, out): the kernels as polynomials at 0, s, -s, 1/s, -1/s and infinity, s = sqrt(2)."""
+    s = 2**0.5
+    points = np.array([[1, 0, 0], [1, s, 2], [1, -s, 2], [1, 1 / s, 0.5], [1, -1 / s, 0.5], [0, 0, 1]])
+    g = points / np.array([1, 6, 6, -1.5, -1.5, 1])[:, None]
+    return np.einsum("ay,bx,yxio->abio", g, g, weights).reshape(36, *weights.shape[2:])
+
+
+def convolved(x, weights):
+    """3x3 convolution with zeros around, in float64."""
+    padded = np.pad(floats(x).astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    h, w = x.shape[1:3]
+    return sum(padded[:, i : i + h, j : j + w] @ weights[i, j] for i in range(3) for j in range(3))
+
+
 @every_level
 @every_dtype
-def test_upsample(kernels, dtype):
-    x = noise(0, 2, 3, 5, 24, dtype=dtype)
-    assert (kernels.upsample(x) == x.repeat(2, axis=1).repeat(2, axis=2)).all()
+@pytest.mark.parametrize("n, h, w", [(1, 8, 8), (2, 5, 7), (3, 1, 2), (1, 4, 13)])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_winograd(kernels, dtype, n, h, w, with_residual):
+    """The transforms around the products make a convolution, in chunks of tiles as well."""
+    x, bias = noise(0, n, h, w, 16, dtype=dtype), noise(1, 32)
+    residual = noise(2, n, h, w, 32, dtype=dtype) if with_residual else None
+    weights = np.random.default_rng(3).standard_normal((3, 3, 16, 32)) / 12
+    expected = convolved(x, weights) + bias + (floats(residual) if with_residual else 0)
+    taps = winograd_taps(weights).astype(np.float32)
+    tiles = n * -(-h // 4) * -(-w // 4)
+    dst = np.empty((n, h, w, 32), x.dtype)
+    for first in range(0, tiles, 3):
+        v = kernels.winograd_input(x, first, min(3, tiles - first))
+        kernels.winograd_output(dst, v @ taps, bias, residual, first)
+    check(dst, expected, TOLERANCE["winograd"][dtype])
 
 
 @every_level

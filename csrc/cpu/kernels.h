@@ -32,8 +32,6 @@ typedef struct {
     /* dst = a * x + b * y over count elements, accumulated in float32; y may be NULL. */
     void (*combine)(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b, const void *y,
                     sid_dtype y_dtype, size_t count, int threads);
-    /* dst (n, 2h, 2w, c): each pixel of src (n, h, w, c) four times. */
-    void (*upsample)(void *dst, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c, int threads);
     void (*from_planes)(void *dst, sid_dtype dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
                         float factor, int threads);
     void (*to_planes)(float *planes, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c,

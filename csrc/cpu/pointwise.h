@@ -52,20 +52,6 @@ static void convert(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype s
         convert_span(dst, dst_dtype, src, src_dtype, first, count - first < SPAN ? count : first + SPAN);
 }
 
-static void upsample(void *dst, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c, int threads) {
-    size_t pixel = c * sid_dtype_size(dtype), line = 2 * w * pixel;
-#pragma omp parallel for num_threads(threads)
-    for (size_t row = 0; row < n * h; row++) {
-        char *to = (char *)dst + 2 * row * line;
-        const char *from = (const char *)src + row * w * pixel;
-        for (size_t x = 0; x < w; x++) {
-            memcpy(to + 2 * x * pixel, from + x * pixel, pixel);
-            memcpy(to + (2 * x + 1) * pixel, from + x * pixel, pixel);
-        }
-        memcpy(to + line, to, line);
-    }
-}
-
 static void from_planes(void *dst, sid_dtype dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
                         float factor, int threads) {
 #pragma omp parallel for num_threads(threads)
@@ -89,7 +75,6 @@ static void to_planes(float *planes, const void *src, sid_dtype dtype, size_t n,
 static void fill_pointwise(sid_kernels *kernels) {
     kernels->combine = combine;
     kernels->convert = convert;
-    kernels->upsample = upsample;
     kernels->from_planes = from_planes;
     kernels->to_planes = to_planes;
 }

@@ -103,7 +103,8 @@ _ARGUMENTS = {
     ],
     "layer_norm": [c_int, c_int, *[c_void_p, c_size_t] * 2, c_size_t, c_size_t, c_void_p, c_void_p, c_float, c_int],
     "combine": [c_int, c_void_p, c_int, *[c_float, c_void_p, c_int] * 2, c_size_t, c_int],
-    "upsample": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 4, c_int],
+    "winograd_input": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_int],
+    "winograd_output": [c_int, c_void_p, c_int, *[c_void_p] * 3, *[c_size_t] * 5, c_int],
     "from_planes": [c_int, c_void_p, c_int, c_void_p, *[c_size_t] * 4, c_float, c_int],
     "to_planes": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_float, c_int],
     "convert": [c_int, c_void_p, c_int, c_void_p, c_int, c_size_t, c_int],
@@ -262,11 +263,20 @@ class Kernels:
         )
         return dst
 
-    def upsample(self, x, threads=2):
-        n, h, w, c = x.shape
-        dst = np.empty((n, 2 * h, 2 * w, c), x.dtype)
-        self.library.shim_upsample(self.level, _address(dst), _address(x), _dtype(x), n, h, w, c, threads)
-        return dst
+    def winograd_input(self, src, first, count, threads=2):
+        _, h, w, c = src.shape
+        v = np.empty((36, count, c), np.float32)
+        self.library.shim_winograd_input(
+            self.level, _address(v), _address(src), _dtype(src), h, w, first, count, c, threads
+        )
+        return v
+
+    def winograd_output(self, dst, m, bias, residual, first, threads=2):
+        _, h, w, c = dst.shape
+        self.library.shim_winograd_output(
+            self.level, _address(dst), _dtype(dst), _address(m), _address(bias),
+            None if residual is None else _address(residual), h, w, first, m.shape[1], c, threads,
+        )  # fmt: skip
 
     def from_planes(self, planes, dtype, factor, threads=2):
         n, c, h, w = planes.shape

@@ -64,9 +64,16 @@ EXPORT void shim_combine(int isa, void *dst, int dst_dtype, float a, const void 
     level(isa).combine(dst, (sid_dtype)dst_dtype, a, x, (sid_dtype)x_dtype, b, y, (sid_dtype)y_dtype, count, threads);
 }
 
-EXPORT void shim_upsample(int isa, void *dst, const void *src, int dtype, size_t n, size_t h, size_t w, size_t c,
-                          int threads) {
-    level(isa).upsample(dst, src, (sid_dtype)dtype, n, h, w, c, threads);
+EXPORT void shim_winograd_input(int isa, float *v, const void *src, int dtype, size_t h, size_t w, size_t first,
+                                size_t count, size_t channels, int threads) {
+    sid_winograd_grid grid = {h, w, first, count};
+    level(isa).winograd_input(v, &grid, src, (sid_dtype)dtype, channels, threads);
+}
+
+EXPORT void shim_winograd_output(int isa, void *dst, int dtype, const float *m, const float *bias, const void *residual,
+                                 size_t h, size_t w, size_t first, size_t count, size_t channels, int threads) {
+    sid_winograd_grid grid = {h, w, first, count};
+    level(isa).winograd_output(dst, (sid_dtype)dtype, &grid, m, channels, bias, residual, threads);
 }
 
 EXPORT void shim_from_planes(int isa, void *dst, int dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
