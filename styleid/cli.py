@@ -158,7 +158,7 @@ def run_info(options: argparse.Namespace) -> None:
     print(f"styleid {_core.__version__}")
     print(f"oneDNN {engine['onednn']} ({engine['onednn_threading']})")
     print(f"CPU: {engine['isa']} (of {', '.join(engine['isas'])}), {engine['threads']} threads by default")
-    print(f"bfloat16: {'computed natively' if engine['native_bfloat16'] else 'emulated; float32 is the better choice'}")
+    print(f"bfloat16: {'computed natively' if engine['native_bfloat16'] else 'not native; float32 is the better choice'}")
     model = _load(options)
     unet = model.config["unet"]
     print(f"model: {model.source}")
