@@ -75,7 +75,6 @@ typedef struct {
 struct sid_backend {
     sid_dtype dtype; /* of every activation */
     int threads;
-    const char *name;
     size_t packed_bytes; /* of all packed weights */
 
     void (*close)(sid_backend **backend);

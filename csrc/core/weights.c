@@ -1,6 +1,5 @@
 #include "core/weights.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,22 +50,12 @@ int sid_weights_sort(sid_weights *weights) {
     for (size_t i = 1; i < weights->count; i++)
         if (strcmp(weights->items[i - 1].name, weights->items[i].name) == 0)
             return sid_fail(SID_EMODEL, "weight %s is there twice", weights->items[i].name);
-    weights->sorted = 1;
     return SID_OK;
 }
 
 static sid_weight *find(const sid_weights *weights, char *name) {
     sid_weight key = {.name = name};
     return bsearch(&key, weights->items, weights->count, sizeof key, by_name);
-}
-
-int sid_weights_has(const sid_weights *weights, const char *format, ...) {
-    char name[NAME_SIZE];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(name, sizeof name, format, arguments);
-    va_end(arguments);
-    return find(weights, name) != NULL;
 }
 
 static void print_shape(char *text, size_t size, size_t rank, const size_t *shape) {

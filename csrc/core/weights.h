@@ -16,7 +16,6 @@ typedef struct {
 typedef struct {
     sid_weight *items; /* sorted by name once sid_weights_sort() ran */
     size_t count;
-    int sorted;
 } sid_weights;
 
 int sid_weights_open(sid_weights **weights, size_t count);
@@ -28,9 +27,6 @@ int sid_weights_add(sid_weights *weights, const char *name, sid_dtype dtype, siz
 
 /* Makes the weights findable; two of one name are an error. */
 int sid_weights_sort(sid_weights *weights);
-
-/* Whether a weight of that name is there. The name is given as printf() takes it. */
-int sid_weights_has(const sid_weights *weights, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* The weight prefix.suffix, which must have exactly the given shape; a missing or misshaped one is SID_EMODEL. */
 int sid_weights_take(sid_weights *weights, const sid_weight **weight, const char *prefix, const char *suffix,

@@ -100,7 +100,6 @@ int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
     cpu->base = (sid_backend){
         .dtype = dtype,
         .threads = threads,
-        .name = "cpu",
         .close = cpu_close,
         .conv_open = sid_cpu_conv_open,
         .conv_close = sid_cpu_conv_close,
