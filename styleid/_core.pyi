@@ -125,6 +125,8 @@ def invert(
     feature_dtype: str,              # "float32" or "bfloat16"
     progress: Progress | None = None,
     hook: Hook | None = None,        # hook(step, steps, latents): may change the latents in place
+    negative: Float32 | None = None, # (1, tokens, context_size): e = e_negative + guidance (e_context - e_negative)
+    guidance: float = 1.0,           # unused where negative is None: then nothing more is evaluated
 ) -> list[InversionData]: ...
 
 def sample(
@@ -141,6 +143,8 @@ def sample(
     temperature: Float32,            # (steps, decoder layers)
     progress: Progress | None = None,
     hook: Hook | None = None,
+    negative: Float32 | None = None,
+    guidance: float = 1.0,
 ) -> Float32:
     """DDIM sampling from zT with injection -> z0 (1, C, h, w)."""
 
@@ -161,6 +165,8 @@ def inject_styles(
     adain: bool = True,
     progress: Progress | None = None,
     hook: Hook | None = None,
+    negative: Float32 | None = None,
+    guidance: float = 1.0,
 ) -> NDArray[np.uint8]:
     """adain + sample + decode -> (H, W, 3)."""
 

@@ -71,6 +71,10 @@ def run_transfer(options: argparse.Namespace) -> None:
         options.initial,
         options.cache,
         options.prompt,
+        options.content_prompt,
+        options.style_prompt,
+        options.negative_prompt,
+        options.guidance,
     )
     save_image(options.output, picture)
 
@@ -100,6 +104,8 @@ def run_invert(options: argparse.Namespace) -> None:
         options.prompt,
         _show_progress(options),
         cache=options.cache,
+        negative_prompt=options.negative_prompt,
+        guidance=options.guidance,
     ).save(options.output)
 
 
@@ -121,6 +127,8 @@ def run_inject(options: argparse.Namespace) -> None:
         options.weights,
         options.initial,
         prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
+        guidance=options.guidance,
     )
     save_image(options.output, picture)
 
@@ -219,6 +227,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("style", metavar="STYLE", nargs="+", help=f"{picture}; or several")
     _add_output(command, "the picture to write: .png, .jpg, .webp, .tif or .bmp")
     command.add_argument("--prompt", default="", help="text to invert and sample under (empty, as in the paper)")
+    command.add_argument("--content-prompt", help="text to invert the content under (that of --prompt)")
+    command.add_argument("--style-prompt", help="text to invert the style under (that of --prompt)")
+    _add_guidance(command)
     _add_inversion(command)
     _add_layers(command)
     _add_injection(command)
@@ -231,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(command, "the inversion to write (safetensors)")
     command.add_argument("--keep", choices=KEEP, default="both", help="query: for contents; keys: for styles")
     command.add_argument("--prompt", default="", help="text to invert under; empty as in the paper unless given")
+    _add_guidance(command)
     _add_inversion(command)
     _add_layers(command)
     _add_cache(command)
@@ -242,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("style", metavar="STYLE", nargs="+", help="the style's inversion, or those of several")
     _add_output(command, "the picture to write: .png, .jpg, .webp, .tif or .bmp")
     command.add_argument("--prompt", help="text to sample under (the content's)")
+    _add_guidance(command)
     _add_layers(command)
     _add_injection(command)
     _add_engine(command)
@@ -278,6 +291,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_output(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=text)
+
+
+def _add_guidance(command: argparse.ArgumentParser) -> None:
+    text = "how much of the prompt, against --negative-prompt (1: the prompt alone)"
+    command.add_argument("--guidance", type=float, default=1.0, help=text)
+    command.add_argument("--negative-prompt", default="", help="text that --guidance leads away from (empty)")
 
 
 def _add_inversion(command: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "styleid inversion", "1"
 KEEP = {"both": ("query", "key", "value"), "query": ("query",), "keys": ("key", "value"), "none": ()}
 SCHEDULES = ("paper", "diffusers", "corrected")
-SAVED = ("schedule", "keep", "prompt", "fingerprint")  # as they are, in the file's metadata
+SAVED = ("schedule", "keep", "prompt", "fingerprint", "negative_prompt")  # as they are, in the file's metadata
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +40,7 @@ class Inversion:
         features: the kept arrays themselves: "query", "key" and "value" -> layer -> (steps, tokens, channels), float32,
             or uint16 that holds the bits of bfloat16
         model: the model that made it; None for a loaded one
+        negative_prompt, guidance: as given to `styleid.invert`
     """
 
     latents: NDArray[np.float32]
@@ -51,6 +53,8 @@ class Inversion:
     fingerprint: str
     features: Mapping[str, dict[int, Feature]]
     model: Model | None = None
+    negative_prompt: str = ""
+    guidance: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -110,7 +114,7 @@ class Inversion:
         return cast(NDArray[np.float32], feature)
 
     def reconstruct(self, model: Model | None = None) -> NDArray[np.uint8]:
-        """The picture that plain DDIM sampling from zT gives: (H, W, 3) uint8.
+        """The picture that DDIM sampling from zT gives, under the prompts of the inversion: (H, W, 3) uint8.
 
         model: None: the model that made the inversion, or the default one if the inversion was loaded from a file.
         """
@@ -118,9 +122,11 @@ class Inversion:
         self.check_model(model)
         truncate = _core.schedule(model.engine, self.schedule, self.steps)["truncate"]
         unused = np.ones((self.steps, model.layer_count), np.float32)  # gamma and temperature: nothing is injected
+        negative = None if self.guidance == 1 else model.encode_prompt(self.negative_prompt)
         z0 = _core.sample(
-            model.engine, self.latent, self.context, self.steps, self.schedule, (), None, (), (), unused, unused
-        )
+            model.engine, self.latent, self.context, self.steps, self.schedule, (), None, (), (), unused, unused,
+            negative=negative, guidance=self.guidance,
+        )  # fmt: skip
         return cast(NDArray[np.uint8], model.engine.decode(z0, truncate)[0])
 
     def check_model(self, model: Model, name: str = "inversion") -> None:
@@ -132,6 +138,7 @@ class Inversion:
         """Writes everything to one safetensors file, whole or not at all."""
         metadata = {key: getattr(self, key) for key in SAVED}
         metadata |= {"format": FORMAT, "version": VERSION, "layers": ",".join(map(str, self.layers))}
+        metadata |= {"guidance": str(self.guidance)}
         arrays: dict[str, NDArray[Any]] = {
             "latents": self.latents, "timesteps": self.timesteps, "context": self.context
         }  # fmt: skip
@@ -162,7 +169,11 @@ def _assemble(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Invers
     """The inversion from a file's content, after checking all of it."""
     if missing := {"latents", "timesteps", "context"} - tensors.keys():
         raise ValueError(f"{min(missing)} is missing")
+    metadata = {"negative_prompt": "", "guidance": "1.0", **metadata}  # which earlier files do not have
     settings = {key: metadata[key] for key in SAVED}
+    guidance = float(metadata["guidance"])
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance is {guidance}")
     if settings["schedule"] not in SCHEDULES or settings["keep"] not in KEEP:
         raise ValueError(f"unknown schedule {settings['schedule']!r} or keep {settings['keep']!r}")
     latents = _array(tensors, "latents", (None,) * 4, ("F32",))
@@ -173,7 +184,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Invers
     context = _array(tensors, "context", (1, None, None), ("F32",))
     layers = tuple(int(layer) for layer in metadata["layers"].split(",") if layer)
     features = _features(tensors, KEEP[settings["keep"]], layers, steps, latents.shape[2:])
-    return Inversion(latents, timesteps, context, layers, **settings, features=features, model=None)
+    return Inversion(latents, timesteps, context, layers, **settings, features=features, guidance=guidance)
 
 
 def _features(

@@ -3,8 +3,10 @@
 Chung, Hyun, Heo: Style Injection in Diffusion, CVPR 2024. The steps themselves are in the engine, csrc/style.
 """
 
+import math
 import operator
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -38,6 +40,8 @@ def invert(
     feature_dtype: str = "auto",
     on_step: OnStep | None = None,
     cache: str | os.PathLike[str] | Cache | None = None,
+    negative_prompt: str = "",
+    guidance: float = 1.0,
 ) -> Inversion:
     """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
 
@@ -59,6 +63,8 @@ def invert(
         on_step: called as on_step(step, steps, latents) before every evaluation and, with step = steps, after the last
             one; latents (1, C, h, w) float32 are what is evaluated next, and may be changed in place
         cache: a folder, or a `styleid.Cache`, that keeps inversions from one run to the next; not with `on_step`
+        negative_prompt, guidance: as in `inject_styles`; features are kept of the evaluation under `prompt`. Above 1 an
+            inversion strays from what the sampling can undo, so the paper's 1 is what `transfer` always takes here
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
@@ -69,15 +75,17 @@ def invert(
     if keep not in KEEP:
         raise ValueError(f"keep: expected one of {list(KEEP)}, got {keep!r}")
     dtype = model.dtype if feature_dtype == "auto" else feature_dtype
-    context = model.encode_prompt(prompt)
+    context = _context(model, "prompt", prompt)
+    negative = _negative_context(model, context, negative_prompt, guidance)
     pixels = _pixels(image, model, "image")
 
     def run() -> Inversion:
         with reporter(progress, "inversion") as report:
             latents = model.engine.encode(pixels[np.newaxis])
             data = _core.invert(
-                model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report, on_step
-            )[0]
+                model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report, on_step,
+                negative, guidance,
+            )[0]  # fmt: skip
         return Inversion(
             latents=data["latents"],
             timesteps=plan["timesteps"],
@@ -89,6 +97,8 @@ def invert(
             fingerprint=model.fingerprint,
             features={"query": data["query"], "key": data["key"], "value": data["value"]},
             model=model,
+            negative_prompt=negative_prompt,
+            guidance=float(guidance),
         )
 
     if cache is None:
@@ -97,7 +107,7 @@ def invert(
         raise ValueError("cache: an inversion with on_step cannot be kept, because what on_step does is not known")
     settings = {
         "steps": operator.index(steps), "schedule": schedule, "layers": list(chosen), "keep": keep, "prompt": prompt,
-        "feature_dtype": dtype,
+        "feature_dtype": dtype, "negative_prompt": negative_prompt, "guidance": float(guidance),
     }  # fmt: skip
     store = cache if isinstance(cache, Cache) else Cache(cache)
     return store.get(key_of(pixels, model, settings), model, run)
@@ -117,6 +127,8 @@ def inject_styles(
     initial: Initial | None = None,
     on_step: OnStep | None = None,
     prompt: str | None = None,
+    negative_prompt: str = "",
+    guidance: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Samples a picture from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
 
@@ -143,6 +155,9 @@ def inject_styles(
             "frequencies", or a function of the content's and the style's zT, see `styleid.initial`
         on_step: as in `invert`; here latents are the sampling's, zT first and z0 last
         prompt: the text that the picture is sampled under; None: the one that `content` was inverted under
+        negative_prompt: what `guidance` leads away from
+        guidance: g in e = e_negative + g (e_prompt - e_negative), where both evaluations get the same features (Ho and
+            Salimans, Classifier-free diffusion guidance, 2022). 1: the prompt's evaluation alone, as in the paper
 
     Returns:
         (H, W, 3) uint8 of the content's size
@@ -157,7 +172,8 @@ def inject_styles(
     model = _model(model or content.model)
     for name, inversion in [("content", content), *_named("style", styles)]:
         inversion.check_model(model, name)
-    context = content.context if prompt is None else model.encode_prompt(prompt)
+    context = content.context if prompt is None else _context(model, "prompt", prompt)
+    negative = _negative_context(model, context, negative_prompt, guidance)
     chosen = _kept_layers(content, styles, layers) if inject else ()
     data = content.data
     if isinstance(initial, str) and initial in initial_latents.ENGINE:
@@ -181,6 +197,8 @@ def inject_styles(
             adain,
             report,
             on_step,
+            negative,
+            guidance,
         )
 
 
@@ -200,25 +218,35 @@ def transfer(
     initial: Initial | None = None,
     cache: str | os.PathLike[str] | Cache | None = None,
     prompt: str = "",
+    content_prompt: str | None = None,
+    style_prompt: str | None = None,
+    negative_prompt: str = "",
+    guidance: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """Gives the content picture the style of the other, or of several: the whole method, with one prompt for all.
+    """Gives the content picture the style of the other, or of several: the whole method.
 
     The same as `inject_styles(invert(content), invert(style))`, faster for one style of the content's size: both
-    inversions run as one batch. With `cache`, a picture that was inverted before is not inverted again. Arguments,
-    result and errors are theirs; the result has the content's size.
+    inversions run as one batch. With `cache`, a picture that was inverted before is not inverted again. `prompt` is what
+    the result is sampled under, and what `content_prompt` and `style_prompt`, of the inversions, are unless given;
+    `negative_prompt` and `guidance` are the sampling's. Other arguments, result and errors are theirs; the result has
+    the content's size.
     """
     model = _model(model)
     plan = _core.schedule(model.engine, schedule, steps)
     chosen = plan["layers"] if layers is None else _layers(layers, model.attention_layers)
     gamma = per_step_and_layer("gamma", gamma, steps, model.layer_count)
     temperature = per_step_and_layer("temperature", temperature, steps, model.layer_count)
-    context = model.encode_prompt(prompt)
+    context = _context(model, "prompt", prompt)
+    prompts = [prompt if own is None else own for own in (content_prompt, style_prompt)]
+    for name, text in zip(("content_prompt", "style_prompt"), prompts, strict=True):
+        _context(model, name, text)
+    guided = _negative_context(model, context, negative_prompt, guidance) is not None
     styles = list(style) if isinstance(style, (list, tuple)) else [style]
     shares = _shares(weights, len(styles))
     content_pixels = _pixels(content, model, "content")
     style_pixels = [_pixels(one, model, name) for name, one in _named("style", styles)]
     with reporter(progress, "transfer") as report:
-        if len(styles) == 1 and initial is None and cache is None:
+        if len(styles) == 1 and initial is None and cache is None and prompts == [prompt, prompt] and not guided:
             return _core.transfer(
                 model.engine,
                 content_pixels,
@@ -233,10 +261,13 @@ def transfer(
                 report,
             )
         total = (1 + len(styles)) * steps + len(plan["sampling"])
-        pictures = [(content_pixels, "query"), *((pixels, "keys") for pixels in style_pixels)]
+        pictures = [
+            (content_pixels, "query", prompts[0]),
+            *((pixels, "keys", prompts[1]) for pixels in style_pixels),
+        ]
         inversions = [
-            invert(pixels, model, steps, schedule, chosen, keep, prompt, part(report, i * steps, total), cache=cache)
-            for i, (pixels, keep) in enumerate(pictures)
+            invert(pixels, model, steps, schedule, chosen, keep, text, part(report, i * steps, total), cache=cache)
+            for i, (pixels, keep, text) in enumerate(pictures)
         ]
         sampling = part(report, len(pictures) * steps, total)
         return inject_styles(
@@ -251,6 +282,9 @@ def transfer(
             sampling,
             shares,
             initial,
+            prompt=prompt,
+            negative_prompt=negative_prompt if guided else "",
+            guidance=guidance if guided else 1.0,
         )
 
 
@@ -260,6 +294,31 @@ def _model(model: Model | None) -> Model:
     if not isinstance(model, Model):
         raise TypeError(f"model: expected what styleid.load_model returns, got {type(model).__name__}")
     return model
+
+
+def _context(model: Model, name: str, text: str) -> NDArray[np.float32]:
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: expected str, got {type(text).__name__}")
+    return model.encode_prompt(text)
+
+
+def _negative_context(
+    model: Model, context: NDArray[np.float32], negative_prompt: str, guidance: float
+) -> NDArray[np.float32] | None:
+    """What guidance leads away from; None, and a warning if it was asked for, where it would change nothing."""
+    if not isinstance(guidance, (int, float, np.integer, np.floating)) or isinstance(guidance, bool):
+        raise TypeError(f"guidance: expected a number, got {type(guidance).__name__}")
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance: expected a finite number, got {guidance}")
+    negative = _context(model, "negative_prompt", negative_prompt)
+    if guidance == 1:
+        if negative_prompt:
+            warnings.warn("negative_prompt: has no effect while guidance is 1", stacklevel=3)
+        return None
+    if np.array_equal(negative, context):
+        warnings.warn("guidance: has no effect while prompt and negative_prompt are the same", stacklevel=3)
+        return None
+    return negative
 
 
 def _pixels(image: Picture, model: Model, name: str) -> Pixels:

@@ -277,15 +277,26 @@ class StyleID:
     def predict(self, z, t, context):
         return self.unet(z, t, context.expand(len(z), -1, -1)).sample
 
-    def invert(self, z, context, steps, schedule):
+    def guided(self, z, t, context, negative, guidance):
+        """Classifier-free guidance, as diffusers' pipelines write it; the features left behind are the context's."""
+        if negative is None:
+            return self.predict(z, t, context)
+        unconditional = self.predict(z, t, negative)
+        conditional = self.predict(z, t, context)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def invert(self, z, context, steps, schedule, negative=None, guidance=1.0):
         inversion = Inversion([z], [])
         for t, a, b in inversion_moves(schedule, steps):
-            z = move(z, self.predict(z, t, context), self.prediction, t, a, b)
+            z = move(z, self.guided(z, t, context, negative, guidance), self.prediction, t, a, b)
             inversion.latents.append(z)
             inversion.features.append({n: layer.features for n, layer in self.layers.items()})
         return inversion
 
-    def sample(self, z, context, steps, schedule, layers, content, styles, weights=(1.0,), gamma=0.75, temperature=1.5):
+    def sample(
+        self, z, context, steps, schedule, layers, content, styles, weights=(1.0,), gamma=0.75, temperature=1.5,
+        negative=None, guidance=1.0,
+    ):  # fmt: skip
         """gamma, temperature: one number, or arrays (steps of the inversion, decoder layers)."""
         slots = {t: slot for slot, t in enumerate(timesteps(steps))}
         shape = steps, max(self.layers) + 1
@@ -297,7 +308,7 @@ class StyleID:
                 self.layers[n].injection = Injection(
                     content.features[slot][n][0], keys, values, weights, float(gamma[slot, n]), float(temperature[slot, n])
                 )
-            z = move(z, self.predict(z, t, context), self.prediction, t, a, b)
+            z = move(z, self.guided(z, t, context, negative, guidance), self.prediction, t, a, b)
         for layer in self.layers.values():
             layer.injection = None
         return z

@@ -170,8 +170,8 @@ int sid_read_latents(sid_array *array, PyObject *object, const char *name, size_
     return sid_check_finite(array, name);
 }
 
-int sid_read_context(sid_array *array, PyObject *object, size_t n, const sid_unet_config *config) {
-    const sid_array_spec spec = {.name = "context",
+int sid_read_context(sid_array *array, PyObject *object, const char *name, size_t n, const sid_unet_config *config) {
+    const sid_array_spec spec = {.name = name,
                                  .elements = SID_FLOAT32,
                                  .rank = 3,
                                  .shape = {n == 1, 0, config->context_size},
@@ -179,10 +179,10 @@ int sid_read_context(sid_array *array, PyObject *object, size_t n, const sid_une
                                  .limit = n * MAX_CONTEXT_TOKENS * config->context_size};
     if (sid_array_read(array, object, &spec)) return -1;
     if (array->shape[0] != 1 && array->shape[0] != n) {
-        PyErr_Format(PyExc_ValueError, "context: expected a batch of 1 or %zu, got %zu", n, array->shape[0]);
+        PyErr_Format(PyExc_ValueError, "%s: expected a batch of 1 or %zu, got %zu", name, n, array->shape[0]);
         return -1;
     }
-    return sid_check_finite(array, "context");
+    return sid_check_finite(array, name);
 }
 
 int sid_read_images(sid_array *array, PyObject *object, const char *name, size_t rank, const sid_vae_config *config,

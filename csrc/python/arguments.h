@@ -29,7 +29,7 @@ PyObject *sid_attention_layers(const sid_unet_config *config, size_t first);
 /* (n, C, h, w) finite latents; n 0: any. */
 int sid_read_latents(sid_array *array, PyObject *object, const char *name, size_t n, const sid_unet_config *config);
 /* (1 or n, tokens, context_size), finite. */
-int sid_read_context(sid_array *array, PyObject *object, size_t n, const sid_unet_config *config);
+int sid_read_context(sid_array *array, PyObject *object, const char *name, size_t n, const sid_unet_config *config);
 /* Pixels (N, H, W, channels), or (H, W, channels) where rank is 3; sides are multiples of `multiple`. */
 int sid_read_images(sid_array *array, PyObject *object, const char *name, size_t rank, const sid_vae_config *config,
                     size_t multiple);

@@ -116,8 +116,7 @@ static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_
     }
     r->callbacks.latents = z;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_invert(r->model, r->schedule, z->data, n, h, w, r->context.data, r->context.shape[1], banks,
-                        trajectory, &r->progress);
+    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, trajectory, &r->progress);
     Py_END_ALLOW_THREADS
     if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, trajectory);
     else sid_raise(r->state, status);
@@ -128,8 +127,8 @@ done:
 }
 
 PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model", "latents",       "context",  "steps", "schedule", "layers",
-                            "keep",  "feature_dtype", "progress", "hook",  NULL};
+    static char *names[] = {"model",         "latents",  "context", "steps",    "schedule", "layers", "keep",
+                            "feature_dtype", "progress", "hook",    "negative", "guidance", NULL};
     static const char *const dtypes[] = {"float32", "bfloat16", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
     PyObject *latents_object, *keep_object, *dtype_object, *result = NULL;
@@ -138,9 +137,9 @@ PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
     unsigned keep[MAX_BATCH];
     int dtype;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OO:invert", names, &o.model, &latents_object, &o.context,
-                                     &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object, &o.progress,
-                                     &o.hook) ||
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO:invert", names, &o.model, &latents_object,
+                                     &o.context, &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object,
+                                     &o.progress, &o.hook, &o.negative, &o.guidance) ||
         sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
         sid_read_choice(&dtype, dtype_object, "feature_dtype", dtypes) || copy_array(&z, &latents))
         goto done;
@@ -155,8 +154,9 @@ done:
 /* ---- sample, adain, inject_styles, transfer ---- */
 
 PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",  "latent",  "context", "steps",       "schedule", "layers", "content",
-                            "styles", "weights", "gamma",   "temperature", "progress", "hook",   NULL};
+    static char *names[] = {"model",   "latent",   "context",  "steps", "schedule",    "layers",
+                            "content", "styles",   "weights",  "gamma", "temperature", "progress",
+                            "hook",    "negative", "guidance", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
     PyObject *latent_object, *content, *styles, *weights, *result = NULL;
     sid_request r = {0};
@@ -164,9 +164,9 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     sid_array latent = {0}, z = {0};
     int status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OO:sample", names, &o.model, &latent_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO:sample", names, &o.model, &latent_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights,
-                                     &o.gamma, &o.temperature, &o.progress, &o.hook) ||
+                                     &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance) ||
         sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
         (r.layers.count && sid_sources_read(&s, &r, content, styles, weights)) || copy_array(&z, &latent))
         goto done;
@@ -178,8 +178,8 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     }
     r.callbacks.latents = &z;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_denoise(r.model, r.schedule, z.data, h, w, r.context.data, r.context.shape[1],
-                         r.layers.count ? &s.injection : NULL, &r.progress);
+    status =
+        sid_denoise(r.model, r.schedule, z.data, h, w, &r.prompt, r.layers.count ? &s.injection : NULL, &r.progress);
     Py_END_ALLOW_THREADS
     result = finish(&r, &z, status);
 done:
@@ -231,8 +231,8 @@ done:
 }
 
 PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",   "content", "styles",      "context", "steps",    "schedule", "layers",
-                            "weights", "gamma",   "temperature", "adain",   "progress", "hook",     NULL};
+    static char *names[] = {"model", "content",     "styles", "context",  "steps", "schedule", "layers",   "weights",
+                            "gamma", "temperature", "adain",  "progress", "hook",  "negative", "guidance", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
     PyObject *content, *styles, *weights, *result = NULL;
     sid_request r = {0};
@@ -240,9 +240,9 @@ PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywo
     sid_array z = {0}, picture = {0};
     int adain = 1, status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOO|pOO:inject_styles", names, &o.model, &content, &styles,
-                                     &o.context, &o.steps, &o.schedule, &o.layers, &weights, &o.gamma, &o.temperature,
-                                     &adain, &o.progress, &o.hook) ||
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOO|pOOOO:inject_styles", names, &o.model, &content,
+                                     &styles, &o.context, &o.steps, &o.schedule, &o.layers, &weights, &o.gamma,
+                                     &o.temperature, &adain, &o.progress, &o.hook, &o.negative, &o.guidance) ||
         sid_request_read(&r, module, &o) || sid_sources_read(&s, &r, content, styles, weights))
         goto done;
     const sid_vae_config *vae = &r.config->vae;
@@ -251,8 +251,8 @@ PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywo
     if (sid_array_new(&z, SID_FLOAT32, 4, z_shape) || sid_array_new(&picture, SID_UINT8, 3, shape)) goto done;
     r.callbacks.latents = &z;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_inject_styles(r.model, r.schedule, picture.data, z.data, &s.content, s.styles, adain, r.context.data,
-                               r.context.shape[1], &s.injection, &r.progress);
+    status = sid_inject_styles(r.model, r.schedule, picture.data, z.data, &s.content, s.styles, adain, &r.prompt,
+                               &s.injection, &r.progress);
     Py_END_ALLOW_THREADS
     result = finish(&r, &picture, status);
 done:
@@ -285,9 +285,8 @@ PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) 
         goto done;
     sid_image content_image = sid_image_of(&content), style_image = sid_image_of(&style);
     Py_BEGIN_ALLOW_THREADS
-    status =
-        sid_transfer(r.model, r.schedule, picture.data, &content_image, &style_image, r.layers.numbers, r.layers.count,
-                     adain, r.context.data, r.context.shape[1], r.gamma.data, r.temperature.data, &r.progress);
+    status = sid_transfer(r.model, r.schedule, picture.data, &content_image, &style_image, r.layers.numbers,
+                          r.layers.count, adain, &r.prompt, r.gamma.data, r.temperature.data, &r.progress);
     Py_END_ALLOW_THREADS
     result = finish(&r, &picture, status);
 done:

@@ -141,7 +141,7 @@ static PyObject *model_predict_noise(PyObject *self, PyObject *args, PyObject *k
                                      &context_object) ||
         sid_read_latents(&latents, latents_object, "latents", 0, config) ||
         sid_read_size(&timestep, timestep_object, "timestep", 0, SID_TRAIN_STEPS - 1) ||
-        sid_read_context(&context, context_object, latents.shape[0], config) ||
+        sid_read_context(&context, context_object, "context", latents.shape[0], config) ||
         sid_array_new(&noise, SID_FLOAT32, 4, latents.shape))
         goto done;
     Py_BEGIN_ALLOW_THREADS

@@ -94,16 +94,17 @@ static PyMethodDef functions[] = {
     {"info", core_info, METH_NOARGS, "info()\n--\n\nThe CPU, oneDNN and their use."},
     FUNCTION(schedule, "(model, name, steps)", "The timesteps of a schedule, and its conventions."),
     FUNCTION(invert,
-             "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None)",
+             "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None, "
+             "negative=None, guidance=1.0)",
              "DDIM inversion that keeps features; a list of InversionData."),
     FUNCTION(sample,
              "(model, latent, context, steps, schedule, layers, content, styles, weights, gamma, temperature, "
-             "progress=None, hook=None)",
+             "progress=None, hook=None, negative=None, guidance=1.0)",
              "DDIM sampling from zT with injection; z0."),
     FUNCTION(adain, "(content, style, epsilon=0.0)", "The content's latent with the style's statistics per channel."),
     FUNCTION(inject_styles,
              "(model, content, styles, context, steps, schedule, layers, weights, gamma, temperature, adain=True, "
-             "progress=None, hook=None)",
+             "progress=None, hook=None, negative=None, guidance=1.0)",
              "adain, sample and decode; a picture."),
     FUNCTION(transfer,
              "(model, content, style, context, steps, schedule, layers, gamma, temperature, adain=True, progress=None)",

@@ -44,13 +44,28 @@ static int read_strengths(sid_request *r, PyObject *gamma, PyObject *temperature
     return sid_check_values(&r->temperature, "temperature", FLT_MIN, FLT_MAX, "positive finite numbers");
 }
 
+/* The context and, unless negative is None, what guides away from it. */
+static int read_prompt(sid_request *r, PyObject *context, PyObject *negative, PyObject *guidance) {
+    double number = 1;
+    if (sid_read_context(&r->context, context, "context", 1, &r->config->unet)) return -1;
+    r->prompt = (sid_prompt){.context = r->context.data, .tokens = r->context.shape[1]};
+    if (!negative || negative == Py_None) return 0;
+    if (sid_read_context(&r->negative, negative, "negative", 1, &r->config->unet) ||
+        (guidance && sid_read_number(&number, guidance, "guidance")))
+        return -1;
+    r->prompt.negative = r->negative.data;
+    r->prompt.negative_tokens = r->negative.shape[1];
+    r->prompt.guidance = (float)number;
+    return 0;
+}
+
 int sid_request_read_schedule(sid_request *r, PyObject *module, PyObject *model, PyObject *name, PyObject *steps) {
     return read_model(r, module, model) || read_schedule(r, name, steps) ? -1 : 0;
 }
 
 int sid_request_read(sid_request *r, PyObject *module, const sid_request_objects *objects) {
     if (sid_request_read_schedule(r, module, objects->model, objects->schedule, objects->steps) ||
-        sid_read_context(&r->context, objects->context, 1, &r->config->unet) ||
+        read_prompt(r, objects->context, objects->negative, objects->guidance) ||
         sid_read_layers(&r->layers, objects->layers, &r->config->unet) ||
         (objects->gamma && read_strengths(r, objects->gamma, objects->temperature)) ||
         (objects->progress && sid_read_callable(&r->callbacks.progress, objects->progress, "progress")) ||
@@ -63,6 +78,7 @@ int sid_request_read(sid_request *r, PyObject *module, const sid_request_objects
 void sid_request_close(sid_request *r) {
     PyMem_Free(r->schedule);
     sid_array_close(&r->context);
+    sid_array_close(&r->negative);
     sid_array_close(&r->gamma);
     sid_array_close(&r->temperature);
 }

@@ -8,7 +8,7 @@
 
 /* The arguments that all of them share; NULL where a function has no such argument. */
 typedef struct {
-    PyObject *model, *context, *steps, *schedule, *layers, *gamma, *temperature, *progress, *hook;
+    PyObject *model, *context, *negative, *guidance, *steps, *schedule, *layers, *gamma, *temperature, *progress, *hook;
 } sid_request_objects;
 
 /* Filled with zeros first, closed in any case. Everything in it lives until then. */
@@ -18,7 +18,8 @@ typedef struct {
     const sid_config *config;
     sid_schedule *schedule;
     sid_layers layers;
-    sid_array context;
+    sid_array context, negative;
+    sid_prompt prompt;            /* over their memory */
     sid_array gamma, temperature; /* (steps, decoder layers) */
     sid_callbacks callbacks;
     sid_progress progress; /* calls them */

@@ -13,11 +13,20 @@ typedef struct {
     void *self;
 } sid_progress;
 
+/* What the model is told: contexts of (tokens, context_size). With a negative one every evaluation is two:
+ * e = e_negative + guidance (e - e_negative). Features are kept of the first and injected into both. */
+typedef struct {
+    const float *context;
+    size_t tokens;
+    const float *negative; /* NULL: no guidance */
+    size_t negative_tokens;
+    float guidance;
+} sid_prompt;
+
 /* Inverts z (n, C, h, w) in place: z0 -> zT. banks: one per sample. trajectory: NULL, or (steps + 1) latents
  * (steps + 1, n, C, h, w): the input of every evaluation, then zT. */
 int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
-               const float *context, size_t context_tokens, sid_bank *const *banks, float *trajectory,
-               const sid_progress *progress);
+               const sid_prompt *prompt, sid_bank *const *banks, float *trajectory, const sid_progress *progress);
 
 /* How features are injected. All arrays are [steps][layers], by inversion step and decoder layer. */
 typedef struct {
@@ -29,8 +38,7 @@ typedef struct {
 } sid_injection;
 
 /* Samples z (1, C, h, w) in place: zT -> z0. */
-int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w,
-                const float *context, size_t context_tokens, const sid_injection *injection,
-                const sid_progress *progress);
+int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w, const sid_prompt *prompt,
+                const sid_injection *injection, const sid_progress *progress);
 
 #endif

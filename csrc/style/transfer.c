@@ -99,34 +99,34 @@ static int adain_to_all(float *z, const sid_latent *content, const sid_latent *s
 }
 
 int sid_inject_styles(sid_model *model, const sid_schedule *schedule, uint8_t *picture, float *z,
-                      const sid_latent *content, const sid_latent *styles, int adain, const float *context,
-                      size_t context_tokens, const sid_injection *injection, const sid_progress *progress) {
+                      const sid_latent *content, const sid_latent *styles, int adain, const sid_prompt *prompt,
+                      const sid_injection *injection, const sid_progress *progress) {
     size_t channels = sid_model_config(model)->unet.in_channels;
     if (adain) SID_TRY(adain_to_all(z, content, styles, injection, channels, schedule->adain_epsilon));
     else memcpy(z, content->z, channels * content->h * content->w * sizeof(float));
-    SID_TRY(sid_denoise(model, schedule, z, content->h, content->w, context, context_tokens,
-                        injection->content ? injection : NULL, progress));
+    SID_TRY(sid_denoise(model, schedule, z, content->h, content->w, prompt, injection->content ? injection : NULL,
+                        progress));
     return decode(model, picture, z, content->h, content->w, schedule->truncate);
 }
 
-static int invert(sid_model *model, const sid_schedule *schedule, subject subjects[2], const float *context,
-                  size_t context_tokens, share *part) {
+static int invert(sid_model *model, const sid_schedule *schedule, subject subjects[2], const sid_prompt *prompt,
+                  share *part) {
     sid_progress progress = {report_share, part};
     sid_bank *const banks[2] = {&subjects[0].bank, &subjects[1].bank};
     size_t h = subjects[0].h, w = subjects[0].w;
     if (h == subjects[1].h && w == subjects[1].w) {
         part->weight = 2;
-        return sid_invert(model, schedule, subjects[0].z, 2, h, w, context, context_tokens, banks, NULL, &progress);
+        return sid_invert(model, schedule, subjects[0].z, 2, h, w, prompt, banks, NULL, &progress);
     }
     for (size_t i = 0; i < 2; i++, part->before += schedule->steps)
-        SID_TRY(sid_invert(model, schedule, subjects[i].z, 1, subjects[i].h, subjects[i].w, context, context_tokens,
-                           &banks[i], NULL, &progress));
+        SID_TRY(sid_invert(model, schedule, subjects[i].z, 1, subjects[i].h, subjects[i].w, prompt, &banks[i], NULL,
+                           &progress));
     return SID_OK;
 }
 
 static int inject(sid_model *model, const sid_schedule *schedule, uint8_t *picture, float *z, const subject subjects[2],
-                  size_t layer_count, int adain, const float *context, size_t context_tokens, const float *gamma,
-                  const float *temperature, share *part) {
+                  size_t layer_count, int adain, const sid_prompt *prompt, const float *gamma, const float *temperature,
+                  share *part) {
     const float weight = 1;
     const sid_bank *style_bank = &subjects[1].bank;
     sid_latent content = {subjects[0].z, subjects[0].h, subjects[0].w};
@@ -135,13 +135,12 @@ static int inject(sid_model *model, const sid_schedule *schedule, uint8_t *pictu
     sid_progress progress = {report_share, part};
     part->before = 2 * schedule->steps;
     part->weight = 1;
-    return sid_inject_styles(model, schedule, picture, z, &content, &style, adain, context, context_tokens, &injection,
-                             &progress);
+    return sid_inject_styles(model, schedule, picture, z, &content, &style, adain, prompt, &injection, &progress);
 }
 
 int sid_transfer(sid_model *model, const sid_schedule *schedule, uint8_t *picture, const sid_image *content,
-                 const sid_image *style, const size_t *layers, size_t layer_count, int adain, const float *context,
-                 size_t context_tokens, const float *gamma, const float *temperature, const sid_progress *progress) {
+                 const sid_image *style, const size_t *layers, size_t layer_count, int adain, const sid_prompt *prompt,
+                 const float *gamma, const float *temperature, const sid_progress *progress) {
     const sid_config *config = sid_model_config(model);
     size_t factor = sid_vae_factor(&config->vae);
     share part = {progress, 0, 1, 2 * schedule->steps + schedule->sampling_steps};
@@ -167,11 +166,10 @@ int sid_transfer(sid_model *model, const sid_schedule *schedule, uint8_t *pictur
         status = encode(model, subjects[i].z, subjects[i].image);
         if (status != SID_OK) goto done;
     }
-    status = invert(model, schedule, subjects, context, context_tokens, &part);
+    status = invert(model, schedule, subjects, prompt, &part);
     if (status != SID_OK) goto done;
     float *z = subjects[1].z + subjects[1].count;
-    status = inject(model, schedule, picture, z, subjects, layer_count, adain, context, context_tokens, gamma,
-                    temperature, &part);
+    status = inject(model, schedule, picture, z, subjects, layer_count, adain, prompt, gamma, temperature, &part);
 done:
     free(latents);
     bank_close(&subjects[0].bank);
