@@ -8,7 +8,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin ma
 import native
 import numpy as np
 import pytest
-from native import AMX, AVX512_BF16, BF16, F32, GENERIC, Kernels, Problem, Source, floats, to_bfloat16
+import scipy.special
+from native import AMX, AVX512, AVX512_BF16, BF16, F32, GENERIC, Kernels, Problem, Source, floats, to_bfloat16
 
 PLAIN = Kernels(GENERIC)
 LEVELS = [Kernels(level) for level in range(native.best_level() + 1)]
@@ -23,6 +24,7 @@ TOLERANCE = {
     "attention": {"float32": 4e-6, "bfloat16": 8e-3},
     "moments": {"float32": 2e-5, "bfloat16": 2e-5},
     "norm": {"float32": 2e-6, "bfloat16": 4e-3},
+    "matmul": {"float32": 4e-6},
     "pointwise": {"float32": 2e-7, "bfloat16": 4e-3},
     "winograd": {"float32": 5e-6, "bfloat16": 4e-3},
 }
@@ -314,6 +316,75 @@ def test_layer_norm(kernels, dtype, rows, c):
     wide = floats(x).astype(np.float64)
     expected = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5) * scale + shift
     check(kernels.layer_norm(x, scale, shift, 1e-5), expected, TOLERANCE["norm"][dtype])
+
+
+# ----------------------------------------------------------------------------------------------------------------- products
+
+
+ACTIVATIONS = {
+    0: lambda x: x,
+    1: lambda x: x * scipy.special.ndtr(x),
+    2: lambda x: x * scipy.special.expit(1.702 * x),
+}
+own_products = pytest.mark.parametrize("kernels", LEVELS[:AVX512], ids=repr)  # above, oneDNN's are used
+
+
+def panels(weights):
+    """(in, out) as the kernel wants them: 16 columns at a time."""
+    padded = np.pad(weights, ((0, 0), (0, -weights.shape[1] % 16)))
+    return np.ascontiguousarray(padded.reshape(len(weights), -1, 16).transpose(1, 0, 2))
+
+
+def check_matmul(kernels, rows, depth, columns, activation=0, post=False, threads=2):
+    weights = noise(1, depth, columns) / np.float32(np.sqrt(depth))
+    product = {"src": noise(0, rows, depth + 3)[:, 3:], "weights": panels(weights), "activation": activation}
+    product["dst"] = np.full((rows, columns + 2), 7, np.float32)[:, 1:-1]
+    if post:
+        product |= {"bias": noise(2, columns), "factor": noise(3, rows, 2 * columns)[:, columns:], "residual": noise(4, rows, columns)}
+    assert kernels.matmul([product], threads)
+    expected = product["src"].astype(np.float64) @ weights + product.get("bias", 0)
+    expected = ACTIVATIONS[activation](expected) * product.get("factor", 1) + product.get("residual", 0)
+    check(product["dst"], expected, TOLERANCE["matmul"]["float32"])
+    assert (product["dst"].base[:, [0, -1]] == 7).all(), "written beside the columns"
+
+
+@own_products
+@pytest.mark.parametrize("rows, depth, columns", [(1, 1, 1), (1, 700, 130), (5, 3, 16), (6, 320, 17), (97, 321, 129), (200, 641, 300)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("post", [False, True])
+def test_matmul(kernels, rows, depth, columns, activation, post):
+    check_matmul(kernels, rows, depth, columns, activation, post)
+
+
+@own_products
+def test_matmul_onto_its_own_residual(kernels):
+    x, weights, dst = noise(0, 100, 330), noise(1, 330, 140), noise(2, 100, 140)
+    expected = x.astype(np.float64) @ weights + dst
+    kernels.matmul([{"src": x, "weights": panels(weights), "dst": dst, "residual": dst}])
+    check(dst, expected, TOLERANCE["matmul"]["float32"])
+
+
+@own_products
+def test_matmul_sums_in_one_order(kernels):
+    """The same bytes for any number of threads, in any number of products and rows."""
+    x, weights = noise(0, 3, 205, 650), noise(1, 3, 650, 150)
+    whole = np.empty((3, 205, 150), np.float32)
+    kernels.matmul([{"src": x[i], "weights": panels(weights[i]), "dst": whole[i]} for i in range(3)], 1)
+    for threads in (1, 2, 5):
+        for first in (0, 1, 95, 203):
+            part = np.empty((205 - first, 150), np.float32)
+            kernels.matmul([{"src": x[1, first:], "weights": panels(weights[1]), "dst": part}], threads)
+            assert (part == whole[1, first:]).all()
+
+
+@own_products
+def test_gelu_over_its_whole_range(kernels):
+    x = np.array([[-200, -10, -3, -1, -1e-6, -0.0, 0, 1e-6, 1, 3, 10, 200]], np.float32)
+    weights = panels(np.eye(x.size, dtype=np.float32))
+    for activation, expected in ACTIVATIONS.items():
+        dst = np.empty_like(x)
+        kernels.matmul([{"src": x, "weights": weights, "dst": dst, "activation": activation}])
+        assert np.allclose(dst, expected(x.astype(np.float64)), rtol=1e-6, atol=5e-7)
 
 
 # --------------------------------------------------------------------------------------------------------------- pointwise

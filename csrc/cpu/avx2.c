@@ -1,4 +1,4 @@
-/* The kernels for AVX2 with FMA and F16C: attention in float32, from and to either dtype; the rest is generic.c's,
+/* The kernels for AVX2 with FMA and F16C: attention and matrix products in float32; the rest is generic.c's,
  * compiled for these instructions. */
 #include "cpu/kernels.h"
 
@@ -11,6 +11,10 @@
 #include "cpu/pointwise.h"
 #include "cpu/simd.h"
 #include "cpu/winograd_tile.h"
+
+#define ROWS 6
+#include "cpu/matmul_tile.h"
+#undef ROWS
 
 #define ROWS 4
 #define GROUP 1
@@ -31,6 +35,7 @@ void sid_kernels_avx2(sid_kernels *kernels) {
     fill_norms(kernels);
     fill_pointwise(kernels);
     fill_winograd(kernels);
+    kernels->matmul = matmul;
 }
 
 #endif

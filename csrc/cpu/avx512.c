@@ -32,6 +32,7 @@ void sid_kernels_avx512(sid_kernels *kernels) {
     kernels->attention[SID_BF16] = attention_bf16;
     fill_norms(kernels);
     fill_pointwise(kernels);
+    kernels->matmul = NULL;
 }
 
 #endif

@@ -4,6 +4,10 @@
 #include "cpu/pointwise.h"
 #include "cpu/winograd_tile.h"
 
+#define ROWS 2
+#include "cpu/matmul_tile.h"
+#undef ROWS
+
 #include <float.h>
 
 #define QUERY_BLOCK 32 /* queries of a thread's turn */
@@ -104,4 +108,5 @@ void sid_kernels_generic(sid_kernels *kernels) {
     fill_norms(kernels);
     fill_pointwise(kernels);
     fill_winograd(kernels);
+    kernels->matmul = matmul;
 }

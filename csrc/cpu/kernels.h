@@ -9,6 +9,17 @@ typedef struct {
     size_t h, w, first, count;
 } sid_winograd_grid;
 
+/* dst (rows, out) = activation(src (rows, in) weights + bias) * factor + residual, all in float32. bias, factor and residual
+ * may be NULL, residual may be dst. weights: [panels][in][SID_MATMUL_PANEL], the columns that are missing zero. */
+#define SID_MATMUL_PANEL 16
+typedef struct {
+    size_t rows, in, out;
+    float *dst;
+    const float *src, *weights, *bias, *factor, *residual;
+    size_t dst_stride, src_stride, factor_stride, residual_stride;
+    sid_activation activation;
+} sid_matmul;
+
 /* Ordered: a level includes the ones before it. */
 typedef enum {
     SID_ISA_GENERIC,
@@ -43,6 +54,9 @@ typedef struct {
      * which is of dst's dtype. */
     void (*winograd_output)(void *dst, sid_dtype dtype, const sid_winograd_grid *grid, const float *m, size_t channels,
                             const float *bias, const void *residual, int threads);
+    /* Products of one shape; every element is summed in one order, whatever the threads and the rows around it. NULL: oneDNN
+     * multiplies so itself, and faster. */
+    void (*matmul)(const sid_matmul *products, size_t count, int threads);
     /* Weights on their way into packing: count elements of any stored dtype to float32 or bfloat16. */
     void (*convert)(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t count, int threads);
 } sid_kernels;

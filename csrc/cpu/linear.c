@@ -1,4 +1,5 @@
-/* Matrix products on oneDNN: rows of tokens times packed weights; source and destination may be slices of channels. */
+/* Matrix products, rows of tokens times packed weights, on the CPU's own kernel or on oneDNN; source and destination may be
+ * slices of channels. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -110,8 +111,32 @@ static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
     return status;
 }
 
-int sid_cpu_linear(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_linear *linear, const sid_post *post) {
-    cpu_linear *l = (cpu_linear *)linear;
+static int run_own(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cpu_linear *l, const sid_post *post) {
+    sid_cpu *cpu = l->product.cpu;
+    sid_packed *packed = &l->product.packed;
+    int status = SID_OK;
+    pthread_mutex_lock(&cpu->lock);
+    if (!packed->data)
+        status = sid_pack_panels(cpu, packed, l->base.in, l->base.out, l->parts, l->weights, l->biases);
+    pthread_mutex_unlock(&cpu->lock);
+    if (status != SID_OK || sid_measuring(&exec->arena)) return status;
+    sid_matmul product = {.rows = sid_rows(src),
+                          .in = l->base.in,
+                          .out = l->base.out,
+                          .dst = dst->data,
+                          .src = src->data,
+                          .weights = packed->data,
+                          .bias = packed->bias,
+                          .dst_stride = dst->stride,
+                          .src_stride = src->stride,
+                          .activation = post->activation};
+    if (post->factor) product.factor = post->factor->data, product.factor_stride = post->factor->stride;
+    if (post->residual) product.residual = post->residual->data, product.residual_stride = post->residual->stride;
+    cpu->kernels.matmul(&product, 1, cpu->base.threads);
+    return SID_OK;
+}
+
+static int run_onednn(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cpu_linear *l, const sid_post *post) {
     int accumulate = post->residual == dst;
     size_t key[SID_KEY_SIZE] = {sid_rows(src),
                                 src->stride,
@@ -139,4 +164,9 @@ int sid_cpu_linear(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_l
         arguments[count++] =
             (sid_argument){DNNL_ARG_ATTR_MULTIPLE_POST_OP(next) | DNNL_ARG_SRC_1, post->residual->data};
     return sid_primitive_run(exec, primitive, arguments, count);
+}
+
+int sid_cpu_linear(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_linear *linear, const sid_post *post) {
+    cpu_linear *l = (cpu_linear *)linear;
+    return l->product.cpu->kernels.matmul ? run_own(exec, dst, src, l, post) : run_onednn(exec, dst, src, l, post);
 }

@@ -3,11 +3,9 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "core/err.h"
 
-#define HUGE_PAGE ((size_t)2 << 20)
 #define MAX_ARGUMENTS 8
 
 int sid_dnnl_fail(const char *what, dnnl_status_t status) {
@@ -131,27 +129,6 @@ int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_
     return SID_OK;
 }
 
-/* Large blocks begin at a huge page, so that the weights that every evaluation reads take few TLB entries. */
-static void *take_block(size_t size) {
-    size_t unit = size >= HUGE_PAGE ? HUGE_PAGE : SID_ALIGN;
-    size_t padded = (size + SID_ALIGN - 1) / SID_ALIGN * SID_ALIGN;
-    void *block = NULL;
-    if (posix_memalign(&block, unit, padded) != 0) return NULL;
-    if (unit == HUGE_PAGE) madvise(block, padded, MADV_HUGEPAGE);
-    return block;
-}
-
-static void stack_rows(const sid_cpu *cpu, char *dst, sid_dtype dtype, const sid_weight *weight) {
-    size_t columns = 1, size = sid_dtype_size(weight->dtype), out = sid_dtype_size(dtype);
-    for (size_t i = 1; i < weight->rank; i++) columns *= weight->shape[i];
-    int dense = columns == weight->stride;
-    size_t rows = dense ? 1 : weight->shape[0], count = dense ? columns * weight->shape[0] : columns;
-    for (size_t row = 0; row < rows; row++)
-        cpu->kernels.convert(dst + row * columns * out, dtype,
-                             (const char *)weight->data + row * weight->stride * size, weight->dtype, count,
-                             cpu->base.threads);
-}
-
 /* dst = src in another layout. */
 static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, void *src,
                    const_dnnl_memory_desc_t src_layout) {
@@ -176,23 +153,10 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
     return status;
 }
 
-int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *biases) {
-    size_t count = 0;
-    for (size_t i = 0; i < parts; i++) count += biases[i].shape[0];
-    float *next = packed->bias = malloc(count * sizeof *next);
-    if (!next) return sid_fail(SID_EMEMORY, "out of memory");
-    for (size_t i = 0; i < parts; next += biases[i++].shape[0]) sid_weight_floats(next, &biases[i]);
-    return SID_OK;
-}
-
 /* The memory and layout of weights to come. */
 static int take_packed(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout) {
-    size_t size = dnnl_memory_desc_get_size(layout);
-    packed->data = take_block(size);
-    if (!packed->data) return sid_fail(SID_EMEMORY, "out of memory for %zu bytes of weights", size);
-    if (dnnl_memory_desc_clone(&packed->layout, layout) != dnnl_success) return sid_fail(SID_EMEMORY, "out of memory");
-    cpu->base.packed_bytes += size;
-    return SID_OK;
+    SID_TRY(sid_take_packed(cpu, &packed->data, dnnl_memory_desc_get_size(layout)));
+    return dnnl_memory_desc_clone(&packed->layout, layout) == dnnl_success ? SID_OK : sid_fail(SID_EMEMORY, "out of memory");
 }
 
 static void packed_close(sid_packed *packed) {
@@ -229,24 +193,12 @@ static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t 
     return SID_OK;
 }
 
-static void stack(const sid_cpu *cpu, char *stacked, sid_dtype dtype, size_t parts, const sid_weight *weights) {
-    for (size_t i = 0; i < parts; i++) {
-        size_t count = 1;
-        for (size_t d = 0; d < weights[i].rank; d++) count *= weights[i].shape[d];
-        stack_rows(cpu, stacked, dtype, &weights[i]);
-        stacked += count * sid_dtype_size(dtype);
-    }
-}
-
 int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
              size_t parts, const sid_weight *weights, const sid_weight *biases) {
-    char *stacked = take_block(dnnl_memory_desc_get_size(plain));
-    int status = stacked ? SID_OK : sid_fail(SID_EMEMORY, "out of memory for weights");
+    void *stacked;
+    int status = sid_stack(cpu, &stacked, dtype, parts, weights);
     if (status == SID_OK) status = take_packed(cpu, packed, layout);
-    if (status == SID_OK) {
-        stack(cpu, stacked, dtype, parts, weights);
-        status = reorder(cpu, packed->data, layout, stacked, plain);
-    }
+    if (status == SID_OK) status = reorder(cpu, packed->data, layout, stacked, plain);
     free(stacked);
     if (status == SID_OK && biases) status = sid_pack_bias(packed, parts, biases);
     if (status != SID_OK) packed_close(packed);

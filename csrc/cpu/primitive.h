@@ -29,8 +29,8 @@ typedef struct sid_primitive {
 
 /* Weights in the layout that the first shape wanted, and copies in those that others insisted on. */
 typedef struct sid_packed {
-    dnnl_memory_desc_t layout; /* NULL until packed */
-    void *data;
+    dnnl_memory_desc_t layout; /* NULL until packed, and for panels */
+    void *data;                /* NULL until packed */
     float *bias; /* NULL: none */
     struct sid_packed *next;
 } sid_packed;
@@ -82,7 +82,14 @@ int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_
  * and the biases (NULL: none). */
 int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
              size_t parts, const sid_weight *weights, const sid_weight *biases);
+/* Packs the stacked weights (out, in) as the panels that the kernel matmul reads, and the biases. */
+int sid_pack_panels(sid_cpu *cpu, sid_packed *packed, size_t in, size_t out, size_t parts, const sid_weight *weights,
+                    const sid_weight *biases);
 int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *biases);
+/* Memory for packed weights, counted as such. */
+int sid_take_packed(sid_cpu *cpu, void **data, size_t size);
+/* *stacked: all weights as dense rows, one below the other; the caller frees it. */
+int sid_stack(const sid_cpu *cpu, void **stacked, sid_dtype dtype, size_t parts, const sid_weight *weights);
 
 /* Filled into the backend's table by backend.c. */
 int sid_cpu_conv_open(sid_backend *, sid_conv **, const sid_conv_shape *, const sid_weight *, const sid_weight *);

@@ -55,8 +55,8 @@ static void transform_taps(double *six, size_t step, const double *x, size_t x_s
     six[5 * step] = c;
 }
 
-/* transformed [36][in][out] from taps (out, in, 3, 3). */
-static void transform_weights(float *transformed, const float *taps, size_t in, size_t out, int threads) {
+/* transformed [36][out / width][in][width] from taps (out, in, 3, 3). */
+static void transform_weights(float *transformed, const float *taps, size_t in, size_t out, size_t width, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (size_t pair = 0; pair < in * out; pair++) {
         size_t i = pair / out, o = pair % out;
@@ -64,7 +64,8 @@ static void transform_weights(float *transformed, const float *taps, size_t in, 
         for (size_t k = 0; k < 9; k++) kernel[k] = taps[(o * in + i) * 9 + k];
         for (size_t x = 0; x < 3; x++) transform_taps(lines + x, 3, kernel + x, 3);
         for (size_t y = 0; y < 6; y++) transform_taps(tile + 6 * y, 1, lines + 3 * y, 1);
-        for (size_t k = 0; k < PRODUCTS; k++) transformed[k * in * out + pair] = (float)tile[k];
+        size_t at = (o / width * in + i) * width + o % width;
+        for (size_t k = 0; k < PRODUCTS; k++) transformed[k * in * out + at] = (float)tile[k];
     }
 }
 
@@ -90,19 +91,31 @@ static int pack_transformed(sid_winograd *w, const float *transformed, const_dnn
     return status == SID_OK ? sid_pack_bias(&w->product.packed, 1, &w->bias) : status;
 }
 
+static int transform(const sid_winograd *w, float *transformed, size_t width) {
+    float *taps = malloc(w->in * w->out * 9 * sizeof *taps);
+    if (!taps) return sid_fail(SID_EMEMORY, "out of memory for weights");
+    sid_weight_floats(taps, &w->weight);
+    transform_weights(transformed, taps, w->in, w->out, width, w->product.cpu->base.threads);
+    free(taps);
+    return SID_OK;
+}
+
 static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
     sid_winograd *w = ((const request *)requested)->winograd;
-    float *taps = malloc(w->in * w->out * 9 * sizeof *taps);
     float *transformed = malloc(w->in * w->out * PRODUCTS * sizeof *transformed);
-    int status = taps && transformed ? SID_OK : sid_fail(SID_EMEMORY, "out of memory for transformed weights");
-    if (status == SID_OK) {
-        sid_weight_floats(taps, &w->weight);
-        transform_weights(transformed, taps, w->in, w->out, w->product.cpu->base.threads);
-        status = pack_transformed(w, transformed, layout);
-    }
-    free(taps);
+    int status = transformed ? transform(w, transformed, w->out)
+                             : sid_fail(SID_EMEMORY, "out of memory for transformed weights");
+    if (status == SID_OK) status = pack_transformed(w, transformed, layout);
     free(transformed);
     return status;
+}
+
+/* The same as panels for the kernel matmul. */
+static int pack_panels(sid_winograd *w) {
+    sid_packed *packed = &w->product.packed;
+    SID_TRY(sid_take_packed(w->product.cpu, &packed->data, w->in * w->out * PRODUCTS * sizeof(float)));
+    SID_TRY(transform(w, packed->data, SID_MATMUL_PANEL));
+    return sid_pack_bias(packed, 1, &w->bias);
 }
 
 static int describe(const void *requested, dnnl_primitive_desc_t *description, const_dnnl_memory_desc_t weights) {
@@ -124,7 +137,40 @@ static int describe(const void *requested, dnnl_primitive_desc_t *description, c
     return status;
 }
 
-/* Tiles of the grid first .. first + count - 1: transform, 36 products, transform back. */
+static int prepare(sid_winograd *w, size_t tiles, sid_primitive **primitive) {
+    size_t key[SID_KEY_SIZE] = {tiles};
+    sid_cpu *cpu = w->product.cpu;
+    int status = SID_OK;
+    *primitive = NULL;
+    if (!cpu->kernels.matmul)
+        return sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, tiles}, describe, pack}, primitive);
+    pthread_mutex_lock(&cpu->lock);
+    if (!w->product.packed.data) status = pack_panels(w);
+    pthread_mutex_unlock(&cpu->lock);
+    return status;
+}
+
+/* m [36][tiles][out] = v [36][tiles][in] times the weights: on oneDNN's primitive, or on the CPU's own kernel. */
+static int multiply(sid_exec *exec, float *m, float *v, size_t tiles, sid_winograd *w, const sid_primitive *primitive) {
+    if (primitive) {
+        sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
+        return sid_primitive_run(exec, primitive, arguments, 3);
+    }
+    sid_matmul products[PRODUCTS];
+    for (size_t k = 0; k < PRODUCTS; k++)
+        products[k] = (sid_matmul){.rows = tiles,
+                                   .in = w->in,
+                                   .out = w->out,
+                                   .dst = m + k * tiles * w->out,
+                                   .src = v + k * tiles * w->in,
+                                   .weights = (const float *)w->product.packed.data + k * w->in * w->out,
+                                   .dst_stride = w->out,
+                                   .src_stride = w->in};
+    if (!sid_measuring(&exec->arena)) w->product.cpu->kernels.matmul(products, PRODUCTS, exec->backend->threads);
+    return SID_OK;
+}
+
+/* The grid's tiles: transform, 36 products, transform back. */
 static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *dst, const sid_tensor *src,
                      sid_winograd *w, const sid_post *post) {
     const sid_kernels *kernels = &w->product.cpu->kernels;
@@ -132,13 +178,11 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
     int measuring = sid_measuring(&exec->arena), threads = exec->backend->threads;
     void *v, *m;
     sid_primitive *primitive;
-    size_t key[SID_KEY_SIZE] = {grid->count};
-    SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, grid->count}, describe, pack}, &primitive));
+    SID_TRY(prepare(w, grid->count, &primitive));
     SID_TRY(sid_arena_take(&exec->arena, &v, PRODUCTS * grid->count * w->in * sizeof(float)));
     SID_TRY(sid_arena_take(&exec->arena, &m, PRODUCTS * grid->count * w->out * sizeof(float)));
     if (!measuring) kernels->winograd_input(v, grid, src->data, src->dtype, w->in, threads);
-    sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
-    SID_TRY(sid_primitive_run(exec, primitive, arguments, 3));
+    SID_TRY(multiply(exec, m, v, grid->count, w, primitive));
     if (!measuring)
         kernels->winograd_output(dst->data, dst->dtype, grid, m, w->out, w->product.packed.bias,
                                  post->residual ? post->residual->data : NULL, threads);

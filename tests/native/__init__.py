@@ -87,6 +87,15 @@ class _Tensor(ctypes.Structure):
     ]
 
 
+class _Matmul(ctypes.Structure):
+    _fields_ = [
+        *((name, c_size_t) for name in ("rows", "in_", "out")),
+        *((name, c_void_p) for name in ("dst", "src", "weights", "bias", "factor", "residual")),
+        *((name, c_size_t) for name in ("dst_stride", "src_stride", "factor_stride", "residual_stride")),
+        ("activation", c_int),
+    ]
+
+
 _ARGUMENTS = {
     "attention": [c_int, c_int, POINTER(_Attention), c_size_t, c_int],
     "attention_scratch": [c_int, c_int, POINTER(_Attention), c_size_t, c_int],
@@ -105,6 +114,7 @@ _ARGUMENTS = {
     "combine": [c_int, c_void_p, c_int, *[c_float, c_void_p, c_int] * 2, c_size_t, c_int],
     "winograd_input": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_int],
     "winograd_output": [c_int, c_void_p, c_int, *[c_void_p] * 3, *[c_size_t] * 5, c_int],
+    "matmul": [c_int, POINTER(_Matmul), c_size_t, c_int],
     "from_planes": [c_int, c_void_p, c_int, c_void_p, *[c_size_t] * 4, c_float, c_int],
     "to_planes": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_float, c_int],
     "convert": [c_int, c_void_p, c_int, c_void_p, c_int, c_size_t, c_int],
@@ -277,6 +287,19 @@ class Kernels:
             self.level, _address(dst), _dtype(dst), _address(m), _address(bias),
             None if residual is None else _address(residual), h, w, first, m.shape[1], c, threads,
         )  # fmt: skip
+
+    def matmul(self, products, threads=2):
+        """Products' dst; False where the level has no such kernel. Each: a dictionary of a structure's members, with the
+        weights as panels; the matrices may be slices of columns."""
+        structures = (_Matmul * len(products))()
+        for p, s in zip(products, structures, strict=True):
+            s.rows, s.in_, s.out = *p["src"].shape, p["dst"].shape[1]
+            s.activation, s.weights, s.bias = p.get("activation", 0), _address(p["weights"]), _address(p.get("bias"))
+            for name in "dst", "src", "factor", "residual":
+                if p.get(name) is not None:
+                    setattr(s, name, _address(p[name]))
+                    setattr(s, name + "_stride", _stride(p[name]))
+        return bool(self.library.shim_matmul(self.level, structures, len(products), threads))
 
     def from_planes(self, planes, dtype, factor, threads=2):
         n, c, h, w = planes.shape

@@ -76,6 +76,13 @@ EXPORT void shim_winograd_output(int isa, void *dst, int dtype, const float *m, 
     level(isa).winograd_output(dst, (sid_dtype)dtype, &grid, m, channels, bias, residual, threads);
 }
 
+/* Whether the level has such a kernel. */
+EXPORT int shim_matmul(int isa, const sid_matmul *products, size_t count, int threads) {
+    sid_kernels kernels = level(isa);
+    if (kernels.matmul) kernels.matmul(products, count, threads);
+    return kernels.matmul != NULL;
+}
+
 EXPORT void shim_from_planes(int isa, void *dst, int dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
                              float factor, int threads) {
     level(isa).from_planes(dst, (sid_dtype)dtype, planes, n, h, w, c, factor, threads);

@@ -1,0 +1,141 @@
+/* Matrix products in float32 whose every element is summed in one order, whatever the threads, the batch or the place
+ * in it.
+ *
+ * Rows of src times packed panels of PANEL columns, in blocks that stay in the caches: a tile of ROWS x PANEL sums in
+ * registers runs through BLOCK_DEPTH elements, with the panel's part in the first cache. Included by each instruction
+ * set's file, which defines TARGET, ROWS, and LANES where it has included simd.h. */
+#ifndef SID_CPU_MATMUL_TILE_H
+#define SID_CPU_MATMUL_TILE_H
+
+#include "cpu/floats.h"
+#include "cpu/kernels.h"
+
+#include <string.h>
+
+#define PANEL SID_MATMUL_PANEL
+#define BLOCK_ROWS 96 /* a multiple of every ROWS */
+#define BLOCK_COLUMNS 128
+#define BLOCK_DEPTH 320
+
+#ifndef LANES /* what every compiler makes of four floats */
+#define LANES 4
+typedef float vec __attribute__((vector_size(16)));
+INLINE vec v_set(float x) { return (vec){x, x, x, x}; }
+INLINE vec v_load(const float *p) { return (vec){p[0], p[1], p[2], p[3]}; }
+INLINE void v_store(float *p, vec x) { memcpy(p, &x, sizeof x); }
+INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; }
+#endif
+#define VECTORS (PANEL / LANES)
+
+/* sums (rows x PANEL, BLOCK_COLUMNS apart) = [sums +] a (rows x depth) b (depth x PANEL). Inlined for each number of
+ * rows. */
+INLINE void multiply_rows(float *sums, const float *a, size_t a_stride, const float *b, size_t depth, int add,
+                          const size_t rows) {
+    vec acc[ROWS][VECTORS], of_b[VECTORS];
+#pragma GCC unroll 8
+    for (size_t r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (size_t v = 0; v < VECTORS; v++) acc[r][v] = add ? v_load(sums + r * BLOCK_COLUMNS + v * LANES) : v_set(0);
+    for (size_t k = 0; k < depth; k++) {
+#pragma GCC unroll 8
+        for (size_t v = 0; v < VECTORS; v++) of_b[v] = v_load(b + k * PANEL + v * LANES);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < rows; r++) {
+            vec of_a = v_set(a[r * a_stride + k]);
+#pragma GCC unroll 8
+            for (size_t v = 0; v < VECTORS; v++) acc[r][v] = v_fma(of_a, of_b[v], acc[r][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (size_t r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (size_t v = 0; v < VECTORS; v++) v_store(sums + r * BLOCK_COLUMNS + v * LANES, acc[r][v]);
+}
+
+TARGET static void multiply_tile(float *sums, const float *a, size_t a_stride, const float *b, size_t depth, int add,
+                                 size_t rows) {
+    switch (rows) {
+    case 1:
+        multiply_rows(sums, a, a_stride, b, depth, add, 1);
+        break;
+#if ROWS > 2
+    case 2:
+        multiply_rows(sums, a, a_stride, b, depth, add, 2);
+        break;
+    case 3:
+        multiply_rows(sums, a, a_stride, b, depth, add, 3);
+        break;
+    case 4:
+        multiply_rows(sums, a, a_stride, b, depth, add, 4);
+        break;
+    case 5:
+        multiply_rows(sums, a, a_stride, b, depth, add, 5);
+        break;
+#endif
+    default:
+        multiply_rows(sums, a, a_stride, b, depth, add, ROWS);
+    }
+}
+
+/* x * Phi(x), as Abramowitz and Stegun approximate erf in 7.1.26: 1.5e-7 beside it. */
+INLINE float gelu_erf(float x) {
+    float z = x * 0.70710678f, t = 1 / (1 + 0.3275911f * (z < 0 ? -z : z));
+    float poly = FMA(t, 1.061405429f, -1.453152027f);
+    poly = FMA(t, poly, 1.421413741f);
+    poly = FMA(t, poly, -0.284496736f);
+    poly = FMA(t, poly, 0.254829592f);
+    float tail = poly * t * sid_exp2(-SID_LOG2E * z * z); /* erfc(|z|) */
+    return 0.5f * x * (z < 0 ? tail : 2 - tail);
+}
+
+/* dst = activation(sums + bias) * factor + residual: count <= BLOCK_COLUMNS elements of one row. */
+TARGET static void finish_row(float *dst, float *sums, const float *bias, sid_activation activation,
+                              const float *factor, const float *residual, size_t count) {
+    if (bias)
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) sums[i] += bias[i];
+    if (activation == SID_GELU_ERF)
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) sums[i] = gelu_erf(sums[i]);
+    if (activation == SID_GELU_QUICK)
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) sums[i] = sums[i] / (1 + sid_exp2(-1.702f * SID_LOG2E * sums[i]));
+    if (factor)
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) sums[i] *= factor[i];
+    if (residual)
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) sums[i] += residual[i];
+    memcpy(dst, sums, count * sizeof *dst);
+}
+
+static size_t at_most(size_t count, size_t most) { return count < most ? count : most; }
+
+/* Rows row .. and columns column .. of one product: a block. */
+TARGET static void multiply_block(const sid_matmul *p, size_t row, size_t column) {
+    float sums[BLOCK_ROWS * BLOCK_COLUMNS] __attribute__((aligned(64)));
+    size_t rows = at_most(p->rows - row, BLOCK_ROWS), columns = at_most(p->out - column, BLOCK_COLUMNS);
+    for (size_t k = 0; k < p->in; k += BLOCK_DEPTH)
+        for (size_t j = 0; j < columns; j += PANEL)
+            for (size_t i = 0; i < rows; i += ROWS)
+                multiply_tile(sums + i * BLOCK_COLUMNS + j, p->src + (row + i) * p->src_stride + k, p->src_stride,
+                              p->weights + (column + j) * p->in + k * PANEL, at_most(p->in - k, BLOCK_DEPTH), k > 0,
+                              at_most(rows - i, ROWS));
+    for (size_t i = 0; i < rows; i++) {
+        size_t y = row + i;
+        finish_row(p->dst + y * p->dst_stride + column, sums + i * BLOCK_COLUMNS, p->bias ? p->bias + column : NULL,
+                   p->activation, p->factor ? p->factor + y * p->factor_stride + column : NULL,
+                   p->residual ? p->residual + y * p->residual_stride + column : NULL, columns);
+    }
+}
+
+static void matmul(const sid_matmul *products, size_t count, int threads) {
+    size_t row_blocks = (products->rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    size_t blocks = row_blocks * ((products->out + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (size_t i = 0; i < count * blocks; i++) /* neighbours share their weights */
+        multiply_block(&products[i / blocks], i % blocks % row_blocks * BLOCK_ROWS,
+                       i % blocks / row_blocks * BLOCK_COLUMNS);
+}
+
+#endif
