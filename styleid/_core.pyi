@@ -145,6 +145,8 @@ def sample(
     hook: Hook | None = None,
     negative: Float32 | None = None,
     guidance: float = 1.0,
+    *,
+    inject: str = "qkv",             # of the content's queries and the styles' keys and values, those that are injected
 ) -> Float32:
     """DDIM sampling from zT with injection -> z0 (1, C, h, w)."""
 

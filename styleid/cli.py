@@ -166,7 +166,9 @@ def run_info(options: argparse.Namespace) -> None:
     print(f"styleid {_core.__version__}")
     print(f"oneDNN {engine['onednn']} ({engine['onednn_threading']})")
     print(f"CPU: {engine['isa']} (of {', '.join(engine['isas'])}), {engine['threads']} threads by default")
-    print(f"bfloat16: {'computed natively' if engine['native_bfloat16'] else 'not native; float32 is the better choice'}")
+    print(
+        f"bfloat16: {'computed natively' if engine['native_bfloat16'] else 'not native; float32 is the better choice'}"
+    )
     model = _load(options)
     unet = model.config["unet"]
     print(f"model: {model.source}")
@@ -317,7 +319,11 @@ def _add_injection(command: argparse.ArgumentParser) -> None:
     start = command.add_mutually_exclusive_group()
     start.add_argument("--no-adain", dest="adain", action="store_false", help="keep the content's initial latent")
     start.add_argument("--initial", choices=NAMES, help="what the initial latent is made by (adain)")
-    command.add_argument("--no-injection", dest="injection", action="store_false", help="touch no attention layer")
+    parts = command.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--no-injection", dest="injection", action="store_false", default=True, help="touch no attention layer"
+    )
+    parts.add_argument("--inject", dest="injection", help="what is injected: some letters of qkv (qkv)")
 
 
 def _add_cache(command: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from styleid.rates import Rate, per_step_and_layer
 
 OnStep = Callable[[int, int, NDArray[np.float32]], object]
 T = TypeVar("T")
+
+PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inject` can name
 
 
 def invert(
@@ -120,7 +123,7 @@ def inject_styles(
     gamma: Rate = 0.75,
     temperature: Rate = 1.5,
     adain: bool = True,
-    inject: bool = True,
+    inject: bool | str = True,
     layers: Iterable[int] | None = None,
     progress: Progress = False,
     weights: Sequence[float] | None = None,
@@ -137,16 +140,18 @@ def inject_styles(
     the style.
 
     Args:
-        content: an inversion that kept queries
-        style: an inversion that kept keys and values, or several: then queries attend to the keys of all. The sizes of
-            the pictures may differ
+        content: an inversion that kept queries, if they are injected
+        style: an inversion that kept keys and values, if they are injected, or several: then queries attend to the keys
+            of all. The sizes of the pictures may differ
         model: the model of all inversions; None: the one that made `content`, or the default one if it was loaded
         gamma: 0 to 1, how much of the content's queries is preserved: one number; an array that broadcasts to
             (steps, decoder layers), in the order of the inversion's timesteps; or a function of (fraction, layer),
             where fraction goes from 0 at the largest timestep to 1 at the smallest, such as `styleid.decreasing` makes
         temperature: above 0, sharpens the attention: given as gamma is
         adain: False: start from the content's zT as it is
-        inject: False: no layer is touched
+        inject: True: queries of the content, keys and values of the style; False: no layer is touched; or a string of
+            those letters of "qkv" that are injected, such as "kv" (as with gamma 0) or "v". What is not stays the
+            layer's own, also where it is the keys alone or the values alone, which then must be of one number
         layers: decoder layers to inject into; None: those that `content` was inverted with
         progress: True for a bar, or a function that is called with (step, total)
         weights: with several styles, the share of each; None: equal. log(weight) is added to the logits of a style's
@@ -174,32 +179,36 @@ def inject_styles(
         inversion.check_model(model, name)
     context = content.context if prompt is None else _context(model, "prompt", prompt)
     negative = _negative_context(model, context, negative_prompt, guidance)
-    chosen = _kept_layers(content, styles, layers) if inject else ()
-    data = content.data
+    parts = _parts(inject)
+    chosen = _kept_layers(content, styles, layers, parts) if parts else ()
+    plan = _core.schedule(model.engine, content.schedule, content.steps)
     if isinstance(initial, str) and initial in initial_latents.ENGINE:
-        adain = initial_latents.ENGINE[initial]
-    elif initial is not None:
-        latent = initial_latents.mix(initial, content.latent, [one.latent for one in styles], shares)
-        data["latents"] = np.concatenate([content.latents[:-1], latent])
-        adain = False
+        adain, initial = initial_latents.ENGINE[initial], None
+    if initial is None and adain:
+        initial = partial(_core.adain, epsilon=plan["adain_epsilon"])
+    latent = content.latent
+    if initial is not None:
+        latent = initial_latents.mix(initial, latent, [one.latent for one in styles], shares)
     with reporter(progress, "sampling") as report:
-        return _core.inject_styles(
+        z0 = _core.sample(
             model.engine,
-            data,
-            [one.data for one in styles],
+            latent,
             context,
             content.steps,
             content.schedule,
             chosen,
+            content.data,
+            [one.data for one in styles],
             shares,
             per_step_and_layer("gamma", gamma, content.steps, model.layer_count),
             per_step_and_layer("temperature", temperature, content.steps, model.layer_count),
-            adain,
             report,
             on_step,
             negative,
             guidance,
+            inject=parts,
         )
+    return cast(NDArray[np.uint8], model.engine.decode(z0, plan["truncate"])[0])
 
 
 def transfer(
@@ -212,7 +221,7 @@ def transfer(
     temperature: Rate = 1.5,
     layers: Iterable[int] | None = None,
     adain: bool = True,
-    inject: bool = True,
+    inject: bool | str = True,
     progress: Progress = False,
     weights: Sequence[float] | None = None,
     initial: Initial | None = None,
@@ -241,12 +250,14 @@ def transfer(
     for name, text in zip(("content_prompt", "style_prompt"), prompts, strict=True):
         _context(model, name, text)
     guided = _negative_context(model, context, negative_prompt, guidance) is not None
+    parts = _parts(inject)
     styles = list(style) if isinstance(style, (list, tuple)) else [style]
     shares = _shares(weights, len(styles))
     content_pixels = _pixels(content, model, "content")
     style_pixels = [_pixels(one, model, name) for name, one in _named("style", styles)]
     with reporter(progress, "transfer") as report:
-        if len(styles) == 1 and initial is None and cache is None and prompts == [prompt, prompt] and not guided:
+        at_once = initial is None and cache is None and prompts == [prompt, prompt] and not guided
+        if len(styles) == 1 and at_once and parts in ("", "qkv"):
             return _core.transfer(
                 model.engine,
                 content_pixels,
@@ -254,7 +265,7 @@ def transfer(
                 context,
                 steps,
                 schedule,
-                chosen if inject else (),
+                chosen if parts else (),
                 gamma,
                 temperature,
                 adain,
@@ -340,10 +351,22 @@ def _layers(layers: Iterable[int], allowed: Sequence[int]) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def _kept_layers(content: Inversion, styles: Sequence[Inversion], layers: Iterable[int] | None) -> tuple[int, ...]:
-    """The layers to inject into, all of which must have been kept by all inversions."""
+def _parts(inject: bool | str) -> str:
+    """The letters of what is injected."""
+    if isinstance(inject, str):
+        if not set(inject) <= set(PARTS):
+            raise ValueError(f"inject: expected True, False or letters of {''.join(PARTS)!r}, got {inject!r}")
+        return "".join(part for part in PARTS if part in inject)
+    return "".join(PARTS) if inject else ""
+
+
+def _kept_layers(
+    content: Inversion, styles: Sequence[Inversion], layers: Iterable[int] | None, parts: str
+) -> tuple[int, ...]:
+    """The layers to inject into. Of all of them, the inversions must have kept what is injected."""
     chosen = content.layers if layers is None else _layers(layers, content.layers)
-    needs = [("content", content, "query"), *((name, style, "key") for name, style in _named("style", styles))]
+    needs = [("content", content, PARTS[part]) for part in parts if part == "q"]
+    needs += [(name, style, PARTS[part]) for part in parts if part != "q" for name, style in _named("style", styles)]
     for name, inversion, needed in needs:
         if needed not in KEEP[inversion.keep]:
             raise ValueError(

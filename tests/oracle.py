@@ -222,7 +222,7 @@ class Inversion:
 
 @dataclass
 class Injection:
-    """Into one layer at one step."""
+    """Into one layer at one step. None: the layer's own."""
 
     query: torch.Tensor | None
     keys: list
@@ -243,10 +243,13 @@ class SelfAttention:
         temperature, bias = 1.0, 0.0
         if self.injection is not None:
             injected = self.injection
-            q = injected.gamma * injected.query[None] + (1 - injected.gamma) * q
-            k, v = torch.cat(injected.keys)[None], torch.cat(injected.values)[None]
+            if injected.query is not None:
+                q = injected.gamma * injected.query[None] + (1 - injected.gamma) * q
+            keys = [k[0] if key is None else key for key in injected.keys]
+            values = [v[0] if value is None else value for value in injected.values]
+            k, v = torch.cat(keys)[None], torch.cat(values)[None]
             temperature = injected.temperature
-            bias = torch.cat([torch.full((len(x),), w).log() for x, w in zip(injected.keys, injected.weights)])
+            bias = torch.cat([torch.full((len(x),), w).log() for x, w in zip(keys, injected.weights)])
         q, k, v = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (q, k, v))
         logits = temperature * q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
         out = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
@@ -295,7 +298,7 @@ class StyleID:
 
     def sample(
         self, z, context, steps, schedule, layers, content, styles, weights=(1.0,), gamma=0.75, temperature=1.5,
-        negative=None, guidance=1.0,
+        negative=None, guidance=1.0, inject="qkv",
     ):  # fmt: skip
         """gamma, temperature: one number, or arrays (steps of the inversion, decoder layers)."""
         slots = {t: slot for slot, t in enumerate(timesteps(steps))}
@@ -306,7 +309,12 @@ class StyleID:
             for n in layers:
                 _, keys, values = zip(*(style.features[slot][n] for style in styles))
                 self.layers[n].injection = Injection(
-                    content.features[slot][n][0], keys, values, weights, float(gamma[slot, n]), float(temperature[slot, n])
+                    content.features[slot][n][0] if "q" in inject else None,
+                    keys if "k" in inject else [None] * len(styles),
+                    values if "v" in inject else [None] * len(styles),
+                    weights,
+                    float(gamma[slot, n]),
+                    float(temperature[slot, n]),
                 )
             z = move(z, self.guided(z, t, context, negative, guidance), self.prediction, t, a, b)
         for layer in self.layers.values():

@@ -87,6 +87,7 @@ def test_what_the_model_recommends(place, shared_folder, capsys):
         (["--layers", "7"], {"layers": [7]}),
         (["--no-adain"], {"adain": False}),
         (["--no-injection"], {"inject": False}),
+        (["--inject", "v"], {"inject": "v"}),
         (["--schedule", "diffusers"], {"schedule": "diffusers"}),
         (["--steps", "5", "--quiet"], {"steps": 5}),
     ],

@@ -44,11 +44,11 @@ def inverted(model, latents, steps, schedule, keep="both", feature_dtype="float3
 
 def sampled(
     model, latent, steps, schedule, layers, content, styles, weights=(1.0,),
-    gamma=0.75, temperature=1.5, hook=None, decoder_layers=12,
+    gamma=0.75, temperature=1.5, hook=None, decoder_layers=12, **options,
 ):  # fmt: skip
     gamma, temperature = (x if np.ndim(x) else constant(x, steps, decoder_layers) for x in (gamma, temperature))
     return _core.sample(
-        model, latent, CONTEXT, steps, schedule, layers, content, styles, weights, gamma, temperature, hook=hook
+        model, latent, CONTEXT, steps, schedule, layers, content, styles, weights, gamma, temperature, hook=hook, **options
     )
 
 
@@ -56,7 +56,7 @@ def start(height=8, width=8, seed=0):
     return noise(1, 4, height, width, seed=seed)
 
 
-def compare(steps=6, schedule="paper", model=(), layers=None, adain=True, styles=((8, 8),), weights=(1.0,), size=(8, 8), **rates):
+def compare(steps=6, schedule="paper", model=(), layers=None, adain=True, styles=((8, 8),), weights=(1.0,), size=(8, 8), **options):
     """Inversions, AdaIN and injection by both programs, each from the same two latents. -> the final latents' error"""
     layers = oracle.StyleID.default_layers(schedule) if layers is None else layers
     z_content, *z_styles = (start(*s, seed=seed) for seed, s in enumerate((size, *styles)))
@@ -66,14 +66,14 @@ def compare(steps=6, schedule="paper", model=(), layers=None, adain=True, styles
     z = content.latents[-1]
     if adain:
         z = theirs.adain(z, others[0].latents[-1], schedule)
-    expected = theirs.sample(z, context, steps, schedule, layers, content, others, weights, **rates)
+    expected = theirs.sample(z, context, steps, schedule, layers, content, others, weights, **options)
 
     ours = engine(*model)
     content, *others = (inverted(ours, z, steps, schedule)[0] for z in (z_content, *z_styles))
     z = content["latents"][-1:]
     if adain:
         z = _core.adain(z, others[0]["latents"][-1:], _core.schedule(ours, schedule, steps)["adain_epsilon"])
-    actual = sampled(ours, z, steps, schedule, layers, content, others, weights, **rates)
+    actual = sampled(ours, z, steps, schedule, layers, content, others, weights, **options)
     return relative_error(actual, expected)
 
 
@@ -122,6 +122,13 @@ def test_sizes(size, style):
 def test_several_styles(styles, even):
     weights = [1.0 if even else 0.2 + 0.4 * i for i in range(len(styles))]
     assert compare(styles=styles, weights=weights) <= TRAJECTORY_TOLERANCE
+
+
+@pytest.mark.parametrize("inject", ["q", "k", "v", "qk", "qv", "kv", "qkv"])
+@pytest.mark.parametrize("styles, weights", [(((8, 8),), [1.0]), (((8, 8), (8, 8)), [0.3, 1.2])])
+def test_parts(inject, styles, weights):
+    """What is not injected stays the layer's own."""
+    assert compare(styles=styles, weights=weights, inject=inject) <= TRAJECTORY_TOLERANCE
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-4, 0.5])

@@ -79,6 +79,60 @@ def test_functions_must_give_numbers_in_range(inversions):
         styleid.inject_styles(*inversions[:2], temperature=lambda fraction, layer: "hot")
 
 
+# ---- what is injected ----
+
+
+def test_parts_by_name(model, inversions):
+    pair = inversions[:2]
+    whole, none = styleid.inject_styles(*pair), styleid.inject_styles(*pair, inject=False)
+    np.testing.assert_array_equal(styleid.inject_styles(*pair, inject="vqk"), whole)
+    np.testing.assert_array_equal(styleid.inject_styles(*pair, inject=""), none)
+    keys_and_values = styleid.inject_styles(*pair, inject="kv")
+    np.testing.assert_array_equal(keys_and_values, styleid.inject_styles(*pair, gamma=0.0))
+    own = styleid.inject_styles(*pair, inject="q", gamma=0.0, temperature=1.0)
+    np.testing.assert_array_equal(own, none)  # a share of 0 of the content's queries, own keys and values
+    values = styleid.inject_styles(*pair, inject="v")
+    assert np.abs(styleid.transfer(picture(0), picture(1), model, STEPS, inject="v").astype(int) - values).max() <= 1
+    assert all(np.any(values != other) for other in (whole, none, keys_and_values))
+
+
+def test_parts_need_no_other_features(model, inversions):
+    content, style, _ = inversions
+    bare, keys, query = (
+        styleid.invert(picture(i), model, STEPS, keep=k) for i, k in ((0, "none"), (1, "keys"), (0, "query"))
+    )
+    layers = content.layers
+    np.testing.assert_array_equal(
+        styleid.inject_styles(bare, keys, inject="kv", layers=layers),
+        styleid.inject_styles(content, style, inject="kv"),
+    )
+    np.testing.assert_array_equal(
+        styleid.inject_styles(query, bare, inject="q"), styleid.inject_styles(content, inversions[0], inject="q")
+    )
+    with pytest.raises(ValueError, match="^content: needed are its query features"):
+        styleid.inject_styles(bare, keys, inject="qv", layers=layers)
+    with pytest.raises(ValueError, match="^style: needed are its value features"):
+        styleid.inject_styles(query, bare, inject="v")
+
+
+def test_parts_of_other_sizes(model, inversions):
+    large = styleid.invert(picture(1, 16, 32), model, steps=STEPS)
+    for inject in ("k", "qv"):
+        with pytest.raises(
+            ValueError, match="^styles.1.: with (keys|values) alone .* latents are 8 x 16.* content's 8 x 8"
+        ):
+            styleid.inject_styles(inversions[0], [inversions[1], large], inject=inject)
+    assert styleid.inject_styles(inversions[0], large, inject="q").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("inject", ["none", "kw", "Q"])
+def test_bad_parts(inversions, inject):
+    with pytest.raises(ValueError, match=f"^inject: expected True, False or letters of 'qkv', got '{inject}'"):
+        styleid.inject_styles(*inversions[:2], inject=inject)
+    with pytest.raises(ValueError, match="^inject: expected True"):
+        styleid.transfer(picture(0), picture(1), inversions[0].model, STEPS, inject=inject)
+
+
 # ---- initial latents ----
 
 

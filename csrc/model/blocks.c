@@ -1,9 +1,9 @@
 #include "model/blocks.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "core/err.h"
+#include "model/attention.h"
 
 #define TRANSFORMER_EPS 1e-6f
 #define LAYER_NORM_EPS 1e-5f
@@ -136,120 +136,6 @@ void sid_transformer_close(sid_backend *backend, sid_transformer *t) {
     for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) sid_linear_close(backend, linears[i]);
 }
 
-/* One source: rows of t, whose first `channels` are keys and whose next ones are values. */
-static sid_keys keys_of(const sid_tensor *kv) {
-    sid_tensor values = sid_channels(kv, kv->c / 2, kv->c / 2);
-    return (sid_keys){.k = kv->data, .v = values.data, .tokens = sid_rows(kv), .k_stride = kv->stride, .v_stride = kv->stride};
-}
-
-/* All of one sample's queries against `sources`. */
-static int attend(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_keys *sources, size_t count,
-                  size_t heads, float temperature) {
-    size_t head_size = q->c / heads;
-    sid_attention problem = {
-        .dst = dst->data,
-        .q = q->data,
-        .queries = sid_rows(q),
-        .dst_stride = dst->stride,
-        .q_stride = q->stride,
-        .sources = sources,
-        .source_count = count,
-        .heads = heads,
-        .head_size = head_size,
-        .scale = temperature / sqrtf((float)head_size),
-    };
-    return sid_attend(exec, &problem, 1);
-}
-
-int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads,
-                       float temperature) {
-    for (size_t i = 0; i < q->n; i++) {
-        sid_tensor d = sid_sample(dst, i), query = sid_sample(q, i), own = sid_sample(kv, kv->n == 1 ? 0 : i);
-        sid_keys source = keys_of(&own);
-        SID_TRY(attend(exec, &d, &query, &source, 1, heads, temperature));
-    }
-    return SID_OK;
-}
-
-static int save_features(sid_exec *exec, const sid_tap *tap, int number, const sid_tensor *q, const sid_tensor *kv) {
-    for (size_t i = 0; i < q->n; i++) {
-        const sid_bank *bank = tap->saved[i];
-        const sid_bank_layer *layer = &bank->layers[number];
-        sid_tensor query = sid_sample(q, i), both = sid_sample(kv, i);
-        sid_tensor features[] = {query, sid_channels(&both, 0, q->c), sid_channels(&both, q->c, q->c)};
-        void *kept[] = {layer->query, layer->key, layer->value};
-        for (size_t f = 0; f < 3; f++) {
-            if (!kept[f]) continue;
-            sid_tensor slot = sid_bank_slot(bank, layer, kept[f], tap->step);
-            SID_TRY(sid_combine(exec, &slot, 1, &features[f], 0, NULL));
-        }
-    }
-    return SID_OK;
-}
-
-/* One style's features in the backend's dtype; a bank of another is converted into the arena. */
-static int style_features(sid_exec *exec, sid_tensor *features, const sid_bank *bank, const sid_bank_layer *layer,
-                          void *kept, size_t step) {
-    *features = sid_bank_slot(bank, layer, kept, step);
-    if (bank->dtype == exec->backend->dtype) return SID_OK;
-    sid_tensor converted;
-    SID_TRY(sid_new_like(exec, &converted, features, features->c));
-    SID_TRY(sid_combine(exec, &converted, 1, features, 0, NULL));
-    *features = converted;
-    return SID_OK;
-}
-
-/* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. */
-static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst, sid_tensor *q) {
-    size_t mark = sid_arena_mark(&exec->arena), layer_number = (size_t)t->layer;
-    sid_keys sources[SID_MAX_STYLES];
-    if (tap->content && tap->content->layers[layer_number].query) {
-        const sid_bank_layer *layer = &tap->content->layers[layer_number];
-        sid_tensor content = sid_bank_slot(tap->content, layer, layer->query, tap->step);
-        float gamma = tap->gamma[layer_number];
-        SID_TRY(sid_combine(exec, q, gamma, &content, 1 - gamma, q));
-    }
-    for (size_t i = 0; i < tap->style_count; i++) {
-        const sid_bank *bank = tap->styles[i];
-        const sid_bank_layer *layer = &bank->layers[layer_number];
-        sid_tensor key, value;
-        SID_TRY(style_features(exec, &key, bank, layer, layer->key, tap->step));
-        SID_TRY(style_features(exec, &value, bank, layer, layer->value, tap->step));
-        sources[i] = (sid_keys){.k = key.data,
-                                .v = value.data,
-                                .tokens = layer->tokens,
-                                .k_stride = key.stride,
-                                .v_stride = value.stride,
-                                .bias = logf(tap->weights[i])};
-    }
-    SID_TRY(attend(exec, dst, q, sources, tap->style_count, t->heads, tap->temperature[layer_number]));
-    sid_arena_release(&exec->arena, mark);
-    return SID_OK;
-}
-
-static int injects(const sid_tap *tap, int layer) {
-    return tap && layer >= 0 && tap->mode == SID_TAP_INJECT && tap->style_count && tap->styles[0]->layers[layer].key;
-}
-
-/* dst = self-attention of x: the one place that reads the tap. An injected layer computes no keys and values. */
-static int self_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst, const sid_tensor *x,
-                          const sid_tap *tap) {
-    size_t mark = sid_arena_mark(&exec->arena);
-    sid_tensor q, kv;
-    SID_TRY(sid_new_like(exec, &q, x, t->channels));
-    SID_TRY(sid_linear_map(exec, &q, x, t->query1, NULL));
-    if (injects(tap, t->layer)) {
-        SID_TRY(inject(exec, t, tap, dst, &q));
-    } else {
-        SID_TRY(sid_new_like(exec, &kv, x, 2 * t->channels));
-        SID_TRY(sid_linear_map(exec, &kv, x, t->keys1, NULL));
-        if (tap && t->layer >= 0 && tap->mode == SID_TAP_SAVE) SID_TRY(save_features(exec, tap, t->layer, &q, &kv));
-        SID_TRY(sid_attend_samples(exec, dst, &q, &kv, t->heads, 1));
-    }
-    sid_arena_release(&exec->arena, mark);
-    return SID_OK;
-}
-
 static int cross_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst, const sid_tensor *x,
                            const sid_tensor *context_keys) {
     size_t mark = sid_arena_mark(&exec->arena);
@@ -286,7 +172,7 @@ int sid_transformer_run(sid_exec *exec, const sid_transformer *t, sid_tensor *x,
     SID_TRY(sid_linear_map(exec, &h, &normed, t->project_in, NULL));
 
     SID_TRY(sid_layer_normalize(exec, &normed, &h, t->norm1.scale, t->norm1.shift, LAYER_NORM_EPS));
-    SID_TRY(self_attention(exec, t, &attended, &normed, tap));
+    SID_TRY(sid_self_attention(exec, t, &attended, &normed, tap));
     SID_TRY(sid_linear_map(exec, &h, &attended, t->out1, &(sid_post){.residual = &h}));
 
     SID_TRY(sid_layer_normalize(exec, &normed, &h, t->norm2.scale, t->norm2.shift, LAYER_NORM_EPS));

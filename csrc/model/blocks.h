@@ -41,8 +41,4 @@ void sid_transformer_close(sid_backend *backend, sid_transformer *transformer);
 int sid_transformer_run(sid_exec *exec, const sid_transformer *transformer, sid_tensor *x,
                         const sid_tensor *context_keys, const sid_tap *tap);
 
-/* Attention of each sample's queries q (n, *, *, channels) to its own keys kv (1 or n, *, *, 2 * channels). */
-int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads,
-                       float temperature);
-
 #endif

@@ -1,4 +1,4 @@
-/* What happens at the decoder's self-attention; read in exactly one place, the self-attention in blocks.c. */
+/* What happens at the decoder's self-attention; read in exactly one place, sid_self_attention(). */
 #ifndef SID_MODEL_TAP_H
 #define SID_MODEL_TAP_H
 
@@ -14,7 +14,8 @@ typedef struct {
     /* SAVE: one bank per sample of the batch. */
     sid_bank *const *saved;
     /* INJECT: into a batch of one, in the layers that the banks have features of. */
-    const sid_bank *content;       /* queries; NULL: the layer's own */
+    /* Where a bank has no queries, keys or values of a layer, the layer's own stay. All styles have the same kinds. */
+    const sid_bank *content;       /* queries; NULL: none */
     const sid_bank *const *styles; /* keys and values, concatenated */
     const float *weights;          /* [style_count] */
     size_t style_count; /* at most SID_MAX_STYLES */

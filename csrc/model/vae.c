@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "core/err.h"
+#include "model/attention.h"
 
 #define EPS 1e-6f
 #define MAX_RESNETS (SID_MAX_LEVELS * 8 + 2)

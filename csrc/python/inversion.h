@@ -7,7 +7,13 @@
 enum { SID_QUERY, SID_KEY, SID_VALUE, SID_FEATURES };
 
 /* Which features, or'ed. */
-enum { SID_KEEP_NONE = 0, SID_KEEP_QUERY = 1 << SID_QUERY, SID_KEEP_KEYS = 1 << SID_KEY | 1 << SID_VALUE };
+enum {
+    SID_KEEP_NONE = 0,
+    SID_KEEP_QUERY = 1 << SID_QUERY,
+    SID_KEEP_VALUE = 1 << SID_VALUE,
+    SID_KEEP_KEYS = 1 << SID_KEY | SID_KEEP_VALUE,
+    SID_KEEP_ALL = SID_KEEP_QUERY | SID_KEEP_KEYS
+};
 
 typedef struct {
     sid_array latents; /* (steps + 1, C, h, w) */

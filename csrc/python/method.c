@@ -58,7 +58,7 @@ PyObject *sid_py_schedule(PyObject *module, PyObject *args, PyObject *keywords) 
 
 static int read_keep(unsigned *keep, PyObject *object, size_t n) {
     static const char *const names[] = {"none", "query", "keys", "both", NULL};
-    static const unsigned features[] = {SID_KEEP_NONE, SID_KEEP_QUERY, SID_KEEP_KEYS, SID_KEEP_QUERY | SID_KEEP_KEYS};
+    static const unsigned features[] = {SID_KEEP_NONE, SID_KEEP_QUERY, SID_KEEP_KEYS, SID_KEEP_ALL};
     int failed = 0, choice;
     PyObject *sequence = sid_read_sequence(object, "keep", "strings");
     if (!sequence) return -1;
@@ -153,22 +153,42 @@ done:
 
 /* ---- sample, adain, inject_styles, transfer ---- */
 
+/* What is injected: a string of letters, q, k and v. */
+static int read_parts(unsigned *parts, PyObject *object) {
+    *parts = SID_KEEP_ALL;
+    if (!object) return 0;
+    const char *letters = PyUnicode_Check(object) ? PyUnicode_AsUTF8(object) : NULL;
+    if (!letters || letters[strspn(letters, "qkv")]) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyUnicode_Check(object) ? PyExc_ValueError : PyExc_TypeError,
+                         "inject: expected a string of q, k and v, got %R", object);
+        return -1;
+    }
+    *parts = 0;
+    for (size_t kind = 0; kind < SID_FEATURES; kind++)
+        if (strchr(letters, "qkv"[kind])) *parts |= 1u << kind;
+    return 0;
+}
+
 PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",   "latent",   "context",  "steps", "schedule",    "layers",
-                            "content", "styles",   "weights",  "gamma", "temperature", "progress",
-                            "hook",    "negative", "guidance", NULL};
+    static char *names[] = {"model",   "latent",   "context",  "steps",  "schedule",    "layers",
+                            "content", "styles",   "weights",  "gamma",  "temperature", "progress",
+                            "hook",    "negative", "guidance", "inject", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
-    PyObject *latent_object, *content, *styles, *weights, *result = NULL;
+    PyObject *latent_object, *content, *styles, *weights, *inject = NULL, *result = NULL;
     sid_request r = {0};
     sid_sources s = {0};
     sid_array latent = {0}, z = {0};
+    unsigned parts;
     int status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO:sample", names, &o.model, &latent_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$O:sample", names, &o.model, &latent_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights,
-                                     &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance) ||
+                                     &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance,
+                                     &inject) ||
         sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
-        (r.layers.count && sid_sources_read(&s, &r, content, styles, weights)) || copy_array(&z, &latent))
+        read_parts(&parts, inject) || (r.layers.count && sid_sources_read(&s, &r, content, styles, weights, parts)) ||
+        copy_array(&z, &latent))
         goto done;
     size_t h = z.shape[2], w = z.shape[3];
     if (r.layers.count && (s.content.h != h || s.content.w != w)) {
@@ -178,8 +198,8 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     }
     r.callbacks.latents = &z;
     Py_BEGIN_ALLOW_THREADS
-    status =
-        sid_denoise(r.model, r.schedule, z.data, h, w, &r.prompt, r.layers.count ? &s.injection : NULL, &r.progress);
+    status = sid_denoise(r.model, r.schedule, z.data, h, w, &r.prompt, s.injection.content ? &s.injection : NULL,
+                         &r.progress);
     Py_END_ALLOW_THREADS
     result = finish(&r, &z, status);
 done:
@@ -243,7 +263,7 @@ PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywo
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOO|pOOOO:inject_styles", names, &o.model, &content,
                                      &styles, &o.context, &o.steps, &o.schedule, &o.layers, &weights, &o.gamma,
                                      &o.temperature, &adain, &o.progress, &o.hook, &o.negative, &o.guidance) ||
-        sid_request_read(&r, module, &o) || sid_sources_read(&s, &r, content, styles, weights))
+        sid_request_read(&r, module, &o) || sid_sources_read(&s, &r, content, styles, weights, SID_KEEP_ALL))
         goto done;
     const sid_vae_config *vae = &r.config->vae;
     const size_t z_shape[] = {1, r.config->unet.in_channels, s.content.h, s.content.w};

@@ -89,21 +89,35 @@ static sid_latent last_latent(const sid_inversion *inversion) {
     return (sid_latent){sid_inversion_last(inversion), inversion->latents.shape[2], inversion->latents.shape[3]};
 }
 
-static int read_styles(sid_sources *s, const sid_request *r, PyObject *styles) {
+/* Where one of keys and values stays the layer's own, each needs one of the other. */
+static int check_tokens(const sid_sources *s, size_t style, const char *name, unsigned parts) {
+    const sid_latent *content = &s->content, *other = &s->styles[style];
+    unsigned injected = parts & SID_KEEP_KEYS;
+    if (!injected || injected == SID_KEEP_KEYS || content->h * content->w == other->h * other->w) return 0;
+    PyErr_Format(PyExc_ValueError,
+                 "%s: with %s alone injected it needs as many tokens as the content, but its latents are %zu x %zu, "
+                 "and the content's %zu x %zu",
+                 name, injected == SID_KEEP_VALUE ? "values" : "keys", other->h, other->w, content->h, content->w);
+    return -1;
+}
+
+static int read_styles(sid_sources *s, const sid_request *r, PyObject *styles, unsigned parts) {
     for (size_t i = 0; i < s->style_count; i++) {
         char name[32];
         sid_inversion *inversion = &s->inversions[1 + i];
         PyOS_snprintf(name, sizeof name, "styles[%zu]", i);
         if (sid_inversion_read(inversion, PyTuple_GET_ITEM(styles, (Py_ssize_t)i), name, &r->config->unet, &r->layers,
-                               SID_KEEP_KEYS, r->schedule->steps))
+                               parts & SID_KEEP_KEYS, r->schedule->steps))
             return -1;
         s->styles[i] = last_latent(inversion);
         s->style_banks[i] = &inversion->bank;
+        if (check_tokens(s, i, name, parts)) return -1;
     }
     return 0;
 }
 
-int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, PyObject *styles, PyObject *weights) {
+int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, PyObject *styles, PyObject *weights,
+                     unsigned parts) {
     PyObject *sequence = sid_read_sequence(styles, "styles", "inversions");
     int failed = -1;
     if (!sequence) return -1;
@@ -114,12 +128,12 @@ int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, Py
     }
     if (sid_read_shares(&s->weights, weights, "weights", s->style_count) ||
         !(s->inversions = sid_inversions_new(s->style_count + 1)) ||
-        sid_inversion_read(&s->inversions[0], content, "content", &r->config->unet, &r->layers, SID_KEEP_QUERY,
-                           r->schedule->steps) ||
-        read_styles(s, r, sequence))
+        sid_inversion_read(&s->inversions[0], content, "content", &r->config->unet, &r->layers, parts & SID_KEEP_QUERY,
+                           r->schedule->steps))
         goto done;
     s->content = last_latent(&s->inversions[0]);
-    s->injection = (sid_injection){.content = r->layers.count ? &s->inversions[0].bank : NULL,
+    if (read_styles(s, r, sequence, parts)) goto done;
+    s->injection = (sid_injection){.content = r->layers.count && parts ? &s->inversions[0].bank : NULL,
                                    .styles = s->style_banks,
                                    .weights = s->weights,
                                    .style_count = s->style_count,

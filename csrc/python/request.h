@@ -41,9 +41,10 @@ typedef struct {
     sid_injection injection;
 } sid_sources;
 
-/* Without layers nothing is injected, and of the inversions only the latents are read. */
+/* parts: the features that are injected, SID_KEEP_* or'ed. Without them or layers nothing is injected, and of the
+ * inversions only the latents are read. */
 int sid_sources_read(sid_sources *sources, const sid_request *request, PyObject *content, PyObject *styles,
-                     PyObject *weights);
+                     PyObject *weights, unsigned parts);
 void sid_sources_close(sid_sources *sources);
 
 #endif

@@ -1,0 +1,152 @@
+#include "model/attention.h"
+
+#include <math.h>
+
+#include "core/err.h"
+
+/* Rows of t: the first half of the channels are keys, the second values. */
+static sid_tensor keys_of(const sid_tensor *kv) { return sid_channels(kv, 0, kv->c / 2); }
+static sid_tensor values_of(const sid_tensor *kv) { return sid_channels(kv, kv->c / 2, kv->c / 2); }
+
+static sid_keys source_of(const sid_tensor *key, const sid_tensor *value) {
+    return (sid_keys){
+        .k = key->data, .v = value->data, .tokens = sid_rows(key), .k_stride = key->stride, .v_stride = value->stride};
+}
+
+/* All of one sample's queries against `sources`. */
+static int attend(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_keys *sources, size_t count,
+                  size_t heads, float temperature) {
+    size_t head_size = q->c / heads;
+    sid_attention problem = {
+        .dst = dst->data,
+        .q = q->data,
+        .queries = sid_rows(q),
+        .dst_stride = dst->stride,
+        .q_stride = q->stride,
+        .sources = sources,
+        .source_count = count,
+        .heads = heads,
+        .head_size = head_size,
+        .scale = temperature / sqrtf((float)head_size),
+    };
+    return sid_attend(exec, &problem, 1);
+}
+
+int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads,
+                       float temperature) {
+    for (size_t i = 0; i < q->n; i++) {
+        sid_tensor d = sid_sample(dst, i), query = sid_sample(q, i), own = sid_sample(kv, kv->n == 1 ? 0 : i);
+        sid_tensor key = keys_of(&own), value = values_of(&own);
+        sid_keys source = source_of(&key, &value);
+        SID_TRY(attend(exec, &d, &query, &source, 1, heads, temperature));
+    }
+    return SID_OK;
+}
+
+static int save_features(sid_exec *exec, const sid_tap *tap, int number, const sid_tensor *q, const sid_tensor *kv) {
+    for (size_t i = 0; i < q->n; i++) {
+        const sid_bank *bank = tap->saved[i];
+        const sid_bank_layer *layer = &bank->layers[number];
+        sid_tensor query = sid_sample(q, i), both = sid_sample(kv, i);
+        sid_tensor features[] = {query, keys_of(&both), values_of(&both)};
+        void *kept[] = {layer->query, layer->key, layer->value};
+        for (size_t f = 0; f < 3; f++) {
+            if (!kept[f]) continue;
+            sid_tensor slot = sid_bank_slot(bank, layer, kept[f], tap->step);
+            SID_TRY(sid_combine(exec, &slot, 1, &features[f], 0, NULL));
+        }
+    }
+    return SID_OK;
+}
+
+/* One style's features in the backend's dtype; a bank of another is converted into the arena. */
+static int style_features(sid_exec *exec, sid_tensor *features, const sid_bank *bank, const sid_bank_layer *layer,
+                          void *kept, size_t step) {
+    *features = sid_bank_slot(bank, layer, kept, step);
+    if (bank->dtype == exec->backend->dtype) return SID_OK;
+    sid_tensor converted;
+    SID_TRY(sid_new_like(exec, &converted, features, features->c));
+    SID_TRY(sid_combine(exec, &converted, 1, features, 0, NULL));
+    *features = converted;
+    return SID_OK;
+}
+
+/* The layer's own keys and values of x, stacked. */
+static int own_keys(sid_exec *exec, const sid_transformer *t, sid_tensor *kv, const sid_tensor *x) {
+    SID_TRY(sid_new_like(exec, kv, x, 2 * t->channels));
+    return sid_linear_map(exec, kv, x, t->keys1, NULL);
+}
+
+static const sid_bank_layer *style_layer(const sid_tap *tap, size_t style, int layer) {
+    return &tap->styles[style]->layers[layer];
+}
+static int has_own_keys(const sid_tap *tap, int layer) {
+    return !tap->style_count || !style_layer(tap, 0, layer)->key || !style_layer(tap, 0, layer)->value;
+}
+static int injects_keys(const sid_tap *tap, int layer) {
+    return tap->style_count && (style_layer(tap, 0, layer)->key || style_layer(tap, 0, layer)->value);
+}
+static int injects_query(const sid_tap *tap, int layer) { return tap->content && tap->content->layers[layer].query; }
+
+/* The keys and values that queries attend to: of each style, those that its bank has; the layer's own for the rest. */
+static int injected_sources(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_keys *sources,
+                            const sid_tensor *x) {
+    sid_tensor own;
+    if (has_own_keys(tap, t->layer)) SID_TRY(own_keys(exec, t, &own, x));
+    if (!injects_keys(tap, t->layer)) {
+        sid_tensor key = keys_of(&own), value = values_of(&own);
+        sources[0] = source_of(&key, &value);
+        return SID_OK;
+    }
+    for (size_t i = 0; i < tap->style_count; i++) {
+        const sid_bank_layer *layer = style_layer(tap, i, t->layer);
+        sid_tensor key, value;
+        if (layer->key) SID_TRY(style_features(exec, &key, tap->styles[i], layer, layer->key, tap->step));
+        else key = keys_of(&own);
+        if (layer->value) SID_TRY(style_features(exec, &value, tap->styles[i], layer, layer->value, tap->step));
+        else value = values_of(&own);
+        if (sid_rows(&key) != sid_rows(&value))
+            return sid_fail(SID_EVALUE, "layer %d: %zu keys, but %zu values", t->layer, sid_rows(&key),
+                            sid_rows(&value));
+        sources[i] = source_of(&key, &value);
+        sources[i].bias = logf(tap->weights[i]);
+    }
+    return SID_OK;
+}
+
+/* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. */
+static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst, sid_tensor *q,
+                  const sid_tensor *x) {
+    sid_keys sources[SID_MAX_STYLES];
+    if (injects_query(tap, t->layer)) {
+        const sid_bank_layer *layer = &tap->content->layers[t->layer];
+        sid_tensor content = sid_bank_slot(tap->content, layer, layer->query, tap->step);
+        float gamma = tap->gamma[t->layer];
+        SID_TRY(sid_combine(exec, q, gamma, &content, 1 - gamma, q));
+    }
+    SID_TRY(injected_sources(exec, t, tap, sources, x));
+    size_t count = injects_keys(tap, t->layer) ? tap->style_count : 1;
+    return attend(exec, dst, q, sources, count, t->heads, tap->temperature[t->layer]);
+}
+
+static int injects(const sid_tap *tap, int layer) {
+    return tap->mode == SID_TAP_INJECT && (injects_query(tap, layer) || injects_keys(tap, layer));
+}
+
+int sid_self_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst, const sid_tensor *x,
+                       const sid_tap *tap) {
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_tensor q, kv;
+    if (t->layer < 0) tap = NULL;
+    SID_TRY(sid_new_like(exec, &q, x, t->channels));
+    SID_TRY(sid_linear_map(exec, &q, x, t->query1, NULL));
+    if (tap && injects(tap, t->layer)) {
+        SID_TRY(inject(exec, t, tap, dst, &q, x));
+    } else {
+        SID_TRY(own_keys(exec, t, &kv, x));
+        if (tap && tap->mode == SID_TAP_SAVE) SID_TRY(save_features(exec, tap, t->layer, &q, &kv));
+        SID_TRY(sid_attend_samples(exec, dst, &q, &kv, t->heads, 1));
+    }
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
