@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("not enough memory; try a smaller --size, or --dtype bfloat16")
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         return _fail(error)
     return OK
 
@@ -154,9 +154,10 @@ def run_sweep(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """styleid evaluate STYLIZED CONTENT STYLE"""
+    networks = options.networks or options.weights is not None
     stylized = load_image(options.stylized)
     content = load_image(options.content, stylized.shape[:2])
-    for name, value in evaluate(stylized, content, load_image(options.style)).items():
+    for name, value in evaluate(stylized, content, load_image(options.style), networks, options.weights).items():
         print(f"{name} {value:.6g}")
 
 
@@ -278,10 +279,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(command)
     command.set_defaults(run=run_sweep)
 
-    command = commands.add_parser("evaluate", help="measures of a result that need no network")
+    command = commands.add_parser("evaluate", help="measures of a result")
     command.add_argument("stylized", metavar="STYLIZED", help="the result")
     command.add_argument("content", metavar="CONTENT", help="its content, which is cropped and resized as for transfer")
     command.add_argument("style", metavar="STYLE", help="its style")
+    command.add_argument("--networks", action="store_true", help="also LPIPS and CFSD, which need PyTorch and weights")
+    command.add_argument("--weights", metavar="DIR", help="the folder of these weights (found or downloaded otherwise)")
     command.set_defaults(run=run_evaluate)
 
     command = commands.add_parser("info", help="versions, CPU, the model, and how long a transfer takes")

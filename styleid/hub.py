@@ -38,7 +38,7 @@ def fetch(source: str) -> Path:
             raise
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(needed(files))))
     except Exception as error:  # of requests or httpx, as the library's version has it
-        raise ValueError(f"{source}: no such file or folder, and as a model on the hub: {_reason(error)}") from error
+        raise ValueError(f"{source}: no such file or folder, and as a model on the hub: {reason(error)}") from error
 
 
 def needed(files: Sequence[str]) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _cached(repository: str, revision: str) -> Path | None:
     return Path(config).parents[1] if isinstance(config, str) else None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What the user can do about it, in one line."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -87,5 +87,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "it was not downloaded before, and HF_HUB_OFFLINE is set"
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return _reason(error.__cause__)  # it was looked for in the cache, because of this
+        return reason(error.__cause__)  # it was looked for in the cache, because of this
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

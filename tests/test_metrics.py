@@ -76,8 +76,20 @@ def test_histogram_loss():
     assert metrics.histogram_loss(SAME, SAME) == 0
     assert metrics.histogram_loss(SAME, SAME[:, ::-1]) == pytest.approx(0, abs=1e-7)  # positions do not count
     assert 0.9 < metrics.histogram_loss(red, blue) <= 1
-    large = np.repeat(np.repeat(red, 400, axis=0), 400, axis=1)
+    large = np.repeat(np.repeat(red, 260, axis=0), 300, axis=1)
     assert metrics.histogram_loss(large, red) == pytest.approx(0, abs=1e-7)  # nor do sizes
+
+
+def test_histogram_of_large_pictures():
+    """Half the size is the mean of 2 x 2 pixels; other sizes are interpolated as PyTorch does without smoothing."""
+    large = picture(2, 512, 512)
+    half = (large / 255).reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(metrics.rgb_uv_histogram(large), metrics.rgb_uv_histogram(half), atol=1e-9)
+    torch = pytest.importorskip("torch")
+    image = picture(3, 300, 200) / 255
+    planes = torch.tensor(image.transpose(2, 0, 1)[np.newaxis])
+    expected = torch.nn.functional.interpolate(planes, (256, 256), mode="bilinear", align_corners=False)[0]
+    np.testing.assert_allclose(metrics.pictures._reduced(image), expected.numpy().transpose(1, 2, 0), atol=1e-12)
 
 
 def test_evaluate():
