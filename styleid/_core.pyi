@@ -67,6 +67,11 @@ class InversionData(TypedDict):
     key: dict[int, Feature]
     value: dict[int, Feature]
 
+class Regions(TypedDict):
+    bias: dict[int, Float32]         # layer -> (styles, content tokens): added to the logits of a style's keys; may be -inf
+    cover: dict[int, Float32]        # layer -> (content tokens,): the share of the injected attention; the rest is plain
+    key_bias: Sequence[dict[int, Float32]]  # per style: layer -> (style tokens,): added to the logits of each key
+
 class Schedule(TypedDict):
     timesteps: NDArray[np.int32]     # of the inversion, ascending; feature slot i belongs to timesteps[i]
     sampling: NDArray[np.int32]      # feature slots in the order of the sampling's evaluations
@@ -147,6 +152,7 @@ def sample(
     guidance: float = 1.0,
     *,
     inject: str = "qkv",             # of the content's queries and the styles' keys and values, those that are injected
+    regions: Regions | None = None,  # layers that are not in it: everywhere
 ) -> Float32:
     """DDIM sampling from zT with injection -> z0 (1, C, h, w)."""
 

@@ -57,9 +57,11 @@ def run_transfer(options: argparse.Namespace) -> None:
     """styleid transfer CONTENT STYLE -o OUT"""
     check_output(options.output)
     model = _load(options)
+    content = _load_image(options.content, options, model)
+    styles = [_load_image(style, options, model) for style in options.style]
     picture = transfer(
-        _load_image(options.content, options, model),
-        [_load_image(style, options, model) for style in options.style],
+        content,
+        styles,
         model,
         options.steps,
         options.schedule,
@@ -75,8 +77,19 @@ def run_transfer(options: argparse.Namespace) -> None:
         options.style_prompt,
         options.negative_prompt,
         options.guidance,
+        masks=_load_masks("--mask", options.mask, [content.shape[:2]] * len(styles)),
+        style_masks=_load_masks("--style-mask", options.style_mask, [style.shape[:2] for style in styles]),
     )
     save_image(options.output, picture)
+
+
+def _load_masks(name: str, paths: Sequence[str] | None, sizes: Sequence[Size]) -> list[NDArray[np.float64]] | None:
+    """One mask per style: the brightness of pictures that are cut as those that they belong to."""
+    if paths is None:
+        return None
+    if len(paths) != len(sizes):
+        raise ValueError(f"{name}: expected {len(sizes)}, one per style, got {len(paths)}")
+    return [load_image(path, size).mean(axis=2) / 255 for path, size in zip(paths, sizes, strict=True)]
 
 
 def _settings(options: argparse.Namespace, model: Model) -> tuple[Rate, Rate, list[int] | None]:
@@ -114,9 +127,12 @@ def run_inject(options: argparse.Namespace) -> None:
     check_output(options.output)
     model = _load(options)
     gamma, temperature, layers = _settings(options, model)
+    content = Inversion.load(options.content)
+    styles = [Inversion.load(style) for style in options.style]
+    size, *style_sizes = [inversion.image_size(model) for inversion in (content, *styles)]
     picture = inject_styles(
-        Inversion.load(options.content),
-        [Inversion.load(style) for style in options.style],
+        content,
+        styles,
         model,
         gamma,
         temperature,
@@ -129,6 +145,8 @@ def run_inject(options: argparse.Namespace) -> None:
         prompt=options.prompt,
         negative_prompt=options.negative_prompt,
         guidance=options.guidance,
+        masks=_load_masks("--mask", options.mask, [size] * len(styles)),
+        style_masks=_load_masks("--style-mask", options.style_mask, style_sizes),
     )
     save_image(options.output, picture)
 
@@ -319,6 +337,13 @@ def _add_injection(command: argparse.ArgumentParser) -> None:
         "--temperature", type=_rate, help="above 0: sharpens the attention (the model's, else 1.5); or as for gamma"
     )
     command.add_argument("--weights", type=_numbers, help="with several styles: the share of each, such as 1,3 (equal)")
+    for name, picture in (("--mask", "the content"), ("--style-mask", "the style")):
+        command.add_argument(
+            name,
+            metavar="FILE",
+            action="append",
+            help=f"a picture, bright where in {picture} to inject; with several styles one for each (everywhere)",
+        )
     start = command.add_mutually_exclusive_group()
     start.add_argument("--no-adain", dest="adain", action="store_false", help="keep the content's initial latent")
     start.add_argument("--initial", choices=NAMES, help="what the initial latent is made by (adain)")

@@ -15,8 +15,6 @@ Float32 = NDArray[np.float32]
 Mixer = Callable[[Float32, Float32], ArrayLike]
 Initial = str | Mixer
 
-ENGINE = {"adain": True, "content": False}  # whether the engine, which makes these two itself, applies AdaIN
-
 
 def style_only(content: Float32, style: Float32) -> Float32:
     """z = z^s: nothing of the content but what its queries bring."""
@@ -74,11 +72,21 @@ MIXERS: dict[str, Mixer] = {
     "quantiles": match_quantiles,
     "frequencies": split_frequencies(),
 }
-NAMES = (*ENGINE, *MIXERS)
+NAMES = ("adain", "content", *MIXERS)  # the first by the engine's function
 
 
-def mix(initial: Initial, content: Float32, styles: Sequence[Float32], weights: Sequence[float]) -> Float32:
-    """The initial latent of a name or function; of several styles the mean of theirs, with weights that add up to 1.
+def mix(
+    initial: Initial,
+    content: Float32,
+    styles: Sequence[Float32],
+    weights: Sequence[float] | Float32,
+    rest: float | Float32 = 0.0,
+) -> Float32:
+    """The initial latent of a name or function; of several styles the mean of theirs.
+
+    Args:
+        weights: of each style: a number, or (h, w) numbers
+        rest: the content's own weight. All add up to 1
 
     Raises:
         TypeError, ValueError: neither a known name nor a function, or what the function gave is not like the content's
@@ -87,7 +95,7 @@ def mix(initial: Initial, content: Float32, styles: Sequence[Float32], weights: 
     if mixer is None:
         error = ValueError if isinstance(initial, str) else TypeError
         raise error(f"initial: expected one of {list(NAMES)} or a function of two latents, got {initial!r}")
-    mixed = np.zeros_like(content)
+    mixed = np.float32(rest) * content
     for style, weight in zip(styles, weights, strict=True):
         latent = float32_array("initial", mixer(content.copy(), style.copy()), 4)
         if latent.shape != content.shape:

@@ -71,6 +71,11 @@ class Inversion:
         """(h, w) of the latents."""
         return self.latents.shape[2], self.latents.shape[3]
 
+    def image_size(self, model: Model) -> tuple[int, int]:
+        """(H, W) of the picture, which `model` decodes the latents to."""
+        height, width = self.latent_size
+        return height * model.vae_factor, width * model.vae_factor
+
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""

@@ -21,6 +21,7 @@ from styleid.images import Picture, Pixels, to_array
 from styleid.initial import Initial
 from styleid.inversion import KEEP, Inversion
 from styleid.loading import default_model
+from styleid.masks import Float64, Masks, pixel_shares, read_masks, regions, visible
 from styleid.model import Model
 from styleid.progress import Progress, part, reporter
 from styleid.rates import Rate, per_step_and_layer
@@ -132,6 +133,8 @@ def inject_styles(
     prompt: str | None = None,
     negative_prompt: str = "",
     guidance: float = 1.0,
+    masks: Masks | None = None,
+    style_masks: Masks | None = None,
 ) -> NDArray[np.uint8]:
     """Samples a picture from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
 
@@ -163,6 +166,11 @@ def inject_styles(
         negative_prompt: what `guidance` leads away from
         guidance: g in e = e_negative + g (e_prompt - e_negative), where both evaluations get the same features (Ho and
             Salimans, Classifier-free diffusion guidance, 2022). 1: the prompt's evaluation alone, as in the paper
+        masks: where in the content a style is injected, see `styleid.masks`: an array (H, W) over the content, or, with
+            several styles, a list of one for each; None, also in the list: everywhere. Where the masks leave something
+            over, that share of the attention, and of the initial latent, is the content's, as without any injection
+        style_masks: the same over the styles' pictures: which part of each is looked at; AdaIN, too, takes its
+            statistics there
 
     Returns:
         (H, W, 3) uint8 of the content's size
@@ -182,13 +190,11 @@ def inject_styles(
     parts = _parts(inject)
     chosen = _kept_layers(content, styles, layers, parts) if parts else ()
     plan = _core.schedule(model.engine, content.schedule, content.steps)
-    if isinstance(initial, str) and initial in initial_latents.ENGINE:
-        adain, initial = initial_latents.ENGINE[initial], None
-    if initial is None and adain:
-        initial = partial(_core.adain, epsilon=plan["adain_epsilon"])
-    latent = content.latent
-    if initial is not None:
-        latent = initial_latents.mix(initial, latent, [one.latent for one in styles], shares)
+    placed = read_masks("masks", masks, len(styles)), read_masks("style_masks", style_masks, len(styles))
+    if initial is None:
+        initial = "adain" if adain else "content"
+    latent = _initial_latent(initial, content, styles, shares, plan["adain_epsilon"], *placed)
+    sizes = [one.latent_size for one in styles]
     with reporter(progress, "sampling") as report:
         z0 = _core.sample(
             model.engine,
@@ -207,6 +213,7 @@ def inject_styles(
             negative,
             guidance,
             inject=parts,
+            regions=regions(model, chosen, placed[0], content.latent_size, placed[1], sizes),
         )
     return cast(NDArray[np.uint8], model.engine.decode(z0, plan["truncate"])[0])
 
@@ -231,6 +238,8 @@ def transfer(
     style_prompt: str | None = None,
     negative_prompt: str = "",
     guidance: float = 1.0,
+    masks: Masks | None = None,
+    style_masks: Masks | None = None,
 ) -> NDArray[np.uint8]:
     """Gives the content picture the style of the other, or of several: the whole method.
 
@@ -255,9 +264,10 @@ def transfer(
     shares = _shares(weights, len(styles))
     content_pixels = _pixels(content, model, "content")
     style_pixels = [_pixels(one, model, name) for name, one in _named("style", styles)]
+    placed = [read_masks(name, given, len(styles)) for name, given in (("masks", masks), ("style_masks", style_masks))]
     with reporter(progress, "transfer") as report:
-        at_once = initial is None and cache is None and prompts == [prompt, prompt] and not guided
-        if len(styles) == 1 and at_once and parts in ("", "qkv"):
+        plain = initial is None and parts in ("", "qkv") and masks is None and style_masks is None
+        if len(styles) == 1 and plain and cache is None and prompts == [prompt, prompt] and not guided:
             return _core.transfer(
                 model.engine,
                 content_pixels,
@@ -296,7 +306,30 @@ def transfer(
             prompt=prompt,
             negative_prompt=negative_prompt if guided else "",
             guidance=guidance if guided else 1.0,
+            masks=placed[0],
+            style_masks=placed[1],
         )
+
+
+def _initial_latent(
+    initial: Initial,
+    content: Inversion,
+    styles: Sequence[Inversion],
+    shares: Sequence[float],
+    epsilon: float,
+    masks: Sequence[Float64 | None],
+    style_masks: Sequence[Float64 | None],
+) -> NDArray[np.float32]:
+    """What the sampling starts from: the content's zT, or a mean of what `initial` makes of it and each style's."""
+    latents = [one.latent for one in styles]
+    if isinstance(initial, str) and initial == "content":
+        return content.latent
+    if isinstance(initial, str) and initial == "adain":
+        initial = partial(_core.adain, epsilon=epsilon)
+        latents = [visible(latent, mask) for latent, mask in zip(latents, style_masks, strict=True)]
+    if all(mask is None for mask in masks):
+        return initial_latents.mix(initial, content.latent, latents, shares)
+    return initial_latents.mix(initial, content.latent, latents, *pixel_shares(masks, shares, content.latent_size))
 
 
 def _model(model: Model | None) -> Model:

@@ -110,6 +110,12 @@ class Model:
         """The native height and width of pictures."""
         return self.config["unet"]["sample_size"] * self.vae_factor
 
+    def layer_size(self, layer: int, latent_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of a decoder layer's map, which has h * w tokens, where the latent is of the given (h, w)."""
+        unet = self.config["unet"]
+        level = len(unet["channels"]) - 1 - layer // (unet["layers_per_block"] + 1)
+        return latent_size[0] >> level, latent_size[1] >> level
+
     def scratch(self, batch: int, height: int, width: int) -> int:
         """Bytes of scratch that one evaluation takes for a batch of height x width pictures."""
         return self._engine.scratch(batch, height // self.vae_factor, width // self.vae_factor)

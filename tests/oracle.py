@@ -230,6 +230,8 @@ class Injection:
     weights: list
     gamma: float
     temperature: float
+    bias: torch.Tensor | None = None  # (queries, keys), added to the logits
+    cover: torch.Tensor | None = None  # (queries,): the share of it in the output
 
 
 class SelfAttention:
@@ -240,7 +242,7 @@ class SelfAttention:
     def __call__(self, attention, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
         q, k, v = attention.to_q(hidden_states), attention.to_k(hidden_states), attention.to_v(hidden_states)
         self.features = q[0], k[0], v[0]
-        temperature, bias = 1.0, 0.0
+        out = plain = self.attend(attention.heads, q, k, v)
         if self.injection is not None:
             injected = self.injection
             if injected.query is not None:
@@ -248,12 +250,19 @@ class SelfAttention:
             keys = [k[0] if key is None else key for key in injected.keys]
             values = [v[0] if value is None else value for value in injected.values]
             k, v = torch.cat(keys)[None], torch.cat(values)[None]
-            temperature = injected.temperature
             bias = torch.cat([torch.full((len(x),), w).log() for x, w in zip(keys, injected.weights)])
-        q, k, v = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        logits = temperature * q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
-        out = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
+            bias = bias if injected.bias is None else bias + injected.bias
+            out = self.attend(attention.heads, q, k, v, injected.temperature, bias)
+            if injected.cover is not None:
+                cover = injected.cover[:, None]
+                out = torch.where(cover > 0, cover * out, 0) + (1 - cover) * plain
         return attention.to_out[0](out)
+
+    @staticmethod
+    def attend(heads, q, k, v, temperature=1.0, bias=0.0):
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        logits = temperature * q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
+        return (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 class StyleID:
@@ -298,9 +307,9 @@ class StyleID:
 
     def sample(
         self, z, context, steps, schedule, layers, content, styles, weights=(1.0,), gamma=0.75, temperature=1.5,
-        negative=None, guidance=1.0, inject="qkv",
+        negative=None, guidance=1.0, inject="qkv", regions=None,
     ):  # fmt: skip
-        """gamma, temperature: one number, or arrays (steps of the inversion, decoder layers)."""
+        """gamma, temperature: one number, or arrays (steps of the inversion, decoder layers). regions: as the engine's."""
         slots = {t: slot for slot, t in enumerate(timesteps(steps))}
         shape = steps, max(self.layers) + 1
         gamma, temperature = np.broadcast_to(gamma, shape), np.broadcast_to(temperature, shape)
@@ -315,11 +324,19 @@ class StyleID:
                     weights,
                     float(gamma[slot, n]),
                     float(temperature[slot, n]),
+                    *([None, None] if regions is None else self.region(regions, n)),
                 )
             z = move(z, self.guided(z, t, context, negative, guidance), self.prediction, t, a, b)
         for layer in self.layers.values():
             layer.injection = None
         return z
+
+    @staticmethod
+    def region(regions, layer):
+        """The bias (queries, keys of all styles) and the cover of a layer."""
+        bias, cover = (torch.from_numpy(regions[name][layer]) for name in ("bias", "cover"))
+        of_keys = [torch.from_numpy(keys[layer]) for keys in regions["key_bias"]]
+        return torch.cat([of_query[:, None] + of_key for of_query, of_key in zip(bias, of_keys)], dim=1), cover
 
     @staticmethod
     def adain(content, style, schedule):

@@ -99,6 +99,27 @@ def test_options_of_transfer(place, options, same):
     np.testing.assert_array_equal(output(), expected)
 
 
+def test_masks(place, capsys):
+    """Pictures of the content's proportions are cut as it is; brightness counts."""
+    grey = picture(2, 40, 30)
+    Image.fromarray(grey).save("mask.png")
+    options = ["--dtype", "float32", "--threads", 1]
+    assert transfer(*options, "--mask", "mask.png", "--style-mask", "mask.png") == 0
+    mask = styleid.load_image("mask.png", 16).mean(axis=2) / 255
+    expected = styleid.transfer(
+        "content.png", "style.png", engine(dtype="float32", threads=1), 3, masks=mask, style_masks=mask
+    )
+    np.testing.assert_array_equal(output(), expected)
+    capsys.readouterr()
+    assert transfer(*options, "--mask", "mask.png", "--mask", "mask.png") == 2
+    assert "--mask: expected 1, one per style, got 2" in complaint(capsys)
+    for name in "content", "style":
+        assert run("invert", f"{name}.png", "-o", f"{name}.inv", "--model", "model", *STEPS, *options) == 0
+    inject = ["inject", "content.inv", "style.inv", "--model", "model", *options]
+    assert run(*inject, "-o", "again.png", "--mask", "mask.png", "--style-mask", "mask.png") == 0
+    assert np.abs(output("again.png").astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("size, shape", [("32", (32, 32, 3)), ("16x48", (16, 48, 3)), ("48X16", (48, 16, 3))])
 def test_sizes(place, size, shape):
     assert transfer("--size", size) == 0

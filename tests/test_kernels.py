@@ -60,7 +60,8 @@ def attention_oracle(problem):
             products = np.float32(problem.scale) * (q[part] @ floats(source.k).astype(np.float64)[part].T)
             moments += products.sum(), (products**2).sum()
             bias = 0 if source.query_bias is None else source.query_bias[:, None].astype(np.float64)
-            logits.append(products + source.bias + bias)
+            of_keys = 0 if source.key_bias is None else source.key_bias.astype(np.float64)
+            logits.append(products + source.bias + bias + of_keys)
             values.append(floats(source.v).astype(np.float64)[part])
         logits = np.concatenate(logits, axis=1)
         top = logits.max(axis=1, keepdims=True)
@@ -150,6 +151,26 @@ def test_attention_sources_and_biases(kernels, dtype):
     for i, source in enumerate(p.sources[2:]):
         source.query_bias[i :: 3 + i] = -np.inf
     check_attention(kernels, [p], dtype)
+
+
+@every_level
+@every_dtype
+@pytest.mark.parametrize("scale", [0.0, 0.3, -0.4])
+def test_attention_biases_of_keys(kernels, dtype, scale):
+    """Some keys never, the first block of them among these; with and without biases of queries."""
+    p = problem(0, 60, 200, 2, 20, dtype, scale=scale)
+    p.sources.append(Source(*(noise(9 + i, 33, 40, dtype=dtype) for i in range(2)), bias=-0.7))
+    for i, source in enumerate(p.sources):
+        source.key_bias = noise(5 + i, len(source.k))
+        source.key_bias[i::3] = -np.inf
+    p.sources[0].key_bias[:130] = -np.inf
+    p.sources[1].query_bias = noise(8, 60)
+    p.sources[1].query_bias[::4] = -np.inf
+    check_attention(kernels, [p], dtype)
+    for source in p.sources:
+        source.key_bias = np.full(len(source.k), -np.inf, np.float32)
+    (nothing,) = kernels.attention([replace(p, dst=None)])
+    assert (floats(nothing) == 0).all()
 
 
 @every_level

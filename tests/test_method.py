@@ -131,6 +131,23 @@ def test_parts(inject, styles, weights):
     assert compare(styles=styles, weights=weights, inject=inject) <= TRAJECTORY_TOLERANCE
 
 
+@pytest.mark.parametrize("inject", ["qkv", "v"])
+def test_regions(inject):
+    """Two styles, biases of queries and keys, and queries that get all, a part or nothing of the injection."""
+    random, layers = np.random.default_rng(7), (6, 9, 10)
+    sizes = (8, 8), (8, 8) if inject == "v" else (16, 8)
+    tokens = {6: 16, 9: 64, 10: 64}
+    bias = {n: random.standard_normal((2, tokens[n])).astype(np.float32) for n in layers}
+    cover = {n: np.resize(np.float32([1, 0.3, 0, 1]), tokens[n]) for n in layers}
+    key_bias = [{n: random.standard_normal(tokens[n] * w * h // 64).astype(np.float32) for n in layers} for w, h in sizes]
+    for n in layers:
+        bias[n][0, ::3] = -np.inf
+        bias[n][:, cover[n] == 0] = -np.inf
+        key_bias[1][n][::2] = -np.inf
+    regions = {"bias": bias, "cover": cover, "key_bias": key_bias}
+    assert compare(layers=layers, styles=sizes, weights=[0.4, 1.1], inject=inject, regions=regions) <= TRAJECTORY_TOLERANCE
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 1e-4, 0.5])
 @pytest.mark.parametrize("size, style", [((8, 8), (8, 8)), ((16, 8), (24, 40))])
 def test_adain(epsilon, size, style):

@@ -57,6 +57,7 @@ typedef struct {
     size_t k_stride, v_stride; /* elements from one token to the next */
     float bias;                /* added to all logits of this source: the logarithm of its weight */
     const float *query_bias;   /* NULL, or [queries]: added as well, to all logits of a query; may be -INFINITY */
+    const float *key_bias;     /* NULL, or [tokens]: added as well, to all logits of a key; may be -INFINITY */
 } sid_keys;
 
 /* softmax(scale * Q K^T + bias) V over the concatenation of all sources, for one sample and all heads.
@@ -103,6 +104,8 @@ struct sid_backend {
     int (*attention)(sid_exec *exec, const sid_attention *problems, size_t count);
     /* dst = a * x + b * y, of one shape; dtypes may differ; y may be NULL. dst may be x or y. */
     int (*combine)(sid_exec *exec, sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y);
+    /* Row by row: dst = a[row] * x + (1 - a[row]) * y, of one shape in the backend's dtype. dst may be x or y. */
+    int (*blend_rows)(sid_exec *exec, sid_tensor *dst, const float *a, const sid_tensor *x, const sid_tensor *y);
     /* (n, c, h, w) float32 <-> (n, h, w, c) in the backend's dtype, multiplied by factor on the way. */
     int (*from_planes)(sid_exec *exec, sid_tensor *dst, const float *planes, float factor);
     int (*to_planes)(sid_exec *exec, float *planes, const sid_tensor *src, float factor);

@@ -77,6 +77,11 @@ int sid_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tensor *x, f
     return exec->backend->combine(exec, dst, a, x, b, y);
 }
 
+int sid_blend_rows(sid_exec *exec, sid_tensor *dst, const float *a, const sid_tensor *x, const sid_tensor *y) {
+    SID_TRY(expect(same_shape(dst, x) && same_shape(dst, y), "blend_rows"));
+    return exec->backend->blend_rows(exec, dst, a, x, y);
+}
+
 int sid_from_planes(sid_exec *exec, sid_tensor *dst, const float *planes, float factor) {
     return exec->backend->from_planes(exec, dst, planes, factor);
 }

@@ -20,6 +20,7 @@ int sid_layer_normalize(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, 
                         float eps);
 int sid_attend(sid_exec *exec, const sid_attention *problems, size_t count);
 int sid_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y);
+int sid_blend_rows(sid_exec *exec, sid_tensor *dst, const float *a, const sid_tensor *x, const sid_tensor *y);
 int sid_from_planes(sid_exec *exec, sid_tensor *dst, const float *planes, float factor);
 int sid_to_planes(sid_exec *exec, float *planes, const sid_tensor *src, float factor);
 

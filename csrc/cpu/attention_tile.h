@@ -229,6 +229,15 @@ SIMD void load_bias(softmax_state *state, const sid_keys *source, const sid_atte
     for (int v = 0; v < columns; v++) state->bias[v] = v_mul(v_load(bias + v * LANES), v_set(SID_LOG2E));
 }
 
+/* scores[keys][columns * LANES] = scale * scores + the keys' biases, in powers of 2. */
+SIMD void add_key_bias(float *scores, const float *bias, size_t keys, float scale, int columns) {
+    for (size_t key = 0; key < keys; key++) {
+        vec added = v_set(bias[key] * SID_LOG2E);
+        for (size_t v = 0; v < (size_t)columns; v++, scores += LANES)
+            v_store(scores, v_fma(v_load(scores), v_set(scale), added));
+    }
+}
+
 typedef struct {
     size_t query, score, out; /* offsets in floats; the size is end */
     size_t end;
@@ -268,8 +277,10 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
             for (size_t key = 0; key < keys; key += ROWS)
                 multiply(score + key * width, packed + key * depth, query, depth / PAIR, 0, columns);
             if (tile->moments) add_moments(sums, score, keys * (size_t)columns);
-            raise_largest(&state, score, keys, scale, out, channels, columns);
-            exponentials(&state, score, keys, scale, columns);
+            if (source->key_bias) add_key_bias(score, source->key_bias + token, keys, scale, columns);
+            const float factor = source->key_bias ? 1 : scale;
+            raise_largest(&state, score, keys, factor, out, channels, columns);
+            exponentials(&state, score, keys, factor, columns);
             const size_t key_depth = sid_round_up(keys, GROUP);
             for (size_t c = 0; c < channels; c += ROWS)
                 multiply(out + c * width, values + c * key_depth, score, key_depth / PAIR, 1, columns);

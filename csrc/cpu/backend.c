@@ -65,6 +65,19 @@ static int cpu_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tenso
     return SID_OK;
 }
 
+static int cpu_blend_rows(sid_exec *exec, sid_tensor *dst, const float *a, const sid_tensor *x, const sid_tensor *y) {
+    const sid_kernels *kernels = kernels_of(exec);
+    size_t rows = sid_rows(dst), size = sid_dtype_size(dst->dtype);
+    int threads = exec->backend->threads;
+    if (sid_measuring(&exec->arena)) return SID_OK;
+#pragma omp parallel for num_threads(threads)
+    for (size_t row = 0; row < rows; row++)
+        kernels->combine((char *)dst->data + row * dst->stride * size, dst->dtype, a[row],
+                         (const char *)x->data + row * x->stride * size, x->dtype, 1 - a[row],
+                         (const char *)y->data + row * y->stride * size, y->dtype, dst->c, 1);
+    return SID_OK;
+}
+
 static int cpu_from_planes(sid_exec *exec, sid_tensor *dst, const float *planes, float factor) {
     if (!sid_measuring(&exec->arena))
         kernels_of(exec)->from_planes(dst->data, dst->dtype, planes, dst->n, dst->h, dst->w, dst->c, factor,
@@ -111,6 +124,7 @@ int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
         .layer_norm = cpu_layer_norm,
         .attention = cpu_attention,
         .combine = cpu_combine,
+        .blend_rows = cpu_blend_rows,
         .from_planes = cpu_from_planes,
         .to_planes = cpu_to_planes,
     };

@@ -48,7 +48,7 @@ INLINE void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t 
                 dot *= p->scale;
                 sums[0] += dot;
                 sums[1] += (double)dot * dot;
-                logit[k] = dot + bias;
+                logit[k] = dot + bias + (source->key_bias ? source->key_bias[token + k] : 0);
                 if (logit[k] > top) top = logit[k];
             }
             float factor = expf(largest - top);

@@ -90,11 +90,9 @@ static int injects_query(const sid_tap *tap, int layer) { return tap->content &&
 
 /* The keys and values that queries attend to: of each style, those that its bank has; the layer's own for the rest. */
 static int injected_sources(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_keys *sources,
-                            const sid_tensor *x) {
-    sid_tensor own;
-    if (has_own_keys(tap, t->layer)) SID_TRY(own_keys(exec, t, &own, x));
+                            const sid_tensor *own, const float *query_bias, size_t queries) {
     if (!injects_keys(tap, t->layer)) {
-        sid_tensor key = keys_of(&own), value = values_of(&own);
+        sid_tensor key = keys_of(own), value = values_of(own);
         sources[0] = source_of(&key, &value);
         return SID_OK;
     }
@@ -102,31 +100,43 @@ static int injected_sources(sid_exec *exec, const sid_transformer *t, const sid_
         const sid_bank_layer *layer = style_layer(tap, i, t->layer);
         sid_tensor key, value;
         if (layer->key) SID_TRY(style_features(exec, &key, tap->styles[i], layer, layer->key, tap->step));
-        else key = keys_of(&own);
+        else key = keys_of(own);
         if (layer->value) SID_TRY(style_features(exec, &value, tap->styles[i], layer, layer->value, tap->step));
-        else value = values_of(&own);
+        else value = values_of(own);
         if (sid_rows(&key) != sid_rows(&value))
             return sid_fail(SID_EVALUE, "layer %d: %zu keys, but %zu values", t->layer, sid_rows(&key),
                             sid_rows(&value));
         sources[i] = source_of(&key, &value);
         sources[i].bias = logf(tap->weights[i]);
+        sources[i].query_bias = query_bias ? query_bias + i * queries : NULL;
+        sources[i].key_bias = layer->key_bias;
     }
     return SID_OK;
 }
 
-/* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. */
+/* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. Where that does not
+ * cover everything, the rest is the plain attention. */
 static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst, sid_tensor *q,
                   const sid_tensor *x) {
+    const sid_region everywhere = {NULL, NULL};
+    const sid_region *region = tap->regions ? &tap->regions[t->layer] : &everywhere;
     sid_keys sources[SID_MAX_STYLES];
+    sid_tensor own = {0}, plain;
+    if (region->cover || has_own_keys(tap, t->layer)) SID_TRY(own_keys(exec, t, &own, x));
+    if (region->cover) {
+        SID_TRY(sid_new_like(exec, &plain, q, q->c));
+        SID_TRY(sid_attend_samples(exec, &plain, q, &own, t->heads, 1));
+    }
     if (injects_query(tap, t->layer)) {
         const sid_bank_layer *layer = &tap->content->layers[t->layer];
         sid_tensor content = sid_bank_slot(tap->content, layer, layer->query, tap->step);
         float gamma = tap->gamma[t->layer];
         SID_TRY(sid_combine(exec, q, gamma, &content, 1 - gamma, q));
     }
-    SID_TRY(injected_sources(exec, t, tap, sources, x));
+    SID_TRY(injected_sources(exec, t, tap, sources, &own, region->bias, sid_rows(q)));
     size_t count = injects_keys(tap, t->layer) ? tap->style_count : 1;
-    return attend(exec, dst, q, sources, count, t->heads, tap->temperature[t->layer]);
+    SID_TRY(attend(exec, dst, q, sources, count, t->heads, tap->temperature[t->layer]));
+    return region->cover ? sid_blend_rows(exec, dst, region->cover, dst, &plain) : SID_OK;
 }
 
 static int injects(const sid_tap *tap, int layer) {

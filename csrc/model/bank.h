@@ -9,6 +9,7 @@
 typedef struct {
     void *query, *key, *value; /* [steps][tokens][channels]; NULL where not kept */
     size_t tokens, channels;
+    const float *key_bias; /* NULL, or [tokens]: added to all logits of a key where it is injected; may be -INFINITY */
 } sid_bank_layer;
 
 typedef struct {

@@ -8,6 +8,13 @@
 
 typedef enum { SID_TAP_SAVE, SID_TAP_INJECT } sid_tap_mode;
 
+/* Where in a layer features are injected. */
+typedef struct {
+    const float *bias; /* NULL, or [styles][queries]: added to a query's logits with a style's keys; may be -INFINITY */
+    const float *cover; /* NULL, or [queries], 0 to 1: the share of the injected attention in the output; the rest of it
+                         * is the layer's attention as it would be without any injection */
+} sid_region;
+
 typedef struct {
     sid_tap_mode mode;
     size_t step; /* feature slot */
@@ -20,6 +27,7 @@ typedef struct {
     const float *weights;          /* [style_count] */
     size_t style_count; /* at most SID_MAX_STYLES */
     const float *gamma, *temperature; /* [layers], of this step */
+    const sid_region *regions;        /* NULL, or [layers] */
 } sid_tap;
 
 #endif

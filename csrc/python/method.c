@@ -173,21 +173,22 @@ static int read_parts(unsigned *parts, PyObject *object) {
 PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"model",   "latent",   "context",  "steps",  "schedule",    "layers",
                             "content", "styles",   "weights",  "gamma",  "temperature", "progress",
-                            "hook",    "negative", "guidance", "inject", NULL};
+                            "hook",    "negative", "guidance", "inject", "regions",     NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
-    PyObject *latent_object, *content, *styles, *weights, *inject = NULL, *result = NULL;
+    PyObject *latent_object, *content, *styles, *weights, *inject = NULL, *regions = NULL, *result = NULL;
     sid_request r = {0};
     sid_sources s = {0};
     sid_array latent = {0}, z = {0};
     unsigned parts;
     int status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$O:sample", names, &o.model, &latent_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$OO:sample", names, &o.model, &latent_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights,
-                                     &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance,
-                                     &inject) ||
+                                     &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance, &inject,
+                                     &regions) ||
         sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
-        read_parts(&parts, inject) || (r.layers.count && sid_sources_read(&s, &r, content, styles, weights, parts)) ||
+        read_parts(&parts, inject) ||
+        (r.layers.count && sid_sources_read(&s, &r, content, styles, weights, parts, regions)) ||
         copy_array(&z, &latent))
         goto done;
     size_t h = z.shape[2], w = z.shape[3];
@@ -263,7 +264,7 @@ PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywo
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOO|pOOOO:inject_styles", names, &o.model, &content,
                                      &styles, &o.context, &o.steps, &o.schedule, &o.layers, &weights, &o.gamma,
                                      &o.temperature, &adain, &o.progress, &o.hook, &o.negative, &o.guidance) ||
-        sid_request_read(&r, module, &o) || sid_sources_read(&s, &r, content, styles, weights, SID_KEEP_ALL))
+        sid_request_read(&r, module, &o) || sid_sources_read(&s, &r, content, styles, weights, SID_KEEP_ALL, NULL))
         goto done;
     const sid_vae_config *vae = &r.config->vae;
     const size_t z_shape[] = {1, r.config->unet.in_channels, s.content.h, s.content.w};

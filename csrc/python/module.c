@@ -99,7 +99,7 @@ static PyMethodDef functions[] = {
              "DDIM inversion that keeps features; a list of InversionData."),
     FUNCTION(sample,
              "(model, latent, context, steps, schedule, layers, content, styles, weights, gamma, temperature, "
-             "progress=None, hook=None, negative=None, guidance=1.0, *, inject='qkv')",
+             "progress=None, hook=None, negative=None, guidance=1.0, *, inject='qkv', regions=None)",
              "DDIM sampling from zT with injection; z0."),
     FUNCTION(adain, "(content, style, epsilon=0.0)", "The content's latent with the style's statistics per channel."),
     FUNCTION(inject_styles,

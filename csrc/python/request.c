@@ -117,7 +117,7 @@ static int read_styles(sid_sources *s, const sid_request *r, PyObject *styles, u
 }
 
 int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, PyObject *styles, PyObject *weights,
-                     unsigned parts) {
+                     unsigned parts, PyObject *regions) {
     PyObject *sequence = sid_read_sequence(styles, "styles", "inversions");
     int failed = -1;
     if (!sequence) return -1;
@@ -133,12 +133,17 @@ int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, Py
         goto done;
     s->content = last_latent(&s->inversions[0]);
     if (read_styles(s, r, sequence, parts)) goto done;
+    if (regions && regions != Py_None) {
+        s->regions = sid_regions_read(regions, s->inversions, s->style_count, &r->config->unet, &r->layers);
+        if (!s->regions) goto done;
+    }
     s->injection = (sid_injection){.content = r->layers.count && parts ? &s->inversions[0].bank : NULL,
                                    .styles = s->style_banks,
                                    .weights = s->weights,
                                    .style_count = s->style_count,
                                    .gamma = r->gamma.data,
-                                   .temperature = r->temperature.data};
+                                   .temperature = r->temperature.data,
+                                   .regions = s->regions ? s->regions->layers : NULL};
     failed = 0;
 done:
     Py_DECREF(sequence);
@@ -147,5 +152,6 @@ done:
 
 void sid_sources_close(sid_sources *s) {
     sid_inversions_close(s->inversions, s->style_count + 1);
+    sid_regions_close(s->regions);
     PyMem_Free(s->weights);
 }

@@ -4,6 +4,7 @@
 
 #include "python/inversion.h"
 #include "python/progress.h"
+#include "python/regions.h"
 #include "style/transfer.h"
 
 /* The arguments that all of them share; NULL where a function has no such argument. */
@@ -38,13 +39,14 @@ typedef struct {
     float *weights;
     const sid_bank *style_banks[SID_MAX_STYLES];
     sid_latent content, styles[SID_MAX_STYLES]; /* zT of each */
+    sid_regions *regions;                       /* NULL: everywhere */
     sid_injection injection;
 } sid_sources;
 
 /* parts: the features that are injected, SID_KEEP_* or'ed. Without them or layers nothing is injected, and of the
- * inversions only the latents are read. */
+ * inversions only the latents are read. regions: NULL or None: everywhere. */
 int sid_sources_read(sid_sources *sources, const sid_request *request, PyObject *content, PyObject *styles,
-                     PyObject *weights, unsigned parts);
+                     PyObject *weights, unsigned parts, PyObject *regions);
 void sid_sources_close(sid_sources *sources);
 
 #endif

@@ -83,6 +83,7 @@ int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t
             tap.style_count = injection->style_count;
             tap.gamma = injection->gamma + move->slot * layers;
             tap.temperature = injection->temperature + move->slot * layers;
+            tap.regions = injection->regions;
         }
         status = report(progress, i, schedule->sampling_steps, z);
         if (status == SID_OK) status = move_latents(&s, injection ? &tap : NULL, move);

@@ -35,6 +35,7 @@ typedef struct {
     const float *weights;          /* [style_count]: each style's share of the attention */
     size_t style_count;
     const float *gamma, *temperature;
+    const sid_region *regions; /* NULL, or [layers], the same at all steps */
 } sid_injection;
 
 /* Samples z (1, C, h, w) in place: zT -> z0. */

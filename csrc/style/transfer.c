@@ -131,7 +131,12 @@ static int inject(sid_model *model, const sid_schedule *schedule, uint8_t *pictu
     const sid_bank *style_bank = &subjects[1].bank;
     sid_latent content = {subjects[0].z, subjects[0].h, subjects[0].w};
     sid_latent style = {subjects[1].z, subjects[1].h, subjects[1].w};
-    sid_injection injection = {layer_count ? &subjects[0].bank : NULL, &style_bank, &weight, 1, gamma, temperature};
+    sid_injection injection = {.content = layer_count ? &subjects[0].bank : NULL,
+                               .styles = &style_bank,
+                               .weights = &weight,
+                               .style_count = 1,
+                               .gamma = gamma,
+                               .temperature = temperature};
     sid_progress progress = {report_share, part};
     part->before = 2 * schedule->steps;
     part->weight = 1;

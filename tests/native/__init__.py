@@ -56,6 +56,7 @@ class _Keys(ctypes.Structure):
         ("v_stride", c_size_t),
         ("bias", c_float),
         ("query_bias", c_void_p),
+        ("key_bias", c_void_p),
     ]
 
 
@@ -179,6 +180,7 @@ class Source:
     v: np.ndarray
     bias: float = 0.0
     query_bias: np.ndarray | None = None
+    key_bias: np.ndarray | None = None
 
 
 @dataclass
@@ -211,8 +213,9 @@ class Kernels:
                 problem.dst = np.empty(problem.q.shape, problem.q.dtype)
             keys = [
                 _Keys(
-                    _address(x.k), _address(x.v), len(x.k), _stride(x.k), _stride(x.v), x.bias, _address(x.query_bias)
-                )
+                    _address(x.k), _address(x.v), len(x.k), _stride(x.k), _stride(x.v), x.bias,
+                    _address(x.query_bias), _address(x.key_bias),
+                )  # fmt: skip
                 for x in problem.sources
             ]
             s.dst, s.q, s.queries = _address(problem.dst), _address(problem.q), len(problem.q)

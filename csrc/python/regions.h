@@ -1,0 +1,20 @@
+/* Where in the pictures styles are injected: the masks, by layer, as Python made them. */
+#ifndef SID_PYTHON_REGIONS_H
+#define SID_PYTHON_REGIONS_H
+
+#include "python/inversion.h"
+
+typedef struct {
+    size_t style_count;
+    sid_array bias[SID_MAX_LAYERS], cover[SID_MAX_LAYERS];
+    sid_array *key_bias;               /* [style][SID_MAX_LAYERS] */
+    sid_region layers[SID_MAX_LAYERS]; /* over their memory */
+} sid_regions;
+
+/* Regions for these layers of pictures that have been read: the content's inversion, then the styles'. The styles'
+ * banks get their keys' biases. NULL with an exception; closed in any case. */
+sid_regions *sid_regions_read(PyObject *object, sid_inversion *inversions, size_t style_count,
+                              const sid_unet_config *config, const sid_layers *layers);
+void sid_regions_close(sid_regions *regions);
+
+#endif
