@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,8 +20,9 @@ from styleid.loading import load_model
 from styleid.method import inject_styles, invert, transfer
 from styleid.metrics import evaluate
 from styleid.model import Model
+from styleid.protocol import evaluate_results, table_text
 from styleid.rates import SHAPES, Rate, parse_rate
-from styleid.sweep import sweep
+from styleid.sweep import sweep, write_table
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 
@@ -171,8 +173,15 @@ def run_sweep(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    """styleid evaluate STYLIZED CONTENT STYLE"""
+    """styleid evaluate STYLIZED CONTENT STYLE, three pictures or three folders"""
     networks = options.networks or options.weights is not None
+    if Path(options.stylized).is_dir():
+        folders = options.stylized, options.content, options.style
+        rows = evaluate_results(*folders, networks, options.weights, options.fid, _show_progress(options))
+        print(table_text(rows))
+        if options.output:
+            write_table(options.output, rows)
+        return
     stylized = load_image(options.stylized)
     content = load_image(options.content, stylized.shape[:2])
     for name, value in evaluate(stylized, content, load_image(options.style), networks, options.weights).items():
@@ -297,12 +306,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(command)
     command.set_defaults(run=run_sweep)
 
-    command = commands.add_parser("evaluate", help="measures of a result")
-    command.add_argument("stylized", metavar="STYLIZED", help="the result")
-    command.add_argument("content", metavar="CONTENT", help="its content, which is cropped and resized as for transfer")
-    command.add_argument("style", metavar="STYLE", help="its style")
-    command.add_argument("--networks", action="store_true", help="also LPIPS and CFSD, which need PyTorch and weights")
+    command = commands.add_parser("evaluate", help="measures of a result, or of the paper's protocol")
+    command.add_argument("stylized", metavar="STYLIZED", help="the result; or the folder of a sweep's results")
+    command.add_argument(
+        "content", metavar="CONTENT", help="its content, cropped and resized as for transfer; or the folder of contents"
+    )
+    command.add_argument("style", metavar="STYLE", help="its style; or the folder of styles")
+    command.add_argument(
+        "--networks", action="store_true", help="also LPIPS and CFSD and, of folders, FID and ArtFID: PyTorch and weights"
+    )
     command.add_argument("--weights", metavar="DIR", help="the folder of these weights (found or downloaded otherwise)")
+    command.add_argument(
+        "--fid", choices=("art", "inception"), default="art", help="the network: ArtFID's, as in the paper (art), or FID's"
+    )
+    command.add_argument("-o", "--output", metavar="CSV", help="of folders: the table to write")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=run_evaluate)
 
     command = commands.add_parser("info", help="versions, CPU, the model, and how long a transfer takes")

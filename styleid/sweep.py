@@ -119,7 +119,7 @@ def sweep(
             rows.append(result(*job))
             if report:
                 report(number, len(jobs))
-    _write_table(root / "table.csv", rows)
+    write_table(root / "table.csv", rows)
     _write_sheets(root, rows, pictures)
     return rows
 
@@ -165,6 +165,10 @@ class Manifest:
         output = self.folder / str(row.get("output"))
         return row if output.is_file() and _sha256(output.read_bytes()) == row.get("sha256") else None
 
+    def all_finished(self) -> list[Row]:
+        """The rows of all results that are there."""
+        return [row for key in self._rows if (row := self.finished(key))]
+
     def add(self, row: Row, picture: NDArray[np.uint8]) -> Row:
         """Writes the picture, with the row as its PNG text, then the row's line. Returns the row with the file's name and hash."""
         stems = [Path(row[which]).stem for which in ("content", "style")]
@@ -189,7 +193,8 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
+def write_table(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
+    """Rows of the same keys as CSV, whole or not at all."""
     with write_whole(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         table = csv.DictWriter(text, rows[0].keys())

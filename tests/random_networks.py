@@ -37,3 +37,19 @@ def summary(features):
     values = features.astype(np.float64).ravel()
     places = np.arange(values.size)
     return [float(values @ weights) for weights in (np.ones(values.size), np.cos(places), np.cos(places * 1.7))]
+
+
+def write_weights(root):
+    """Random weights of all networks under the published files' names, with layers in them that nothing here needs."""
+    import torch
+
+    from styleid.metrics import networks
+    from styleid.metrics.weights import FILES
+
+    art, original = (networks.inception(tensorflow) for tensorflow in (False, True))
+    made = {"alexnet": networks.alexnet(), "lpips": networks.Heads(), "vgg19": networks.vgg19()}
+    for name, network in (made | {"art": art, "inception": original}).items():
+        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items() if value.ndim}
+        state = {key: torch.tensor(value) for key, value in weights(shapes).items()}
+        torch.save(state | {"classifier.1.weight": torch.zeros(2, 2)}, root / FILES[name].file)
+    return root

@@ -6,34 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_networks import picture, summary, weights
+from random_networks import picture, summary, write_weights
 from scipy import linalg
 
 from styleid import metrics
 
 torch = pytest.importorskip("torch")
-from styleid.metrics import networks
 from styleid.metrics.weights import FILES
 
 EXPECTED = json.loads((Path(__file__).parent / "references/metrics.json").read_text())
-MAKE = {
-    "alexnet": networks.alexnet,
-    "lpips": networks.Heads,
-    "vgg19": networks.vgg19,
-    "art": lambda: networks.inception(tensorflow=False),
-    "inception": lambda: networks.inception(tensorflow=True),
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Random weights under the published files' names, with layers in them that nothing here needs."""
-    root = tmp_path_factory.mktemp("weights")
-    for name, make in MAKE.items():
-        shapes = {key: tuple(value.shape) for key, value in make().state_dict().items() if value.ndim}
-        state = {key: torch.tensor(value) for key, value in weights(shapes).items()}
-        torch.save(state | {"classifier.1.weight": torch.zeros(2, 2)}, root / FILES[name].file)
-    return root
+    return write_weights(tmp_path_factory.mktemp("weights"))
 
 
 def test_lpips(folder):
