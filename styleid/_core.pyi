@@ -12,6 +12,8 @@ Float32 = NDArray[np.float32]
 Feature = NDArray[np.float32] | NDArray[np.uint16]  # uint16: the bits of bfloat16
 Progress = Callable[[int, int], object]
 Hook = Callable[[int, int, Float32], object]
+# on_attention(step, layer, query, key, value) -> None, or three arrays, None among them for what was given
+OnAttention = Callable[[int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None]
 
 class ModelError(ValueError):
     """A model's configuration or weights cannot be used."""
@@ -132,6 +134,8 @@ def invert(
     hook: Hook | None = None,        # hook(step, steps, latents): may change the latents in place
     negative: Float32 | None = None, # (1, tokens, context_size): e = e_negative + guidance (e_context - e_negative)
     guidance: float = 1.0,           # unused where negative is None: then nothing more is evaluated
+    *,
+    on_attention: OnAttention | None = None,  # in `layers`, after their features were kept; for each picture in turn
 ) -> list[InversionData]: ...
 
 def sample(
@@ -153,6 +157,7 @@ def sample(
     *,
     inject: str = "qkv",             # of the content's queries and the styles' keys and values, those that are injected
     regions: Regions | None = None,  # layers that are not in it: everywhere
+    on_attention: OnAttention | None = None,  # in `layers`, of what is injected
 ) -> Float32:
     """DDIM sampling from zT with injection -> z0 (1, C, h, w)."""
 

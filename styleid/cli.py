@@ -63,7 +63,7 @@ def run_transfer(options: argparse.Namespace) -> None:
     styles = [_load_image(style, options, model) for style in options.style]
     picture = transfer(
         content,
-        styles,
+        [*styles],
         model,
         options.steps,
         options.schedule,

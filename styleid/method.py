@@ -26,7 +26,11 @@ from styleid.model import Model
 from styleid.progress import Progress, part, reporter
 from styleid.rates import Rate, per_step_and_layer
 
-OnStep = Callable[[int, int, NDArray[np.float32]], object]
+Float32 = NDArray[np.float32]
+OnStep = Callable[[int, int, Float32], object]
+OnAttention = Callable[
+    [int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None
+]
 T = TypeVar("T")
 
 PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inject` can name
@@ -46,6 +50,7 @@ def invert(
     cache: str | os.PathLike[str] | Cache | None = None,
     negative_prompt: str = "",
     guidance: float = 1.0,
+    on_attention: OnAttention | None = None,
 ) -> Inversion:
     """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
 
@@ -66,9 +71,14 @@ def invert(
         feature_dtype: "float32", "bfloat16" (half the memory), or "auto": what the model computes in
         on_step: called as on_step(step, steps, latents) before every evaluation and, with step = steps, after the last
             one; latents (1, C, h, w) float32 are what is evaluated next, and may be changed in place
-        cache: a folder, or a `styleid.Cache`, that keeps inversions from one run to the next; not with `on_step`
+        cache: a folder, or a `styleid.Cache`, that keeps inversions from one run to the next; not with hooks
         negative_prompt, guidance: as in `inject_styles`; features are kept of the evaluation under `prompt`. Above 1 an
             inversion strays from what the sampling can undo, so the paper's 1 is what `transfer` always takes here
+        on_attention: called as on_attention(step, layer, query, key, value) before each self-attention of `layers`, after
+            its features were kept; step counts the timesteps upwards, as in `Inversion.query`. The arrays are float32,
+            query (tokens, channels), key and value (keys, channels), the heads' channels one after the other. It returns
+            None, and changes in place count, or (query, key, value) of such shapes, where key and value may have any
+            number of rows, and None stands for what was given. A bfloat16 model's are converted, and rounded back
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
@@ -88,7 +98,7 @@ def invert(
             latents = model.engine.encode(pixels[np.newaxis])
             data = _core.invert(
                 model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report, on_step,
-                negative, guidance,
+                negative, guidance, on_attention=on_attention,
             )[0]  # fmt: skip
         return Inversion(
             latents=data["latents"],
@@ -107,8 +117,9 @@ def invert(
 
     if cache is None:
         return run()
-    if on_step is not None:
-        raise ValueError("cache: an inversion with on_step cannot be kept, because what on_step does is not known")
+    for name, hook in (("on_step", on_step), ("on_attention", on_attention)):
+        if hook is not None:
+            raise ValueError(f"cache: an inversion with {name} cannot be kept, because what {name} does is not known")
     settings = {
         "steps": operator.index(steps), "schedule": schedule, "layers": list(chosen), "keep": keep, "prompt": prompt,
         "feature_dtype": dtype, "negative_prompt": negative_prompt, "guidance": float(guidance),
@@ -135,6 +146,7 @@ def inject_styles(
     guidance: float = 1.0,
     masks: Masks | None = None,
     style_masks: Masks | None = None,
+    on_attention: OnAttention | None = None,
 ) -> NDArray[np.uint8]:
     """Samples a picture from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
 
@@ -171,6 +183,9 @@ def inject_styles(
             over, that share of the attention, and of the initial latent, is the content's, as without any injection
         style_masks: the same over the styles' pictures: which part of each is looked at; AdaIN, too, takes its
             statistics there
+        on_attention: as in `invert`; step counts downwards, and the arrays are what is injected: of several styles, keys
+            and values one after the other, whose weights and masks apply as long as their number is the same. With
+            inject=False they are the layers' own, and `layers` may be any that have self-attention
 
     Returns:
         (H, W, 3) uint8 of the content's size
@@ -188,7 +203,7 @@ def inject_styles(
     context = content.context if prompt is None else _context(model, "prompt", prompt)
     negative = _negative_context(model, context, negative_prompt, guidance)
     parts = _parts(inject)
-    chosen = _kept_layers(content, styles, layers, parts) if parts else ()
+    chosen = _kept_layers(content, styles, layers, parts, model) if parts or on_attention else ()
     plan = _core.schedule(model.engine, content.schedule, content.steps)
     placed = read_masks("masks", masks, len(styles)), read_masks("style_masks", style_masks, len(styles))
     if initial is None:
@@ -214,6 +229,7 @@ def inject_styles(
             guidance,
             inject=parts,
             regions=regions(model, chosen, placed[0], content.latent_size, placed[1], sizes),
+            on_attention=on_attention,
         )
     return cast(NDArray[np.uint8], model.engine.decode(z0, plan["truncate"])[0])
 
@@ -394,10 +410,11 @@ def _parts(inject: bool | str) -> str:
 
 
 def _kept_layers(
-    content: Inversion, styles: Sequence[Inversion], layers: Iterable[int] | None, parts: str
+    content: Inversion, styles: Sequence[Inversion], layers: Iterable[int] | None, parts: str, model: Model
 ) -> tuple[int, ...]:
-    """The layers to inject into. Of all of them, the inversions must have kept what is injected."""
-    chosen = content.layers if layers is None else _layers(layers, content.layers)
+    """The layers to inject into, or to look at. Of all of them, the inversions must have kept what is injected."""
+    allowed = content.layers if parts else model.attention_layers
+    chosen = content.layers if layers is None else _layers(layers, allowed)
     needs = [("content", content, PARTS[part]) for part in parts if part == "q"]
     needs += [(name, style, PARTS[part]) for part in parts if part != "q" for name, style in _named("style", styles)]
     for name, inversion, needed in needs:

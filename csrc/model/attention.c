@@ -1,6 +1,8 @@
 #include "model/attention.h"
 
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "core/err.h"
 
@@ -31,6 +33,104 @@ static int attend(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const si
     };
     return sid_attend(exec, &problem, 1);
 }
+
+static size_t key_count(const sid_keys *sources, size_t count) {
+    size_t tokens = 0;
+    for (size_t i = 0; i < count; i++) tokens += sources[i].tokens;
+    return tokens;
+}
+
+/* ---- a hook's attention ---- */
+
+typedef struct {
+    const sid_transformer *t;
+    sid_tensor *dst;
+    sid_keys sources[SID_MAX_STYLES];
+    size_t count;
+    float temperature;
+    sid_attention_inputs inputs;
+} hooked;
+
+/* Q, and K and V of all sources, as the hook sees them. */
+static int show(sid_exec *exec, hooked *h, const sid_tensor *q, float *copies) {
+    sid_attention_inputs *in = &h->inputs;
+    float *k = copies + in->queries * in->channels, *v = k + in->keys * in->channels;
+    sid_dtype dtype = exec->backend->dtype;
+    in->q = copies, in->k = k, in->v = v;
+    sid_tensor query = sid_dense(copies, SID_F32, 1, 1, in->queries, in->channels);
+    SID_TRY(sid_combine(exec, &query, 1, q, 0, NULL));
+    for (size_t i = 0; i < h->count; i++) {
+        const sid_keys *s = &h->sources[i];
+        sid_tensor from[] = {{(void *)s->k, dtype, 1, 1, s->tokens, in->channels, s->k_stride},
+                             {(void *)s->v, dtype, 1, 1, s->tokens, in->channels, s->v_stride}};
+        sid_tensor key = sid_dense(k, SID_F32, 1, 1, s->tokens, in->channels);
+        sid_tensor value = sid_dense(v, SID_F32, 1, 1, s->tokens, in->channels);
+        SID_TRY(sid_combine(exec, &key, 1, &from[0], 0, NULL));
+        SID_TRY(sid_combine(exec, &value, 1, &from[1], 0, NULL));
+        k += s->tokens * in->channels, v += s->tokens * in->channels;
+    }
+    return SID_OK;
+}
+
+/* A matrix of float32 in the backend's dtype. */
+static int take_back(sid_exec *exec, sid_tensor *t, const float *data, size_t rows, size_t channels) {
+    sid_tensor given = sid_dense((void *)data, SID_F32, 1, 1, rows, channels);
+    SID_TRY(sid_new_like(exec, t, &given, channels));
+    return sid_combine(exec, t, 1, &given, 0, NULL);
+}
+
+/* The biases stay with their keys where the hook has left their number; other keys are one source without any. */
+static int attend_to_inputs(sid_exec *exec, hooked *h) {
+    const sid_attention_inputs *in = &h->inputs;
+    sid_tensor q, k, v;
+    SID_TRY(take_back(exec, &q, in->q, in->queries, in->channels));
+    SID_TRY(take_back(exec, &k, in->k, in->keys, in->channels));
+    SID_TRY(take_back(exec, &v, in->v, in->keys, in->channels));
+    if (in->keys != key_count(h->sources, h->count)) {
+        h->sources[0] = source_of(&k, &v);
+        h->count = 1;
+    }
+    size_t size = sid_dtype_size(k.dtype), first = 0;
+    for (size_t i = 0; i < h->count; i++) {
+        sid_keys *s = &h->sources[i];
+        s->k = k.data ? (char *)k.data + first : NULL;
+        s->v = v.data ? (char *)v.data + first : NULL;
+        s->k_stride = s->v_stride = in->channels;
+        first += s->tokens * in->channels * size;
+    }
+    return attend(exec, h->dst, &q, h->sources, h->count, h->t->heads, h->temperature);
+}
+
+/* In memory of its own, because what the hook gives may be larger than what was measured. */
+static int attend_hooked(sid_exec *exec, const sid_tap *tap, hooked *h, const sid_tensor *q) {
+    sid_attention_inputs *in = &h->inputs;
+    sid_exec own = {.backend = exec->backend};
+    if (sid_measuring(&exec->arena)) return SID_OK;
+    *in = (sid_attention_inputs){
+        .queries = sid_rows(q), .keys = key_count(h->sources, h->count), .channels = h->t->channels};
+    float *copies = malloc((in->queries + 2 * in->keys) * in->channels * sizeof *copies);
+    if (!copies) return sid_fail(SID_EMEMORY, "out of memory");
+    int status = show(exec, h, q, copies);
+    if (status == SID_OK && tap->hook->call(tap->hook->self, tap->step, (size_t)h->t->layer, in))
+        status = sid_fail(SID_ECANCELLED, "cancelled at layer %d", h->t->layer);
+    if (status == SID_OK) status = attend_to_inputs(&own, h);
+    if (status == SID_OK) status = sid_arena_open(&own.arena);
+    if (status == SID_OK) status = attend_to_inputs(&own, h);
+    sid_arena_close(&own.arena);
+    free(copies);
+    return status;
+}
+
+/* One sample's attention in a layer with a tap. */
+static int attend_tapped(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst,
+                         const sid_tensor *q, const sid_keys *sources, size_t count, float temperature) {
+    if (!tap->hook || !tap->hook->layers[t->layer]) return attend(exec, dst, q, sources, count, t->heads, temperature);
+    hooked h = {.t = t, .dst = dst, .count = count, .temperature = temperature};
+    memcpy(h.sources, sources, count * sizeof *sources);
+    return attend_hooked(exec, tap, &h, q);
+}
+
+/* ---- plain, kept and injected attention ---- */
 
 int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads,
                        float temperature) {
@@ -135,13 +235,24 @@ static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, 
     }
     SID_TRY(injected_sources(exec, t, tap, sources, &own, region->bias, sid_rows(q)));
     size_t count = injects_keys(tap, t->layer) ? tap->style_count : 1;
-    SID_TRY(attend(exec, dst, q, sources, count, t->heads, tap->temperature[t->layer]));
+    SID_TRY(attend_tapped(exec, t, tap, dst, q, sources, count, tap->temperature[t->layer]));
     return region->cover ? sid_blend_rows(exec, dst, region->cover, dst, &plain) : SID_OK;
 }
 
-static int injects(const sid_tap *tap, int layer) {
-    return tap->mode == SID_TAP_INJECT && (injects_query(tap, layer) || injects_keys(tap, layer));
+/* All samples' attention to their own keys. */
+static int attend_own(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst,
+                      const sid_tensor *q, const sid_tensor *kv) {
+    if (!tap || !tap->hook) return sid_attend_samples(exec, dst, q, kv, t->heads, 1);
+    for (size_t i = 0; i < q->n; i++) {
+        sid_tensor d = sid_sample(dst, i), query = sid_sample(q, i), own = sid_sample(kv, i);
+        sid_tensor key = keys_of(&own), value = values_of(&own);
+        sid_keys source = source_of(&key, &value);
+        SID_TRY(attend_tapped(exec, t, tap, &d, &query, &source, 1, 1));
+    }
+    return SID_OK;
 }
+
+static int injects(const sid_tap *tap, int layer) { return injects_query(tap, layer) || injects_keys(tap, layer); }
 
 int sid_self_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst, const sid_tensor *x,
                        const sid_tap *tap) {
@@ -154,8 +265,8 @@ int sid_self_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst
         SID_TRY(inject(exec, t, tap, dst, &q, x));
     } else {
         SID_TRY(own_keys(exec, t, &kv, x));
-        if (tap && tap->mode == SID_TAP_SAVE) SID_TRY(save_features(exec, tap, t->layer, &q, &kv));
-        SID_TRY(sid_attend_samples(exec, dst, &q, &kv, t->heads, 1));
+        if (tap && tap->saved) SID_TRY(save_features(exec, tap, t->layer, &q, &kv));
+        SID_TRY(attend_own(exec, t, tap, dst, &q, &kv));
     }
     sid_arena_release(&exec->arena, mark);
     return SID_OK;

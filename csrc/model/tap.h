@@ -6,8 +6,6 @@
 
 #define SID_MAX_STYLES 64
 
-typedef enum { SID_TAP_SAVE, SID_TAP_INJECT } sid_tap_mode;
-
 /* Where in a layer features are injected. */
 typedef struct {
     const float *bias; /* NULL, or [styles][queries]: added to a query's logits with a style's keys; may be -INFINITY */
@@ -15,12 +13,26 @@ typedef struct {
                          * is the layer's attention as it would be without any injection */
 } sid_region;
 
+/* The inputs of one sample's attention, dense float32: Q (queries, channels), K and V (keys, channels). Of several
+ * styles, K and V are one after the other. */
 typedef struct {
-    sid_tap_mode mode;
+    const float *q, *k, *v;
+    size_t queries, keys, channels;
+} sid_attention_inputs;
+
+/* Sees the inputs before an attention runs on them. The call may set the pointers and `keys` to others, which stay as
+ * they are until the next call; anything but 0 ends the run with SID_ECANCELLED. */
+typedef struct {
+    int (*call)(void *self, size_t step, size_t layer, sid_attention_inputs *inputs); /* NULL: none */
+    void *self;
+    uint8_t layers[SID_MAX_LAYERS]; /* whether the layer's attention is seen */
+} sid_attention_hook;
+
+typedef struct {
     size_t step; /* feature slot */
-    /* SAVE: one bank per sample of the batch. */
-    sid_bank *const *saved;
-    /* INJECT: into a batch of one, in the layers that the banks have features of. */
+    const sid_attention_hook *hook; /* NULL: none */
+    sid_bank *const *saved;         /* one bank per sample of the batch, to keep features in; NULL: none are kept */
+    /* What is injected into a batch of one, in the layers that the banks have features of. */
     /* Where a bank has no queries, keys or values of a layer, the layer's own stay. All styles have the same kinds. */
     const sid_bank *content;       /* queries; NULL: none */
     const sid_bank *const *styles; /* keys and values, concatenated */

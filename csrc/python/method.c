@@ -116,7 +116,7 @@ static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_
     }
     r->callbacks.latents = z;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, trajectory, &r->progress);
+    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, trajectory, r->hook, &r->progress);
     Py_END_ALLOW_THREADS
     if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, trajectory);
     else sid_raise(r->state, status);
@@ -127,8 +127,8 @@ done:
 }
 
 PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",         "latents",  "context", "steps",    "schedule", "layers", "keep",
-                            "feature_dtype", "progress", "hook",    "negative", "guidance", NULL};
+    static char *names[] = {"model",         "latents",  "context", "steps",    "schedule", "layers",       "keep",
+                            "feature_dtype", "progress", "hook",    "negative", "guidance", "on_attention", NULL};
     static const char *const dtypes[] = {"float32", "bfloat16", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
     PyObject *latents_object, *keep_object, *dtype_object, *result = NULL;
@@ -137,9 +137,9 @@ PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
     unsigned keep[MAX_BATCH];
     int dtype;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO:invert", names, &o.model, &latents_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$O:invert", names, &o.model, &latents_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object,
-                                     &o.progress, &o.hook, &o.negative, &o.guidance) ||
+                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention) ||
         sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
         sid_read_choice(&dtype, dtype_object, "feature_dtype", dtypes) || copy_array(&z, &latents))
         goto done;
@@ -171,9 +171,9 @@ static int read_parts(unsigned *parts, PyObject *object) {
 }
 
 PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",   "latent",   "context",  "steps",  "schedule",    "layers",
-                            "content", "styles",   "weights",  "gamma",  "temperature", "progress",
-                            "hook",    "negative", "guidance", "inject", "regions",     NULL};
+    static char *names[] = {"model",    "latent",  "context", "steps",        "schedule", "layers", "content",
+                            "styles",   "weights", "gamma",   "temperature",  "progress", "hook",   "negative",
+                            "guidance", "inject",  "regions", "on_attention", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
     PyObject *latent_object, *content, *styles, *weights, *inject = NULL, *regions = NULL, *result = NULL;
     sid_request r = {0};
@@ -182,10 +182,10 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     unsigned parts;
     int status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$OO:sample", names, &o.model, &latent_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$OOO:sample", names, &o.model, &latent_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights,
                                      &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance, &inject,
-                                     &regions) ||
+                                     &regions, &o.on_attention) ||
         sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
         read_parts(&parts, inject) ||
         (r.layers.count && sid_sources_read(&s, &r, content, styles, weights, parts, regions)) ||
@@ -200,7 +200,7 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     r.callbacks.latents = &z;
     Py_BEGIN_ALLOW_THREADS
     status = sid_denoise(r.model, r.schedule, z.data, h, w, &r.prompt, s.injection.content ? &s.injection : NULL,
-                         &r.progress);
+                         r.hook, &r.progress);
     Py_END_ALLOW_THREADS
     result = finish(&r, &z, status);
 done:

@@ -69,9 +69,11 @@ int sid_request_read(sid_request *r, PyObject *module, const sid_request_objects
         sid_read_layers(&r->layers, objects->layers, &r->config->unet) ||
         (objects->gamma && read_strengths(r, objects->gamma, objects->temperature)) ||
         (objects->progress && sid_read_callable(&r->callbacks.progress, objects->progress, "progress")) ||
-        (objects->hook && sid_read_callable(&r->callbacks.hook, objects->hook, "hook")))
+        (objects->hook && sid_read_callable(&r->callbacks.hook, objects->hook, "hook")) ||
+        (objects->on_attention && sid_read_callable(&r->watcher.callable, objects->on_attention, "on_attention")))
         return -1;
     r->progress = sid_callbacks_progress(&r->callbacks);
+    if (r->watcher.callable) r->hook = sid_watcher_hook(&r->watcher, &r->layers);
     return 0;
 }
 
@@ -81,6 +83,7 @@ void sid_request_close(sid_request *r) {
     sid_array_close(&r->negative);
     sid_array_close(&r->gamma);
     sid_array_close(&r->temperature);
+    sid_watcher_close(&r->watcher);
 }
 
 /* ---- sources ---- */

@@ -2,6 +2,7 @@
 #ifndef SID_PYTHON_REQUEST_H
 #define SID_PYTHON_REQUEST_H
 
+#include "python/hook.h"
 #include "python/inversion.h"
 #include "python/progress.h"
 #include "python/regions.h"
@@ -10,6 +11,7 @@
 /* The arguments that all of them share; NULL where a function has no such argument. */
 typedef struct {
     PyObject *model, *context, *negative, *guidance, *steps, *schedule, *layers, *gamma, *temperature, *progress, *hook;
+    PyObject *on_attention;
 } sid_request_objects;
 
 /* Filled with zeros first, closed in any case. Everything in it lives until then. */
@@ -24,6 +26,8 @@ typedef struct {
     sid_array gamma, temperature; /* (steps, decoder layers) */
     sid_callbacks callbacks;
     sid_progress progress; /* calls them */
+    sid_watcher watcher;
+    const sid_attention_hook *hook; /* calls it; NULL: none */
 } sid_request;
 
 /* Below, 0 is success and -1 an exception. */

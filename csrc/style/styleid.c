@@ -35,8 +35,9 @@ static int predict(const state *s, float *noise, const float *context, size_t to
  * rather than a batch: no slower, in half the memory. */
 static int guide(const state *s, int timestep, const sid_tap *tap) {
     float *negative = s->noise + s->count;
-    if (tap && tap->mode == SID_TAP_SAVE) tap = NULL;
-    SID_TRY(predict(s, negative, s->prompt->negative, s->prompt->negative_tokens, timestep, tap));
+    sid_tap unsaved = tap ? *tap : (sid_tap){0};
+    unsaved.saved = NULL;
+    SID_TRY(predict(s, negative, s->prompt->negative, s->prompt->negative_tokens, timestep, tap ? &unsaved : NULL));
     for (size_t i = 0; i < s->count; i++) s->noise[i] = negative[i] + s->prompt->guidance * (s->noise[i] - negative[i]);
     return SID_OK;
 }
@@ -51,12 +52,13 @@ static int move_latents(const state *s, const sid_tap *tap, const sid_move *move
 }
 
 int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
-               const sid_prompt *prompt, sid_bank *const *banks, float *trajectory, const sid_progress *progress) {
+               const sid_prompt *prompt, sid_bank *const *banks, float *trajectory, const sid_attention_hook *hook,
+               const sid_progress *progress) {
     state s;
     int status = state_open(&s, model, prompt, z, n, h, w);
     for (size_t i = 0; i < schedule->steps && status == SID_OK; i++) {
         const sid_move *move = &schedule->inversion[i];
-        sid_tap tap = {.mode = SID_TAP_SAVE, .step = move->slot, .saved = banks};
+        sid_tap tap = {.step = move->slot, .hook = hook, .saved = banks};
         status = report(progress, i, schedule->steps, z);
         if (status != SID_OK) break;
         if (trajectory) memcpy(trajectory + i * s.count, z, s.count * sizeof *z);
@@ -69,13 +71,13 @@ int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t 
 }
 
 int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w, const sid_prompt *prompt,
-                const sid_injection *injection, const sid_progress *progress) {
+                const sid_injection *injection, const sid_attention_hook *hook, const sid_progress *progress) {
     size_t layers = sid_layer_count(&sid_model_config(model)->unet);
     state s;
     int status = state_open(&s, model, prompt, z, 1, h, w);
     for (size_t i = 0; i < schedule->sampling_steps && status == SID_OK; i++) {
         const sid_move *move = &schedule->sampling[i];
-        sid_tap tap = {.mode = SID_TAP_INJECT, .step = move->slot};
+        sid_tap tap = {.step = move->slot, .hook = hook};
         if (injection) {
             tap.content = injection->content;
             tap.styles = injection->styles;
@@ -86,7 +88,7 @@ int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t
             tap.regions = injection->regions;
         }
         status = report(progress, i, schedule->sampling_steps, z);
-        if (status == SID_OK) status = move_latents(&s, injection ? &tap : NULL, move);
+        if (status == SID_OK) status = move_latents(&s, injection || hook ? &tap : NULL, move);
     }
     if (status == SID_OK) status = report(progress, schedule->sampling_steps, schedule->sampling_steps, z);
     free(s.noise);

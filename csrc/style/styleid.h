@@ -24,9 +24,11 @@ typedef struct {
 } sid_prompt;
 
 /* Inverts z (n, C, h, w) in place: z0 -> zT. banks: one per sample. trajectory: NULL, or (steps + 1) latents
- * (steps + 1, n, C, h, w): the input of every evaluation, then zT. */
+ * (steps + 1, n, C, h, w): the input of every evaluation, then zT. hook: NULL, or what sees the attention of each
+ * sample after its features were kept. */
 int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
-               const sid_prompt *prompt, sid_bank *const *banks, float *trajectory, const sid_progress *progress);
+               const sid_prompt *prompt, sid_bank *const *banks, float *trajectory, const sid_attention_hook *hook,
+               const sid_progress *progress);
 
 /* How features are injected. All arrays are [steps][layers], by inversion step and decoder layer. */
 typedef struct {
@@ -38,8 +40,8 @@ typedef struct {
     const sid_region *regions; /* NULL, or [layers], the same at all steps */
 } sid_injection;
 
-/* Samples z (1, C, h, w) in place: zT -> z0. */
+/* Samples z (1, C, h, w) in place: zT -> z0. injection, hook: may be NULL; the hook sees what was injected. */
 int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w, const sid_prompt *prompt,
-                const sid_injection *injection, const sid_progress *progress);
+                const sid_injection *injection, const sid_attention_hook *hook, const sid_progress *progress);
 
 #endif

@@ -104,7 +104,7 @@ int sid_inject_styles(sid_model *model, const sid_schedule *schedule, uint8_t *p
     size_t channels = sid_model_config(model)->unet.in_channels;
     if (adain) SID_TRY(adain_to_all(z, content, styles, injection, channels, schedule->adain_epsilon));
     else memcpy(z, content->z, channels * content->h * content->w * sizeof(float));
-    SID_TRY(sid_denoise(model, schedule, z, content->h, content->w, prompt, injection->content ? injection : NULL,
+    SID_TRY(sid_denoise(model, schedule, z, content->h, content->w, prompt, injection->content ? injection : NULL, NULL,
                         progress));
     return decode(model, picture, z, content->h, content->w, schedule->truncate);
 }
@@ -116,11 +116,11 @@ static int invert(sid_model *model, const sid_schedule *schedule, subject subjec
     size_t h = subjects[0].h, w = subjects[0].w;
     if (h == subjects[1].h && w == subjects[1].w) {
         part->weight = 2;
-        return sid_invert(model, schedule, subjects[0].z, 2, h, w, prompt, banks, NULL, &progress);
+        return sid_invert(model, schedule, subjects[0].z, 2, h, w, prompt, banks, NULL, NULL, &progress);
     }
     for (size_t i = 0; i < 2; i++, part->before += schedule->steps)
         SID_TRY(sid_invert(model, schedule, subjects[i].z, 1, subjects[i].h, subjects[i].w, prompt, &banks[i], NULL,
-                           &progress));
+                           NULL, &progress));
     return SID_OK;
 }
 
