@@ -40,6 +40,8 @@ class Cache:
     def get(self, key: str, model: Model, make: Callable[[], Inversion]) -> Inversion:
         """The entry of that key; if there is none, or a damaged one, what `make` returns, which becomes the entry.
 
+        `model` is what the inversion gets as its own; the key must depend on it.
+
         A folder that cannot be written to, such as on a full disk, costs a warning and not the inversion.
         """
         path = self.folder / f"{key}.safetensors"

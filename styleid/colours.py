@@ -23,6 +23,9 @@ def keep_colours(stylized: Picture, content: Picture) -> NDArray[np.uint8]:
 
     Returns:
         (H, W, 3) uint8
+
+    Raises:
+        TypeError, ValueError: as `styleid.to_array`; sizes that differ
     """
     light, colour = to_array(stylized, "stylized"), to_array(content, "content")
     if light.shape != colour.shape:

@@ -68,6 +68,11 @@ def load_image(path: str | os.PathLike[str], size: Size | None = None) -> NDArra
         path: a PNG, JPEG, WebP, TIFF, GIF, BMP or another common format
         size: None: the picture's own; else the side of a square, or (height, width): the largest centred part of
             these proportions is cut out and resized (Lanczos)
+
+    Raises:
+        ValueError: the file is no picture, damaged or too large
+        TypeError: a size of another kind
+        OSError: the file cannot be opened
     """
     height_width = None if size is None else check_size(size)
     with _damage_in(path):
@@ -81,7 +86,10 @@ def load_image(path: str | os.PathLike[str], size: Size | None = None) -> NDArra
 
 
 def save_image(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
-    """Writes an (H, W, 3) uint8 array in the format of the path's suffix, whole or not at all."""
+    """Writes `image`, (H, W, 3) uint8, in the format of the path's suffix, whole or not at all.
+
+    ValueError for an unknown suffix, OSError where nothing can be written.
+    """
     kind, options = _format(path)
     picture = Image.fromarray(np.ascontiguousarray(image))
     with write_whole(path) as file:

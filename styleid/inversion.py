@@ -95,15 +95,24 @@ class Inversion:
         )
 
     def query(self, step: int, layer: int) -> NDArray[np.float32]:
-        """Q of a layer at timesteps[step]: (tokens, channels) float32, read-only; a view where kept in float32."""
+        """Q of a layer at timesteps[step]: (tokens, channels) float32, read-only; a view where kept in float32.
+
+        ValueError where it was not kept.
+        """
         return self._feature("query", step, layer)
 
     def key(self, step: int, layer: int) -> NDArray[np.float32]:
-        """K of a layer at timesteps[step]: (tokens, channels) float32, read-only; a view where kept in float32."""
+        """K of a layer at timesteps[step]: (tokens, channels) float32, read-only; a view where kept in float32.
+
+        ValueError where it was not kept.
+        """
         return self._feature("key", step, layer)
 
     def value(self, step: int, layer: int) -> NDArray[np.float32]:
-        """V of a layer at timesteps[step]: (tokens, channels) float32, read-only; a view where kept in float32."""
+        """V of a layer at timesteps[step]: (tokens, channels) float32, read-only; a view where kept in float32.
+
+        ValueError where it was not kept.
+        """
         return self._feature("value", step, layer)
 
     def _feature(self, kind: str, step: int, layer: int) -> NDArray[np.float32]:
@@ -122,6 +131,7 @@ class Inversion:
         """The picture that DDIM sampling from zT gives, under the prompts of the inversion: (H, W, 3) uint8.
 
         model: None: the model that made the inversion, or the default one if the inversion was loaded from a file.
+        ValueError for another model.
         """
         model = model or self.model or default_model()
         self.check_model(model)
@@ -135,12 +145,12 @@ class Inversion:
         return cast(NDArray[np.uint8], model.engine.decode(z0, truncate)[0])
 
     def check_model(self, model: Model, name: str = "inversion") -> None:
-        """ValueError if the inversion was made by another model."""
+        """ValueError, beginning with `name`, if the inversion was made by another model."""
         if self.fingerprint != model.fingerprint:
             raise ValueError(f"{name}: was made by another model than {model!r}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything to one safetensors file, whole or not at all."""
+        """Writes everything to one safetensors file, `path`, whole or not at all. OSError where that is impossible."""
         metadata = {key: getattr(self, key) for key in SAVED}
         metadata |= {"format": FORMAT, "version": VERSION, "layers": ",".join(map(str, self.layers))}
         metadata |= {"guidance": str(self.guidance)}
@@ -152,7 +162,7 @@ class Inversion:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Inversion:
-        """Reads what `save` wrote. ValueError naming the file and the fact if it is anything else."""
+        """Reads what `save` wrote to `path`. ValueError naming the file and the fact if it is anything else."""
         path = Path(path)
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT:

@@ -111,7 +111,7 @@ class Model:
         return self.config["unet"]["sample_size"] * self.vae_factor
 
     def layer_size(self, layer: int, latent_size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of a decoder layer's map, which has h * w tokens, where the latent is of the given (h, w)."""
+        """(h, w) of a decoder layer's map, which has h * w tokens, where the latent has `latent_size` (h, w)."""
         unet = self.config["unet"]
         level = len(unet["channels"]) - 1 - layer // (unet["layers_per_block"] + 1)
         return latent_size[0] >> level, latent_size[1] >> level
@@ -130,6 +130,9 @@ class Model:
 
         Returns:
             (N, C, h, w) float32
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what was expected
         """
         known = self.empty_context if context is None else float32_array("context", context, 3)
         return self._engine.predict_noise(float32_array("latents", latents, 4), timestep, known)
@@ -142,20 +145,23 @@ class Model:
 
         Returns:
             (1, C, h, w) float32
+
+        Raises:
+            TypeError, ValueError: as `styleid.to_array`; a size that does not fit
         """
         array = to_array(image, "image")
         self.check_size("image", array.shape[:2], self.vae_factor)
         return self._engine.encode(array[np.newaxis])
 
     def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
-        """The picture of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even."""
+        """The picture of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. TypeError, ValueError for others."""
         array = float32_array("latent", latent, 4)
         if len(array) != 1:
             raise ValueError(f"latent: expected the shape (1, C, h, w), got {array.shape}")
         return cast(NDArray[np.uint8], self._engine.decode(array)[0])
 
     def encode_prompt(self, text: str) -> Float32:
-        """The (1, tokens, channels) context of a prompt. ValueError where the model knows the empty one only."""
+        """The (1, tokens, channels) float32 context of a text. ValueError where the model knows the empty one only."""
         if not isinstance(text, str):
             raise TypeError(f"prompt: expected str, got {type(text).__name__}")
         if self._tokenizer is not None:
@@ -166,11 +172,11 @@ class Model:
 
     @cached_property
     def empty_context(self) -> Float32:
-        """The (1, tokens, channels) context of the empty prompt, which the method uses unless told otherwise."""
+        """The (1, tokens, channels) float32 context of the empty prompt, which the method uses unless told otherwise."""
         return self.encode_prompt("")
 
     def check_size(self, name: str, size: tuple[int, ...], multiple: int | None = None) -> None:
-        """ValueError unless height and width are multiples of `image_multiple`, or of the given number."""
+        """ValueError, beginning with `name`, unless both numbers of `size` are multiples of `multiple` (`image_multiple`)."""
         multiple = multiple or self.image_multiple
         if any(side % multiple for side in size):
             raise ValueError(

@@ -51,6 +51,9 @@ def evaluate(
         stylized, content, style: (H, W, 3), as `styleid.to_array` takes them; content of the size of stylized
         networks: also `lpips`, of pictures that `at_protocol_size` has resized, and `cfsd`
         weights: as in `styleid.metrics.learned`
+
+    Raises:
+        TypeError, ValueError: as `styleid.to_array`; sizes that differ; weights that are not there
     """
     references = {"content": content, "style": style}
     values = {name: measure(stylized, references[which]) for name, (which, measure) in MEASURES.items()}

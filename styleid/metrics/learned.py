@@ -45,7 +45,7 @@ def _torch() -> Any:
 
 
 def lpips(picture: Picture, reference: Picture, weights: Folder = None) -> float:
-    """The learned perceptual distance of two pictures of one size, at least 32 x 32, at that size:
+    """The learned perceptual distance of `picture` and `reference`, of one size, at least 32 x 32, at that size:
 
     sum over AlexNet's five ReLUs of mean over positions of sum over channels of w_c (x_c / |x| - y_c / |y|)^2
 
@@ -80,7 +80,16 @@ def cfsd(picture: Picture, content: Picture, weights: Folder = None) -> float:
 
 
 def inception_features(pictures: Iterable[Picture], kind: Kind = "art", weights: Folder = None) -> NDArray[np.float32]:
-    """What FID compares: (n, 2048) float32, one row for each picture, of any sizes (for "art" at least 75 x 75)."""
+    """What FID compares: (n, 2048) float32, one row for each of the pictures, which may differ in size.
+
+    Args:
+        pictures: as `styleid.to_array` takes them; for "art" at least 75 x 75
+        kind: "art" or "inception", see above
+        weights: see above
+
+    Raises:
+        TypeError, ValueError: as `styleid.to_array`; pictures that are too small; weights that are not there
+    """
     torch = _torch()
     if kind not in ("art", "inception"):
         raise ValueError(f"kind: expected 'art' or 'inception', got {kind!r}")
@@ -101,7 +110,10 @@ def inception_features(pictures: Iterable[Picture], kind: Kind = "art", weights:
 def fid(
     pictures: Iterable[Picture], references: Iterable[Picture], kind: Kind = "art", weights: Folder = None
 ) -> float:
-    """`frechet_distance` of the `inception_features` of two sets of pictures, at least two each."""
+    """`frechet_distance` of the `inception_features` of two sets, `pictures` and `references`, of at least two pictures each.
+
+    `kind`, `weights` and errors are those of `inception_features`.
+    """
     return sets.frechet_distance(*(inception_features(each, kind, weights) for each in (pictures, references)))
 
 

@@ -18,18 +18,21 @@ SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 
 
 def psnr(picture: Picture, reference: Picture) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(1 / mean((x - y)^2)) over pixels and channels; infinite if equal."""
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / mean((x - y)^2)) over pixels and channels; infinite if equal.
+
+    `picture` and `reference` are (H, W, 3) of one size; else ValueError, as for all that compare pixels here.
+    """
     x, y = _pair(picture, reference)
     error = float(np.mean((x - y) ** 2))
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 
 
 def ssim(picture: Picture, reference: Picture) -> float:
-    """Structural similarity of Wang, Bovik, Sheikh and Simoncelli (IEEE TIP 2004), the mean over channels and positions:
+    """Structural similarity of `picture` and `reference`: Wang, Bovik, Sheikh and Simoncelli (IEEE TIP 2004), the mean over channels and positions:
 
     (2 mx my + C1) (2 sxy + C2) / ((mx^2 + my^2 + C1) (sx^2 + sy^2 + C2)), C1 = 0.01^2, C2 = 0.03^2, with local moments by
     an 11 x 11 Gaussian window, sigma 1.5, weights adding up to 1, where it lies wholly inside. -1 to 1; 1 if equal.
-    The same as scikit-image's structural_similarity with gaussian_weights=True, use_sample_covariance=False.
+    The same as scikit-image's structural_similarity with gaussian_weights=True, use_sample_covariance=False. ValueError for sizes that differ, or below 11 x 11.
     """
     x, y = _pair(picture, reference)
     if min(x.shape[:2]) < 2 * SSIM_RADIUS + 1:
@@ -43,9 +46,9 @@ def ssim(picture: Picture, reference: Picture) -> float:
 
 
 def gradient_correlation(picture: Picture, reference: Picture) -> float:
-    """Pearson's correlation of the luma's gradient magnitudes: whether edges are where the reference has them.
+    """Pearson's correlation of the luma's gradient magnitudes: whether the picture's edges are where the reference has them.
 
-    Luma by BT.601, gradients by central differences (one-sided at the borders). -1 to 1; 0 where either has none.
+    Luma by BT.601, gradients by central differences (one-sided at the borders). -1 to 1; 0 where either has none. ValueError for sizes that differ.
     """
     first, second = (np.hypot(*np.gradient(image @ LUMA)).ravel() for image in _pair(picture, reference))
     first, second = first - first.mean(), second - second.mean()
@@ -54,21 +57,22 @@ def gradient_correlation(picture: Picture, reference: Picture) -> float:
 
 
 def histogram_loss(picture: Picture, reference: Picture) -> float:
-    """The distance of colours, whatever the pictures' sizes: Hellinger's, of their RGB-uv histograms.
+    """The distance of the colours of picture and reference, of any sizes: Hellinger's, of their RGB-uv histograms.
 
     |sqrt(H1) - sqrt(H2)|_F / sqrt(2), 0 to 1: Afifi, Brubaker and Brown, HistoGAN (CVPR 2021), see `rgb_uv_histogram`.
+    TypeError, ValueError as `styleid.to_array`.
     """
     roots = [np.sqrt(rgb_uv_histogram(image)) for image in (picture, reference)]
     return float(np.linalg.norm(roots[0] - roots[1]) / np.sqrt(2))
 
 
 def rgb_uv_histogram(picture: Picture) -> Float64:
-    """The RGB-uv histogram (3, 64, 64) of HistoGAN: log-chromaticities, weighted by intensity; its sum is 1.
+    """The picture's RGB-uv histogram, (3, 64, 64) float64, of HistoGAN: log-chromaticities, weighted by intensity; its sum is 1.
 
     For channel c with the others d < e: u = log(I_c / I_d), v = log(I_c / I_e) with 1e-6 added to each I; bins are 64
     points from -3 to 3, each pixel counts sqrt(I_r^2 + I_g^2 + I_b^2) k(u - bin) k(v - bin'), k(x) = 1 / (1 + (x / 0.02)^2).
     Pictures with more than 256 pixels a side are resized to 256 x 256 (bilinear, without smoothing), as StyleID's
-    evaluation has it.
+    evaluation has it. TypeError, ValueError as `styleid.to_array`.
     """
     image = _reduced(_floats(picture, "picture")).reshape(-1, 3)
     blocks = np.array_split(image, 1 + len(image) // PIXELS_AT_ONCE)

@@ -51,6 +51,9 @@ def extrapolated_distance(
         features, reference: (n, d) numbers, n at least 4
         start: the smallest N; None: 5000 as in art-fid, or n / 2 where there are no more pairs than that
         seed: of the choice of pairs
+
+    Raises:
+        ValueError: other shapes, NaN or infinity, or too few for `start` and `points`
     """
     first, second = _set(features, "features"), _set(reference, "reference")
     count = len(first)
@@ -68,7 +71,7 @@ def extrapolated_distance(
 
 
 def art_fid(lpips: float, fid: float) -> float:
-    """(1 + LPIPS) (1 + FID): Wright and Ommer, ArtFID (GCPR 2022), of means over pairs and of whole sets."""
+    """(1 + lpips) (1 + fid), the mean of all pairs and the distance of all pictures: Wright and Ommer, ArtFID (GCPR 2022)."""
     return (1 + lpips) * (1 + fid)
 
 
