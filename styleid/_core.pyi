@@ -14,6 +14,7 @@ Progress = Callable[[int, int], object]
 Hook = Callable[[int, int, Float32], object]
 # on_attention(step, layer, query, key, value) -> None, or three arrays, None among them for what was given
 OnAttention = Callable[[int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None]
+Sink = Callable[[int, list[Features]], object]
 
 class ModelError(ValueError):
     """A model's configuration or weights cannot be used."""
@@ -63,8 +64,7 @@ class Weight(TypedDict):
     shape: Sequence[int]
     data: Any                        # a contiguous buffer of exactly that many bytes
 
-class InversionData(TypedDict):
-    latents: Float32                 # (steps + 1, C, h, w): the input of every evaluation, then zT
+class Features(TypedDict):
     query: dict[int, Feature]        # layer -> (steps, tokens, channels); empty where not kept
     key: dict[int, Feature]
     value: dict[int, Feature]
@@ -73,6 +73,16 @@ class Regions(TypedDict):
     bias: dict[int, Float32]         # layer -> (styles, content tokens): added to the logits of a style's keys; may be -inf
     cover: dict[int, Float32]        # layer -> (content tokens,): the share of the injected attention; the rest is plain
     key_bias: Sequence[dict[int, Float32]]  # per style: layer -> (style tokens,): added to the logits of each key
+
+class InversionData(Features):
+    latents: Float32                 # (steps + 1, C, h, w): the input of every evaluation, then zT
+
+class Recomputed(TypedDict):
+    """In place of InversionData: its features are evaluated again, each before the sampling step that injects it."""
+
+    latents: Float32
+    context: Float32                 # of the inversion
+    feature_dtype: str               # "float32" or "bfloat16": what they are rounded to
 
 class Schedule(TypedDict):
     timesteps: NDArray[np.int32]     # of the inversion, ascending; feature slot i belongs to timesteps[i]
@@ -136,7 +146,22 @@ def invert(
     guidance: float = 1.0,           # unused where negative is None: then nothing more is evaluated
     *,
     on_attention: OnAttention | None = None,  # in `layers`, after their features were kept; for each picture in turn
-) -> list[InversionData]: ...
+    sink: Sink | None = None,        # sink(step, features of that step): then nothing else keeps them
+) -> list[InversionData]:
+    """With a sink, arrays of features have room for one step, which the next one overwrites."""
+
+def features(
+    model: Model,
+    latents: Float32,                # (N, C, h, w): what inversion step `step` evaluated, as one batch
+    context: Float32,
+    steps: int,
+    schedule: str,
+    layers: Sequence[int],
+    keep: Sequence[str],
+    feature_dtype: str,
+    step: int,
+) -> list[Features]:
+    """The features of one evaluation, (1, tokens, channels) each."""
 
 def sample(
     model: Model,
@@ -145,8 +170,8 @@ def sample(
     steps: int,
     schedule: str,
     layers: Sequence[int],           # empty: nothing is injected
-    content: InversionData | None,
-    styles: Sequence[InversionData],
+    content: InversionData | Recomputed | None,
+    styles: Sequence[InversionData | Recomputed],
     weights: Sequence[float],        # one per style
     gamma: Float32,                  # (steps, decoder layers), by feature slot
     temperature: Float32,            # (steps, decoder layers)
@@ -166,8 +191,8 @@ def adain(content: Float32, style: Float32, epsilon: float = 0.0) -> Float32:
 
 def inject_styles(
     model: Model,
-    content: InversionData,
-    styles: Sequence[InversionData],
+    content: InversionData | Recomputed,
+    styles: Sequence[InversionData | Recomputed],
     context: Float32,
     steps: int,
     schedule: str,
@@ -195,5 +220,6 @@ def transfer(
     temperature: Float32,
     adain: bool = True,
     progress: Progress | None = None,
+    recompute: bool = False,         # features are not kept, but evaluated again before each sampling step
 ) -> NDArray[np.uint8]:
     """encode + invert (one batch where the sizes agree) + inject_styles -> (H, W, 3)."""

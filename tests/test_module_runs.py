@@ -226,6 +226,9 @@ def test_references_are_given_back(model, inversion):
         invert(model, latents=z, context=context)
         _core.sample(model, **sample_arguments(inversion), hook=lambda *_: None)
         _core.inject_styles(model, **inject_arguments(inversion))
+        replayed = {"latents": z[[0] * (STEPS + 1)], "context": context, "feature_dtype": "float32"}
+        _core.inject_styles(model, **(inject_arguments(inversion) | {"content": replayed, "styles": [replayed]}))
+        del replayed
         for bad in ({"latents": filled(z, np.nan)}, {"keep": ()}, {"layers": (3, 9)}, {"progress": 1}):
             with pytest.raises((TypeError, ValueError)):
                 invert(model, **({"latents": z, "context": context} | bad))
@@ -258,6 +261,7 @@ def test_memory_does_not_grow(model):
         model.decode(model.encode(picture(64, 64)[None]))
         invert(model, latents=z)
         _core.transfer(model, **transfer_arguments())
+        _core.transfer(model, **transfer_arguments(), recompute=True)
         with pytest.raises(Stop):
             invert(model, latents=z, progress=raise_stop)
         with pytest.raises(_core.ModelError):

@@ -1,4 +1,5 @@
-/* Where the features of one inversion are kept: borrowed memory, one slot per step and layer. */
+/* Where the features of one inversion are kept: borrowed memory, one slot per step and layer. A bank of one step holds
+ * those of the last step that was saved. */
 #ifndef SID_MODEL_BANK_H
 #define SID_MODEL_BANK_H
 
@@ -21,7 +22,7 @@ typedef struct {
 /* The (1, 1, tokens, channels) tensor of one step in `features`, which is a layer's query, key or value. */
 static inline sid_tensor sid_bank_slot(const sid_bank *bank, const sid_bank_layer *layer, void *features, size_t step) {
     size_t slot = layer->tokens * layer->channels * sid_dtype_size(bank->dtype);
-    return sid_dense((char *)features + step * slot, bank->dtype, 1, 1, layer->tokens, layer->channels);
+    return sid_dense((char *)features + step % bank->steps * slot, bank->dtype, 1, 1, layer->tokens, layer->channels);
 }
 
 #endif

@@ -200,7 +200,8 @@ static int context_of(sid_model *model, prepared_context **prepared, const float
 /* --- the public runs ------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    float *noise;
+    float *noise; /* NULL while measuring */
+    int features_only;
     const float *latents, *time;
     size_t n, h, w;
     const sid_tensor *keys;
@@ -214,15 +215,16 @@ static int run_predict(sid_exec *exec, const sid_model *model, const void *argum
     SID_TRY(sid_new(exec, &z, a->n, a->h, a->w, c));
     SID_TRY(sid_arena_tensor(&exec->arena, &noise, SID_F32, a->n, a->h, a->w, c));
     SID_TRY(sid_from_planes(exec, &z, a->latents, 1));
-    SID_TRY(sid_unet_run(exec, model->unet, &noise, &z, a->time, a->keys, a->tap));
-    SID_TRY(sid_to_planes(exec, a->noise, &noise, 1));
+    SID_TRY(sid_unet_run(exec, model->unet, a->features_only ? NULL : &noise, &z, a->time, a->keys, a->tap));
+    if (!a->features_only) SID_TRY(sid_to_planes(exec, a->noise, &noise, 1));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
 
 int sid_model_predict(sid_model *model, float *noise, const float *latents, size_t n, size_t h, size_t w, int timestep,
                       const float *context, size_t context_n, size_t context_tokens, const sid_tap *tap) {
-    predict_arguments a = {.noise = noise, .latents = latents, .n = n, .h = h, .w = w, .tap = tap};
+    predict_arguments a = {
+        .noise = noise, .features_only = !noise, .latents = latents, .n = n, .h = h, .w = w, .tap = tap};
     prepared_context *prepared;
     SID_TRY(time_of(model, &a.time, timestep));
     SID_TRY(context_of(model, &prepared, context, context_n, context_tokens));

@@ -21,7 +21,7 @@ size_t sid_model_memory(const sid_model *model); /* bytes of packed weights */
 /* Latents are (n, C, h, w) float32 planes; h and w multiples of sid_latent_multiple(). */
 
 /* noise = UNet(latents, timestep, context): the raw output. context (n or 1, tokens, context_size) float32.
- * tap may be NULL. */
+ * tap may be NULL. noise NULL: only the features that the tap saves are wanted. */
 int sid_model_predict(sid_model *model, float *noise, const float *latents, size_t n, size_t h, size_t w, int timestep,
                       const float *context, size_t context_n, size_t context_tokens, const sid_tap *tap);
 /* latents = VAE mean(images) * scaling_factor. images (n, 3, H, W) in [-1, 1]; H, W multiples of sid_vae_factor(). */

@@ -31,7 +31,8 @@ typedef struct {
 typedef struct {
     size_t step; /* feature slot */
     const sid_attention_hook *hook; /* NULL: none */
-    sid_bank *const *saved;         /* one bank per sample of the batch, to keep features in; NULL: none are kept */
+    sid_bank *const *saved;         /* one bank per sample of the batch, all of the same layers, to keep features in;
+                                     * NULL: none are kept */
     /* What is injected into a batch of one, in the layers that the banks have features of. */
     /* Where a bank has no queries, keys or values of a layer, the layer's own stay. All styles have the same kinds. */
     const sid_bank *content;       /* queries; NULL: none */
@@ -41,5 +42,12 @@ typedef struct {
     const float *gamma, *temperature; /* [layers], of this step */
     const sid_region *regions;        /* NULL, or [layers] */
 } sid_tap;
+
+/* The last layer that features are kept of. */
+static inline size_t sid_tap_last_layer(const sid_tap *tap) {
+    size_t layer = SID_MAX_LAYERS - 1;
+    while (layer && !tap->saved[0]->layers[layer].tokens) layer--;
+    return layer;
+}
 
 #endif

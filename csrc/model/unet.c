@@ -178,6 +178,7 @@ typedef struct {
     const float *time;
     const sid_tensor *keys;
     const sid_tap *tap;
+    size_t last_layer; /* of the decoder that is run */
     size_t resnet, transformer, resampler;
     sid_tensor x;
     sid_tensor skips[MAX_SKIPS];
@@ -227,20 +228,29 @@ static int run_encoder(sid_exec *exec, walk *w) {
 
 static int run_decoder(sid_exec *exec, walk *w) {
     const sid_unet_config *c = &w->unet->config;
-    for (size_t level = c->levels; level-- > 0;) {
-        for (size_t i = 0; i <= c->layers_per_block; i++) {
+    for (size_t level = c->levels, layer = 0; level-- > 0;) {
+        for (size_t i = 0; i <= c->layers_per_block; i++, layer++) {
             SID_TRY(next_resnet(exec, w, &w->skips[--w->skip_count]));
             if (c->attention[level]) SID_TRY(next_transformer(exec, w));
+            if (layer == w->last_layer) return SID_OK;
         }
         if (level) SID_TRY(next_resampler(exec, w));
     }
     return SID_OK;
 }
 
+static int predict(sid_exec *exec, walk *w, sid_tensor *noise) {
+    const sid_unet *u = w->unet;
+    sid_group_norm norm = {&w->x, NULL, NULL, u->norm_out.scale, u->norm_out.shift, u->config.groups, u->config.eps, 1};
+    SID_TRY(sid_group_normalize(exec, &w->x, &norm));
+    return sid_conv2d(exec, noise, &w->x, u->conv_out, NULL);
+}
+
 int sid_unet_run(sid_exec *exec, const sid_unet *u, sid_tensor *noise, const sid_tensor *z, const float *time,
                  const sid_tensor *keys, const sid_tap *tap) {
     size_t mark = sid_arena_mark(&exec->arena);
     walk w = {.unet = u, .time = time, .keys = keys, .tap = tap};
+    w.last_layer = noise ? SID_MAX_LAYERS : sid_tap_last_layer(tap);
     SID_TRY(sid_new_like(exec, &w.x, z, u->config.channels[0]));
     SID_TRY(sid_conv2d(exec, &w.x, z, u->conv_in, NULL));
     SID_TRY(run_encoder(exec, &w));
@@ -248,10 +258,7 @@ int sid_unet_run(sid_exec *exec, const sid_unet *u, sid_tensor *noise, const sid
     SID_TRY(next_transformer(exec, &w));
     SID_TRY(next_resnet(exec, &w, NULL));
     SID_TRY(run_decoder(exec, &w));
-    sid_group_norm norm = {&w.x,  NULL, NULL, u->norm_out.scale, u->norm_out.shift, u->config.groups,
-                           u->config.eps, 1};
-    SID_TRY(sid_group_normalize(exec, &w.x, &norm));
-    SID_TRY(sid_conv2d(exec, noise, &w.x, u->conv_out, NULL));
+    if (noise) SID_TRY(predict(exec, &w, noise));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }

@@ -22,7 +22,8 @@ int sid_unet_context(sid_exec *exec, const sid_unet *unet, sid_tensor *keys, con
 size_t sid_unet_time_size(const sid_unet *unet);
 int sid_unet_time(sid_exec *exec, const sid_unet *unet, float *time, int timestep);
 
-/* noise (n, h, w, C) float32, z (n, h, w, C) in the backend's dtype; time and keys from the functions above. */
+/* noise (n, h, w, C) float32, z (n, h, w, C) in the backend's dtype; time and keys from the functions above.
+ * noise NULL: only the features that the tap saves are wanted; the run ends with the last of their layers. */
 int sid_unet_run(sid_exec *exec, const sid_unet *unet, sid_tensor *noise, const sid_tensor *z, const float *time,
                  const sid_tensor *keys, const sid_tap *tap);
 

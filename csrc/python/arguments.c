@@ -56,6 +56,14 @@ int sid_read_choice(int *choice, PyObject *object, const char *name, const char 
     return -1;
 }
 
+int sid_read_dtype(sid_dtype *dtype, PyObject *object, const char *name) {
+    static const char *const names[] = {"float32", "bfloat16", NULL};
+    int choice;
+    if (sid_read_choice(&choice, object, name, names)) return -1;
+    *dtype = choice == 0 ? SID_F32 : SID_BF16;
+    return 0;
+}
+
 PyObject *sid_read_sequence(PyObject *object, const char *name, const char *of) {
     PyObject *sequence = PyUnicode_Check(object) ? NULL : PySequence_Tuple(object);
     if (!sequence && (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_TypeError)))

@@ -13,6 +13,8 @@ int sid_read_size(size_t *value, PyObject *object, const char *name, size_t leas
 int sid_read_number(double *value, PyObject *object, const char *name);
 /* choice: the index in the NULL-terminated list. */
 int sid_read_choice(int *choice, PyObject *object, const char *name, const char *const *choices);
+/* "float32" or "bfloat16" */
+int sid_read_dtype(sid_dtype *dtype, PyObject *object, const char *name);
 /* Any iterable but a string as a tuple, which no code that runs meanwhile can change; NULL with an exception.
  * of: its items, for the error text. */
 PyObject *sid_read_sequence(PyObject *object, const char *name, const char *of);

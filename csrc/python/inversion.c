@@ -11,6 +11,7 @@ sid_inversion *sid_inversions_new(size_t count) {
 void sid_inversions_close(sid_inversion *inversions, size_t count) {
     for (size_t i = 0; inversions && i < count; i++) {
         sid_array_close(&inversions[i].latents);
+        sid_array_close(&inversions[i].context);
         for (size_t kind = 0; kind < SID_FEATURES; kind++)
             for (size_t layer = 0; layer < SID_MAX_LAYERS; layer++)
                 sid_array_close(&inversions[i].features[kind][layer]);
@@ -30,15 +31,15 @@ static void fill_bank(sid_inversion *inversion, const sid_unet_config *config, s
     };
 }
 
-int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
-                           unsigned keep, sid_dtype dtype, size_t steps, size_t h, size_t w) {
-    const size_t latents_shape[] = {steps + 1, config->in_channels, h, w};
-    if (sid_array_new(&inversion->latents, SID_FLOAT32, 4, latents_shape)) return -1;
+/* Arrays for features of `slots` steps; the latents are there. */
+static int allocate_features(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
+                             unsigned keep, sid_dtype dtype, size_t slots) {
+    size_t h = inversion->latents.shape[2], w = inversion->latents.shape[3];
     inversion->bank.dtype = dtype;
-    inversion->bank.steps = steps;
+    inversion->bank.steps = slots;
     for (size_t i = 0; i < layers->count; i++) {
         size_t layer = layers->numbers[i];
-        const size_t shape[] = {steps, sid_layer_tokens(config, layer, h, w), sid_layer_channels(config, layer)};
+        const size_t shape[] = {slots, sid_layer_tokens(config, layer, h, w), sid_layer_channels(config, layer)};
         for (size_t kind = 0; kind < SID_FEATURES; kind++)
             if (keep & 1u << kind &&
                 sid_array_new(&inversion->features[kind][layer], dtype == SID_F32 ? SID_FLOAT32 : SID_UINT16, 3, shape))
@@ -48,29 +49,40 @@ int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *conf
     return 0;
 }
 
-static PyObject *export_features(const sid_array *features, const sid_layers *layers) {
+int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
+                           unsigned keep, sid_dtype dtype, size_t steps, size_t slots, size_t h, size_t w) {
+    const size_t latents_shape[] = {steps + 1, config->in_channels, h, w};
+    if (sid_array_new(&inversion->latents, SID_FLOAT32, 4, latents_shape)) return -1;
+    return allocate_features(inversion, config, layers, keep, dtype, slots);
+}
+
+static PyObject *export_kind(const sid_array *features, const sid_layers *layers) {
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < layers->count; i++) {
-        PyObject *array = features[layers->numbers[i]].object;
-        if (!array) continue;
-        PyObject *layer = PyLong_FromSize_t(layers->numbers[i]);
-        if (!layer || PyDict_SetItem(dict, layer, array)) Py_CLEAR(dict);
+        const sid_array *kept = &features[layers->numbers[i]];
+        if (!kept->object) continue;
+        /* A view: whoever gets it during the run cannot free what the engine writes to. */
+        PyObject *layer = PyLong_FromSize_t(layers->numbers[i]), *array = sid_array_view(kept);
+        if (!layer || !array || PyDict_SetItem(dict, layer, array)) Py_CLEAR(dict);
         Py_XDECREF(layer);
+        Py_XDECREF(array);
     }
     return dict;
 }
 
-PyObject *sid_inversion_export(const sid_inversion *inversion, const sid_layers *layers) {
-    PyObject *features[SID_FEATURES] = {NULL}, *data = NULL;
-    for (size_t kind = 0; kind < SID_FEATURES; kind++) {
-        features[kind] = export_features(inversion->features[kind], layers);
-        if (!features[kind]) goto done;
+PyObject *sid_inversion_export_features(const sid_inversion *inversion, const sid_layers *layers) {
+    PyObject *data = PyDict_New();
+    for (size_t kind = 0; data && kind < SID_FEATURES; kind++) {
+        PyObject *arrays = export_kind(inversion->features[kind], layers);
+        if (!arrays || PyDict_SetItemString(data, feature_names[kind], arrays)) Py_CLEAR(data);
+        Py_XDECREF(arrays);
     }
-    data =
-        Py_BuildValue("{sOsOsOsO}", "latents", inversion->latents.object, feature_names[SID_QUERY], features[SID_QUERY],
-                      feature_names[SID_KEY], features[SID_KEY], feature_names[SID_VALUE], features[SID_VALUE]);
-done:
-    for (size_t kind = 0; kind < SID_FEATURES; kind++) Py_XDECREF(features[kind]);
+    return data;
+}
+
+PyObject *sid_inversion_export(const sid_inversion *inversion, const sid_layers *layers) {
+    PyObject *data = sid_inversion_export_features(inversion, layers);
+    if (data && PyDict_SetItemString(data, "latents", inversion->latents.object)) Py_CLEAR(data);
     return data;
 }
 
@@ -152,10 +164,32 @@ static int read_kind(sid_inversion *inversion, PyObject *data, size_t kind, cons
     return failed;
 }
 
+/* Instead of features, what they are evaluated again from: data["context"] and the type they are then kept in. */
+static int read_replay(sid_inversion *inversion, PyObject *data, const char *name, const sid_unet_config *config,
+                       const sid_layers *layers, unsigned need) {
+    sid_dtype dtype;
+    PyObject *context = get(data, PyUnicode_FromString("context"), name);
+    PyObject *dtype_object = context ? get(data, PyUnicode_FromString("feature_dtype"), name) : NULL;
+    int failed = !dtype_object || sid_read_context(&inversion->context, context, "context", 1, config) ||
+                 sid_read_dtype(&dtype, dtype_object, "feature_dtype") ||
+                 allocate_features(inversion, config, layers, need, dtype, 1);
+    Py_XDECREF(context);
+    Py_XDECREF(dtype_object);
+    if (failed) return -1;
+    const size_t *shape = inversion->latents.shape;
+    inversion->replay_bank = &inversion->bank;
+    inversion->replay = (sid_replay){
+        inversion->latents.data, 1, shape[2], shape[3], inversion->context.data, inversion->context.shape[1],
+        &inversion->replay_bank};
+    return 0;
+}
+
 int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *name, const sid_unet_config *config,
                        const sid_layers *layers, unsigned need, size_t steps) {
     sid_element element = 0;
     if (read_latents(inversion, data, name, config, steps)) return -1;
+    if (layers->count && need && PyDict_GetItemString(data, "context"))
+        return read_replay(inversion, data, name, config, layers, need);
     inversion->bank.steps = steps;
     for (size_t kind = 0; kind < SID_FEATURES; kind++)
         if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, config, layers, &element))

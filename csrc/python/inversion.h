@@ -3,6 +3,7 @@
 #define SID_PYTHON_INVERSION_H
 
 #include "python/arguments.h"
+#include "style/styleid.h"
 
 enum { SID_QUERY, SID_KEY, SID_VALUE, SID_FEATURES };
 
@@ -19,21 +20,28 @@ typedef struct {
     sid_array latents; /* (steps + 1, C, h, w) */
     sid_array features[SID_FEATURES][SID_MAX_LAYERS];
     sid_bank bank; /* over their memory */
+    /* Where features are to be evaluated again: a bank of one step, and how to fill it; else no trajectory. */
+    sid_array context;
+    sid_bank *replay_bank;
+    sid_replay replay;
 } sid_inversion;
 
 /* count empty ones, to be closed in any case; NULL with an exception. */
 sid_inversion *sid_inversions_new(size_t count);
 void sid_inversions_close(sid_inversion *inversions, size_t count);
 
-/* Makes the arrays. Below, 0 is success and -1 an exception. */
+/* Makes the arrays, those of features for `slots` steps. Below, 0 is success and -1 an exception. */
 int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
-                           unsigned keep, sid_dtype dtype, size_t steps, size_t h, size_t w);
+                           unsigned keep, sid_dtype dtype, size_t steps, size_t slots, size_t h, size_t w);
 
+/* Features. */
+PyObject *sid_inversion_export_features(const sid_inversion *inversion, const sid_layers *layers);
 /* InversionData. */
 PyObject *sid_inversion_export(const sid_inversion *inversion, const sid_layers *layers);
 
 /* From InversionData: its latents, and those features of those layers that `need` names, all of them checked against
- * each other, the steps and the model. name: the argument's. */
+ * each other, the steps and the model; or, where it has a context instead, room for one step of them. name: the
+ * argument's. */
 int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *name, const sid_unet_config *config,
                        const sid_layers *layers, unsigned need, size_t steps);
 

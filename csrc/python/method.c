@@ -6,20 +6,11 @@
 
 #include "core/err.h"
 
-#define MAX_BATCH 64
-
 /* What a function returns: the array if the engine succeeded. */
 static PyObject *finish(const sid_request *request, const sid_array *array, int status) {
     if (status == SID_OK) return Py_NewRef(array->object);
     sid_raise(request->state, status);
     return NULL;
-}
-
-/* A copy for the engine to work in, in place. */
-static int copy_array(sid_array *copy, const sid_array *array) {
-    if (sid_array_new(copy, array->element, array->rank, array->shape)) return -1;
-    memcpy(copy->data, array->data, sid_array_count(array) * sizeof(float));
-    return 0;
 }
 
 /* ---- schedule ---- */
@@ -51,103 +42,6 @@ PyObject *sid_py_schedule(PyObject *module, PyObject *args, PyObject *keywords) 
     if (sid_request_read_schedule(&r, module, model, name, steps) == 0)
         result = export_schedule(r.schedule, &r.config->unet);
     sid_request_close(&r);
-    return result;
-}
-
-/* ---- invert ---- */
-
-static int read_keep(unsigned *keep, PyObject *object, size_t n) {
-    static const char *const names[] = {"none", "query", "keys", "both", NULL};
-    static const unsigned features[] = {SID_KEEP_NONE, SID_KEEP_QUERY, SID_KEEP_KEYS, SID_KEEP_ALL};
-    int failed = 0, choice;
-    PyObject *sequence = sid_read_sequence(object, "keep", "strings");
-    if (!sequence) return -1;
-    if ((size_t)PyTuple_GET_SIZE(sequence) != n) {
-        PyErr_Format(PyExc_ValueError, "keep: expected %zu, one for each picture, got %zd", n,
-                     PyTuple_GET_SIZE(sequence));
-        failed = -1;
-    }
-    for (size_t i = 0; !failed && i < n; i++) {
-        failed = sid_read_choice(&choice, PyTuple_GET_ITEM(sequence, (Py_ssize_t)i), "keep", names);
-        if (!failed) keep[i] = features[choice];
-    }
-    Py_DECREF(sequence);
-    return failed;
-}
-
-static int read_batch(sid_array *latents, unsigned *keep, PyObject *latents_object, PyObject *keep_object,
-                      const sid_unet_config *config) {
-    if (sid_read_latents(latents, latents_object, "latents", 0, config)) return -1;
-    if (latents->shape[0] <= MAX_BATCH) return read_keep(keep, keep_object, latents->shape[0]);
-    PyErr_Format(PyExc_ValueError, "latents: expected at most %d pictures, got %zu", MAX_BATCH, latents->shape[0]);
-    return -1;
-}
-
-static PyObject *export_inversions(sid_inversion *inversions, size_t n, const sid_layers *layers,
-                                   const float *trajectory) {
-    PyObject *list = PyList_New(0);
-    for (size_t i = 0; list && i < n; i++) {
-        const sid_array *latents = &inversions[i].latents;
-        size_t size = sid_array_count(latents) / latents->shape[0];
-        for (size_t step = 0; step < latents->shape[0]; step++)
-            memcpy((float *)latents->data + step * size, trajectory + (step * n + i) * size, size * sizeof(float));
-        PyObject *data = sid_inversion_export(&inversions[i], layers);
-        if (!data || PyList_Append(list, data)) Py_CLEAR(list);
-        Py_XDECREF(data);
-    }
-    return list;
-}
-
-/* Inverts z in place. */
-static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype) {
-    size_t n = z->shape[0], h = z->shape[2], w = z->shape[3];
-    sid_bank *banks[MAX_BATCH];
-    PyObject *result = NULL;
-    int status;
-    sid_inversion *inversions = sid_inversions_new(n);
-    float *trajectory = PyMem_New(float, (r->schedule->steps + 1) * sid_array_count(z));
-    if (!trajectory) PyErr_NoMemory();
-    if (!inversions || !trajectory) goto done;
-    for (size_t i = 0; i < n; i++) {
-        banks[i] = &inversions[i].bank;
-        if (sid_inversion_allocate(&inversions[i], &r->config->unet, &r->layers, keep[i], dtype, r->schedule->steps, h,
-                                   w))
-            goto done;
-    }
-    r->callbacks.latents = z;
-    Py_BEGIN_ALLOW_THREADS
-    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, trajectory, r->hook, &r->progress);
-    Py_END_ALLOW_THREADS
-    if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, trajectory);
-    else sid_raise(r->state, status);
-done:
-    PyMem_Free(trajectory);
-    sid_inversions_close(inversions, n);
-    return result;
-}
-
-PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",         "latents",  "context", "steps",    "schedule", "layers",       "keep",
-                            "feature_dtype", "progress", "hook",    "negative", "guidance", "on_attention", NULL};
-    static const char *const dtypes[] = {"float32", "bfloat16", NULL};
-    sid_request_objects o = {.progress = Py_None, .hook = Py_None};
-    PyObject *latents_object, *keep_object, *dtype_object, *result = NULL;
-    sid_request r = {0};
-    sid_array latents = {0}, z = {0};
-    unsigned keep[MAX_BATCH];
-    int dtype;
-
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$O:invert", names, &o.model, &latents_object,
-                                     &o.context, &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object,
-                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention) ||
-        sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
-        sid_read_choice(&dtype, dtype_object, "feature_dtype", dtypes) || copy_array(&z, &latents))
-        goto done;
-    result = invert(&r, &z, keep, dtype == 0 ? SID_F32 : SID_BF16);
-done:
-    sid_request_close(&r);
-    sid_array_close(&latents);
-    sid_array_close(&z);
     return result;
 }
 
@@ -189,7 +83,7 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
         sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
         read_parts(&parts, inject) ||
         (r.layers.count && sid_sources_read(&s, &r, content, styles, weights, parts, regions)) ||
-        copy_array(&z, &latent))
+        sid_array_copy(&z, &latent))
         goto done;
     size_t h = z.shape[2], w = z.shape[3];
     if (r.layers.count && (s.content.h != h || s.content.w != w)) {
@@ -285,17 +179,17 @@ done:
 }
 
 PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",  "content", "style",       "context", "steps",    "schedule",
-                            "layers", "gamma",   "temperature", "adain",   "progress", NULL};
+    static char *names[] = {"model", "content",     "style", "context",  "steps",     "schedule", "layers",
+                            "gamma", "temperature", "adain", "progress", "recompute", NULL};
     sid_request_objects o = {.progress = Py_None};
     PyObject *content_object, *style_object, *result = NULL;
     sid_request r = {0};
     sid_array content = {0}, style = {0}, picture = {0};
-    int adain = 1, status;
+    int adain = 1, recompute = 0, status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOO|pO:transfer", names, &o.model, &content_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOO|pOp:transfer", names, &o.model, &content_object,
                                      &style_object, &o.context, &o.steps, &o.schedule, &o.layers, &o.gamma,
-                                     &o.temperature, &adain, &o.progress) ||
+                                     &o.temperature, &adain, &o.progress, &recompute) ||
         sid_request_read(&r, module, &o))
         goto done;
     const sid_vae_config *vae = &r.config->vae;
@@ -307,7 +201,7 @@ PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) 
     sid_image content_image = sid_image_of(&content), style_image = sid_image_of(&style);
     Py_BEGIN_ALLOW_THREADS
     status = sid_transfer(r.model, r.schedule, picture.data, &content_image, &style_image, r.layers.numbers,
-                          r.layers.count, adain, &r.prompt, r.gamma.data, r.temperature.data, &r.progress);
+                          r.layers.count, adain, recompute, &r.prompt, r.gamma.data, r.temperature.data, &r.progress);
     Py_END_ALLOW_THREADS
     result = finish(&r, &picture, status);
 done:

@@ -95,8 +95,10 @@ static PyMethodDef functions[] = {
     FUNCTION(schedule, "(model, name, steps)", "The timesteps of a schedule, and its conventions."),
     FUNCTION(invert,
              "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None, "
-             "negative=None, guidance=1.0, *, on_attention=None)",
+             "negative=None, guidance=1.0, *, on_attention=None, sink=None)",
              "DDIM inversion that keeps features; a list of InversionData."),
+    FUNCTION(features, "(model, latents, context, steps, schedule, layers, keep, feature_dtype, step)",
+             "The features of one evaluation; a list of Features."),
     FUNCTION(sample,
              "(model, latent, context, steps, schedule, layers, content, styles, weights, gamma, temperature, "
              "progress=None, hook=None, negative=None, guidance=1.0, *, inject='qkv', regions=None, on_attention=None)",
@@ -107,7 +109,8 @@ static PyMethodDef functions[] = {
              "progress=None, hook=None, negative=None, guidance=1.0)",
              "adain, sample and decode; a picture."),
     FUNCTION(transfer,
-             "(model, content, style, context, steps, schedule, layers, gamma, temperature, adain=True, progress=None)",
+             "(model, content, style, context, steps, schedule, layers, gamma, temperature, adain=True, progress=None, "
+             "recompute=False)",
              "encode, invert and inject_styles; a picture."),
     {NULL, NULL, 0, NULL},
 };

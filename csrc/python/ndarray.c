@@ -3,6 +3,7 @@
 #define NPY_NO_DEPRECATED_API NPY_1_23_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_23_API_VERSION
 #include <numpy/arrayobject.h>
+#include <string.h>
 
 static const struct {
     sid_element element;
@@ -130,6 +131,12 @@ int sid_array_new(sid_array *array, sid_element element, size_t rank, const size
     array->object = PyArray_SimpleNew((int)rank, sizes, elements[kind].number);
     if (!array->object) return -1;
     array->data = PyArray_DATA((PyArrayObject *)array->object);
+    return 0;
+}
+
+int sid_array_copy(sid_array *copy, const sid_array *array) {
+    if (sid_array_new(copy, array->element, array->rank, array->shape)) return -1;
+    memcpy(copy->data, array->data, (size_t)PyArray_NBYTES((PyArrayObject *)array->object));
     return 0;
 }
 

@@ -37,6 +37,9 @@ int sid_array_read(sid_array *array, PyObject *object, const sid_array_spec *spe
 /* A new array of undefined content. */
 int sid_array_new(sid_array *array, sid_element element, size_t rank, const size_t *shape);
 
+/* A new array of the same content. */
+int sid_array_copy(sid_array *copy, const sid_array *array);
+
 /* Another array object over the same memory, which it keeps alive. */
 PyObject *sid_array_view(const sid_array *array);
 

@@ -19,6 +19,8 @@ static int report(void *self, size_t step, size_t steps, float *z) {
     (void)z; /* the memory of callbacks->latents */
     PyGILState_STATE gil = PyGILState_Ensure();
     int carry_on = PyErr_CheckSignals() == 0;
+    if (carry_on && callbacks->sink && step)
+        carry_on = succeeded(PyObject_CallFunction(callbacks->sink, "nO", (Py_ssize_t)step - 1, callbacks->features));
     if (carry_on && callbacks->hook) carry_on = call_hook(callbacks, step, steps);
     if (carry_on && callbacks->progress)
         carry_on = succeeded(PyObject_CallFunction(callbacks->progress, "nn", (Py_ssize_t)step, (Py_ssize_t)steps));

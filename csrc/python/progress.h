@@ -8,10 +8,12 @@
 typedef struct {
     PyObject *progress, *hook; /* borrowed; NULL: none */
     const sid_array *latents;  /* what the engine works in, for the hook */
+    PyObject *sink, *features; /* borrowed; NULL: none; and what the engine saves one step's features in */
 } sid_callbacks;
 
 /* The callback of a run that has released the GIL: looks for signals, so that Ctrl-C stops within a step, then calls
- * hook(step, steps, latents) and progress(step, steps). An exception of theirs cancels the run. */
+ * sink(step - 1, features), hook(step, steps, latents) and progress(step, steps). An exception of theirs cancels the
+ * run. */
 sid_progress sid_callbacks_progress(sid_callbacks *callbacks);
 
 #endif

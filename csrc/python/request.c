@@ -70,7 +70,8 @@ int sid_request_read(sid_request *r, PyObject *module, const sid_request_objects
         (objects->gamma && read_strengths(r, objects->gamma, objects->temperature)) ||
         (objects->progress && sid_read_callable(&r->callbacks.progress, objects->progress, "progress")) ||
         (objects->hook && sid_read_callable(&r->callbacks.hook, objects->hook, "hook")) ||
-        (objects->on_attention && sid_read_callable(&r->watcher.callable, objects->on_attention, "on_attention")))
+        (objects->on_attention && sid_read_callable(&r->watcher.callable, objects->on_attention, "on_attention")) ||
+        (objects->sink && sid_read_callable(&r->callbacks.sink, objects->sink, "sink")))
         return -1;
     r->progress = sid_callbacks_progress(&r->callbacks);
     if (r->watcher.callable) r->hook = sid_watcher_hook(&r->watcher, &r->layers);
@@ -146,7 +147,10 @@ int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, Py
                                    .style_count = s->style_count,
                                    .gamma = r->gamma.data,
                                    .temperature = r->temperature.data,
-                                   .regions = s->regions ? s->regions->layers : NULL};
+                                   .regions = s->regions ? s->regions->layers : NULL,
+                                   .replays = s->replays};
+    for (size_t i = 0; i <= s->style_count; i++)
+        if (s->inversions[i].replay.trajectory) s->replays[s->injection.replay_count++] = s->inversions[i].replay;
     failed = 0;
 done:
     Py_DECREF(sequence);

@@ -10,8 +10,8 @@
 
 /* The arguments that all of them share; NULL where a function has no such argument. */
 typedef struct {
-    PyObject *model, *context, *negative, *guidance, *steps, *schedule, *layers, *gamma, *temperature, *progress, *hook;
-    PyObject *on_attention;
+    PyObject *model, *context, *negative, *guidance, *steps, *schedule, *layers, *gamma, *temperature;
+    PyObject *progress, *hook, *on_attention, *sink;
 } sid_request_objects;
 
 /* Filled with zeros first, closed in any case. Everything in it lives until then. */
@@ -44,6 +44,7 @@ typedef struct {
     const sid_bank *style_banks[SID_MAX_STYLES];
     sid_latent content, styles[SID_MAX_STYLES]; /* zT of each */
     sid_regions *regions;                       /* NULL: everywhere */
+    sid_replay replays[1 + SID_MAX_STYLES];
     sid_injection injection;
 } sid_sources;
 

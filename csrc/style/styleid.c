@@ -70,6 +70,23 @@ int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t 
     return status;
 }
 
+int sid_features(sid_model *model, int timestep, const float *latents, size_t n, size_t h, size_t w,
+                 const float *context, size_t context_tokens, sid_bank *const *banks) {
+    sid_tap tap = {.saved = banks};
+    return sid_model_predict(model, NULL, latents, n, h, w, timestep, context, 1, context_tokens, &tap);
+}
+
+/* Fills the banks of one step with the features of inversion step `slot`. */
+static int replay(sid_model *model, const sid_injection *injection, int timestep, size_t slot) {
+    size_t channels = sid_model_config(model)->unet.in_channels;
+    for (size_t i = 0; i < injection->replay_count; i++) {
+        const sid_replay *r = &injection->replays[i];
+        const float *latents = r->trajectory + slot * r->n * channels * r->h * r->w;
+        SID_TRY(sid_features(model, timestep, latents, r->n, r->h, r->w, r->context, r->context_tokens, r->banks));
+    }
+    return SID_OK;
+}
+
 int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w, const sid_prompt *prompt,
                 const sid_injection *injection, const sid_attention_hook *hook, const sid_progress *progress) {
     size_t layers = sid_layer_count(&sid_model_config(model)->unet);
@@ -88,6 +105,7 @@ int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t
             tap.regions = injection->regions;
         }
         status = report(progress, i, schedule->sampling_steps, z);
+        if (status == SID_OK && injection) status = replay(model, injection, move->timestep, move->slot);
         if (status == SID_OK) status = move_latents(&s, injection || hook ? &tap : NULL, move);
     }
     if (status == SID_OK) status = report(progress, schedule->sampling_steps, schedule->sampling_steps, z);

@@ -30,6 +30,20 @@ int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t 
                const sid_prompt *prompt, sid_bank *const *banks, float *trajectory, const sid_attention_hook *hook,
                const sid_progress *progress);
 
+/* The features of one evaluation, of latents (n, C, h, w). banks: one per sample, each of one step. */
+int sid_features(sid_model *model, int timestep, const float *latents, size_t n, size_t h, size_t w,
+                 const float *context, size_t context_tokens, sid_bank *const *banks);
+
+/* Features that were not kept: evaluated again, step by step, on the latents of their inversion, all n of them as the
+ * batch that they were inverted in. */
+typedef struct {
+    const float *trajectory; /* (steps + 1, n, C, h, w), as sid_invert() fills it */
+    size_t n, h, w;
+    const float *context;
+    size_t context_tokens;
+    sid_bank *const *banks; /* one per sample, each of one step */
+} sid_replay;
+
 /* How features are injected. All arrays are [steps][layers], by inversion step and decoder layer. */
 typedef struct {
     const sid_bank *content;       /* queries; NULL: nothing is injected */
@@ -38,6 +52,8 @@ typedef struct {
     size_t style_count;
     const float *gamma, *temperature;
     const sid_region *regions; /* NULL, or [layers], the same at all steps */
+    const sid_replay *replays; /* of the banks above that hold one step only */
+    size_t replay_count;
 } sid_injection;
 
 /* Samples z (1, C, h, w) in place: zT -> z0. injection, hook: may be NULL; the hook sees what was injected. */

@@ -109,49 +109,63 @@ int sid_inject_styles(sid_model *model, const sid_schedule *schedule, uint8_t *p
     return decode(model, picture, z, content->h, content->w, schedule->truncate);
 }
 
-static int invert(sid_model *model, const sid_schedule *schedule, subject subjects[2], const sid_prompt *prompt,
+/* Both pictures, as one batch where their sizes agree. trajectory: NULL, or room for the latents of all steps; then
+ * `replays`, 1 or 2, can fill the banks from them. */
+static int invert(sid_model *model, const sid_schedule *schedule, const subject subjects[2], sid_bank *const banks[2],
+                  const sid_prompt *prompt, float *trajectory, sid_replay replays[2], size_t *replay_count,
                   share *part) {
     sid_progress progress = {report_share, part};
-    sid_bank *const banks[2] = {&subjects[0].bank, &subjects[1].bank};
-    size_t h = subjects[0].h, w = subjects[0].w;
-    if (h == subjects[1].h && w == subjects[1].w) {
-        part->weight = 2;
-        return sid_invert(model, schedule, subjects[0].z, 2, h, w, prompt, banks, NULL, NULL, &progress);
+    int together = subjects[0].h == subjects[1].h && subjects[0].w == subjects[1].w;
+    size_t n = together ? 2 : 1;
+    part->weight = n;
+    for (size_t i = 0; i < 2 / n; i++, part->before += schedule->steps) {
+        const subject *s = &subjects[i];
+        SID_TRY(sid_invert(model, schedule, s->z, n, s->h, s->w, prompt, &banks[i], trajectory, NULL, &progress));
+        if (!trajectory) continue;
+        replays[(*replay_count)++] =
+            (sid_replay){trajectory, n, s->h, s->w, prompt->context, prompt->tokens, &banks[i]};
+        trajectory += (schedule->steps + 1) * n * s->count;
     }
-    for (size_t i = 0; i < 2; i++, part->before += schedule->steps)
-        SID_TRY(sid_invert(model, schedule, subjects[i].z, 1, subjects[i].h, subjects[i].w, prompt, &banks[i], NULL,
-                           NULL, &progress));
     return SID_OK;
 }
 
 static int inject(sid_model *model, const sid_schedule *schedule, uint8_t *picture, float *z, const subject subjects[2],
-                  size_t layer_count, int adain, const sid_prompt *prompt, const float *gamma, const float *temperature,
-                  share *part) {
-    const float weight = 1;
-    const sid_bank *style_bank = &subjects[1].bank;
+                  int adain, const sid_prompt *prompt, const sid_injection *injection, share *part) {
     sid_latent content = {subjects[0].z, subjects[0].h, subjects[0].w};
     sid_latent style = {subjects[1].z, subjects[1].h, subjects[1].w};
-    sid_injection injection = {.content = layer_count ? &subjects[0].bank : NULL,
-                               .styles = &style_bank,
-                               .weights = &weight,
-                               .style_count = 1,
-                               .gamma = gamma,
-                               .temperature = temperature};
     sid_progress progress = {report_share, part};
     part->before = 2 * schedule->steps;
     part->weight = 1;
-    return sid_inject_styles(model, schedule, picture, z, &content, &style, adain, prompt, &injection, &progress);
+    return sid_inject_styles(model, schedule, picture, z, &content, &style, adain, prompt, injection, &progress);
+}
+
+static int open_banks(subject subjects[2], const sid_unet_config *config, const size_t *layers, size_t layer_count) {
+    for (size_t i = 0; i < 2; i++)
+        SID_TRY(bank_open(&subjects[i].bank, config, layers, layer_count, subjects[i].h, subjects[i].w, i == 0));
+    return SID_OK;
 }
 
 int sid_transfer(sid_model *model, const sid_schedule *schedule, uint8_t *picture, const sid_image *content,
-                 const sid_image *style, const size_t *layers, size_t layer_count, int adain, const sid_prompt *prompt,
-                 const float *gamma, const float *temperature, const sid_progress *progress) {
+                 const sid_image *style, const size_t *layers, size_t layer_count, int adain, int recompute,
+                 const sid_prompt *prompt, const float *gamma, const float *temperature, const sid_progress *progress) {
     const sid_config *config = sid_model_config(model);
     size_t factor = sid_vae_factor(&config->vae);
     share part = {progress, 0, 1, 2 * schedule->steps + schedule->sampling_steps};
     subject subjects[2] = {{.image = content}, {.image = style}};
-    int status = SID_OK;
+    sid_bank *const banks[2] = {&subjects[0].bank, &subjects[1].bank};
+    const sid_bank *style_bank = banks[1];
+    const float weight = 1;
+    sid_replay replays[2];
+    sid_injection injection = {.content = layer_count ? banks[0] : NULL,
+                               .styles = &style_bank,
+                               .weights = &weight,
+                               .style_count = 1,
+                               .gamma = gamma,
+                               .temperature = temperature,
+                               .replays = replays};
     void *latents = NULL; /* both pictures' as a batch, then the one that is sampled, of the content's size */
+    void *trajectory = NULL;
+    int status = SID_OK;
 
     for (size_t i = 0; i < 2; i++) {
         subject *s = &subjects[i];
@@ -159,11 +173,12 @@ int sid_transfer(sid_model *model, const sid_schedule *schedule, uint8_t *pictur
         s->w = s->image->width / factor;
         s->count = config->unet.in_channels * s->h * s->w;
         s->bank.dtype = sid_model_dtype(model);
-        s->bank.steps = schedule->steps;
-        status = bank_open(&s->bank, &config->unet, layers, layer_count, s->h, s->w, i == 0);
-        if (status != SID_OK) goto done;
+        s->bank.steps = recompute ? 1 : schedule->steps;
     }
-    status = allocate(&latents, (2 * subjects[0].count + subjects[1].count) * sizeof(float));
+    size_t count = subjects[0].count + subjects[1].count;
+    status = allocate(&latents, (count + subjects[0].count) * sizeof(float));
+    if (status == SID_OK && recompute) status = allocate(&trajectory, (schedule->steps + 1) * count * sizeof(float));
+    if (status == SID_OK && !recompute) status = open_banks(subjects, &config->unet, layers, layer_count);
     if (status != SID_OK) goto done;
     subjects[0].z = latents;
     subjects[1].z = subjects[0].z + subjects[0].count;
@@ -171,12 +186,15 @@ int sid_transfer(sid_model *model, const sid_schedule *schedule, uint8_t *pictur
         status = encode(model, subjects[i].z, subjects[i].image);
         if (status != SID_OK) goto done;
     }
-    status = invert(model, schedule, subjects, prompt, &part);
+    status = invert(model, schedule, subjects, banks, prompt, trajectory, replays, &injection.replay_count, &part);
+    /* Only now: the inversion of a transfer that recomputes saves nothing. */
+    if (status == SID_OK && recompute) status = open_banks(subjects, &config->unet, layers, layer_count);
     if (status != SID_OK) goto done;
     float *z = subjects[1].z + subjects[1].count;
-    status = inject(model, schedule, picture, z, subjects, layer_count, adain, prompt, gamma, temperature, &part);
+    status = inject(model, schedule, picture, z, subjects, adain, prompt, &injection, &part);
 done:
     free(latents);
+    free(trajectory);
     bank_close(&subjects[0].bank);
     bank_close(&subjects[1].bank);
     return status;

@@ -19,9 +19,10 @@ int sid_inject_styles(sid_model *model, const sid_schedule *schedule, uint8_t *p
 
 /* Encodes and inverts both pictures, as one batch where their sizes agree, then sid_inject_styles(). The pictures'
  * sides are multiples of sid_vae_factor() * sid_latent_multiple(). gamma, temperature [steps][layers].
+ * recompute: no features are kept, but evaluated again for each sampling step.
  * The progress counts evaluations of single pictures and gets no latents. */
 int sid_transfer(sid_model *model, const sid_schedule *schedule, uint8_t *picture, const sid_image *content,
-                 const sid_image *style, const size_t *layers, size_t layer_count, int adain, const sid_prompt *prompt,
-                 const float *gamma, const float *temperature, const sid_progress *progress);
+                 const sid_image *style, const size_t *layers, size_t layer_count, int adain, int recompute,
+                 const sid_prompt *prompt, const float *gamma, const float *temperature, const sid_progress *progress);
 
 #endif

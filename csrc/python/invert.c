@@ -1,0 +1,163 @@
+/* DDIM inversion on NumPy arrays, and the features of one of its evaluations. */
+#include "python/request.h"
+
+#include <string.h>
+
+#include "core/err.h"
+
+#define MAX_BATCH 64
+
+static int read_keep(unsigned *keep, PyObject *object, size_t n) {
+    static const char *const names[] = {"none", "query", "keys", "both", NULL};
+    static const unsigned features[] = {SID_KEEP_NONE, SID_KEEP_QUERY, SID_KEEP_KEYS, SID_KEEP_ALL};
+    int failed = 0, choice;
+    PyObject *sequence = sid_read_sequence(object, "keep", "strings");
+    if (!sequence) return -1;
+    if ((size_t)PyTuple_GET_SIZE(sequence) != n) {
+        PyErr_Format(PyExc_ValueError, "keep: expected %zu, one for each picture, got %zd", n,
+                     PyTuple_GET_SIZE(sequence));
+        failed = -1;
+    }
+    for (size_t i = 0; !failed && i < n; i++) {
+        failed = sid_read_choice(&choice, PyTuple_GET_ITEM(sequence, (Py_ssize_t)i), "keep", names);
+        if (!failed) keep[i] = features[choice];
+    }
+    Py_DECREF(sequence);
+    return failed;
+}
+
+static int read_batch(sid_array *latents, unsigned *keep, PyObject *latents_object, PyObject *keep_object,
+                      const sid_unet_config *config) {
+    if (sid_read_latents(latents, latents_object, "latents", 0, config)) return -1;
+    if (latents->shape[0] <= MAX_BATCH) return read_keep(keep, keep_object, latents->shape[0]);
+    PyErr_Format(PyExc_ValueError, "latents: expected at most %d pictures, got %zu", MAX_BATCH, latents->shape[0]);
+    return -1;
+}
+
+static PyObject *export_inversions(sid_inversion *inversions, size_t n, const sid_layers *layers,
+                                   const float *trajectory) {
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < n; i++) {
+        const sid_array *latents = &inversions[i].latents;
+        size_t size = sid_array_count(latents) / latents->shape[0];
+        for (size_t step = 0; step < latents->shape[0]; step++)
+            memcpy((float *)latents->data + step * size, trajectory + (step * n + i) * size, size * sizeof(float));
+        PyObject *data = sid_inversion_export(&inversions[i], layers);
+        if (!data || PyList_Append(list, data)) Py_CLEAR(list);
+        Py_XDECREF(data);
+    }
+    return list;
+}
+
+/* The inversions of a batch of latents, without their numbers, and their banks. */
+static sid_inversion *inversions_of(const sid_request *r, const sid_array *z, const unsigned *keep, sid_dtype dtype,
+                                    size_t slots, sid_bank **banks) {
+    sid_inversion *inversions = sid_inversions_new(z->shape[0]);
+    for (size_t i = 0; inversions && i < z->shape[0]; i++) {
+        banks[i] = &inversions[i].bank;
+        if (sid_inversion_allocate(&inversions[i], &r->config->unet, &r->layers, keep[i], dtype, r->schedule->steps,
+                                   slots, z->shape[2], z->shape[3])) {
+            sid_inversions_close(inversions, z->shape[0]);
+            return NULL;
+        }
+    }
+    return inversions;
+}
+
+/* A list of their Features. */
+static PyObject *list_features(const sid_inversion *inversions, size_t n, const sid_layers *layers) {
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < n; i++) {
+        PyObject *features = sid_inversion_export_features(&inversions[i], layers);
+        if (!features || PyList_Append(list, features)) Py_CLEAR(list);
+        Py_XDECREF(features);
+    }
+    return list;
+}
+
+/* Inverts z in place. */
+static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype) {
+    size_t n = z->shape[0], h = z->shape[2], w = z->shape[3];
+    sid_bank *banks[MAX_BATCH];
+    PyObject *result = NULL;
+    int status;
+    size_t slots = r->callbacks.sink ? 1 : r->schedule->steps;
+    sid_inversion *inversions = inversions_of(r, z, keep, dtype, slots, banks);
+    float *trajectory = PyMem_New(float, (r->schedule->steps + 1) * sid_array_count(z));
+    if (!trajectory) PyErr_NoMemory();
+    if (!inversions || !trajectory) goto done;
+    r->callbacks.latents = z;
+    r->callbacks.features = list_features(inversions, n, &r->layers);
+    if (!r->callbacks.features) goto done;
+    Py_BEGIN_ALLOW_THREADS
+    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, trajectory, r->hook, &r->progress);
+    Py_END_ALLOW_THREADS
+    if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, trajectory);
+    else sid_raise(r->state, status);
+done:
+    Py_CLEAR(r->callbacks.features);
+    PyMem_Free(trajectory);
+    sid_inversions_close(inversions, n);
+    return result;
+}
+
+PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"model",    "latents",  "context",       "steps",    "schedule",
+                            "layers",   "keep",     "feature_dtype", "progress", "hook",
+                            "negative", "guidance", "on_attention",  "sink",     NULL};
+    sid_request_objects o = {.progress = Py_None, .hook = Py_None, .sink = Py_None};
+    PyObject *latents_object, *keep_object, *dtype_object, *result = NULL;
+    sid_request r = {0};
+    sid_array latents = {0}, z = {0};
+    unsigned keep[MAX_BATCH];
+    sid_dtype dtype;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$OO:invert", names, &o.model, &latents_object,
+                                     &o.context, &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object,
+                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention, &o.sink) ||
+        sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
+        sid_read_dtype(&dtype, dtype_object, "feature_dtype") || sid_array_copy(&z, &latents))
+        goto done;
+    result = invert(&r, &z, keep, dtype);
+done:
+    sid_request_close(&r);
+    sid_array_close(&latents);
+    sid_array_close(&z);
+    return result;
+}
+
+/* ---- features ---- */
+
+PyObject *sid_py_features(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"model",  "latents", "context",       "steps", "schedule",
+                            "layers", "keep",    "feature_dtype", "step",  NULL};
+    sid_request_objects o = {0};
+    PyObject *latents_object, *keep_object, *dtype_object, *step_object, *result = NULL;
+    sid_request r = {0};
+    sid_array latents = {0};
+    sid_inversion *inversions = NULL;
+    unsigned keep[MAX_BATCH];
+    sid_bank *banks[MAX_BATCH];
+    sid_dtype dtype;
+    size_t step;
+    int status;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOO:features", names, &o.model, &latents_object, &o.context,
+                                     &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object, &step_object) ||
+        sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
+        sid_read_dtype(&dtype, dtype_object, "feature_dtype") ||
+        sid_read_size(&step, step_object, "step", 0, r.schedule->steps - 1) ||
+        !(inversions = inversions_of(&r, &latents, keep, dtype, 1, banks)))
+        goto done;
+    Py_BEGIN_ALLOW_THREADS
+    status = sid_features(r.model, r.schedule->inversion[step].timestep, latents.data, latents.shape[0],
+                          latents.shape[2], latents.shape[3], r.prompt.context, r.prompt.tokens, banks);
+    Py_END_ALLOW_THREADS
+    if (status == SID_OK) result = list_features(inversions, latents.shape[0], &r.layers);
+    else sid_raise(r.state, status);
+done:
+    sid_inversions_close(inversions, latents.shape[0]);
+    sid_request_close(&r);
+    sid_array_close(&latents);
+    return result;
+}
