@@ -44,7 +44,7 @@ def test_signatures_are_those_of_the_stub():
         for definition in definitions:
             if isinstance(definition, ast.FunctionDef) and not definition.name.startswith("__"):
                 if not any(getattr(decorator, "id", "") == "property" for decorator in definition.decorator_list):
-                    names = [argument.arg for argument in definition.args.args]
+                    names = [argument.arg for argument in [*definition.args.args, *definition.args.kwonlyargs]]
                     assert list(inspect.signature(getattr(owner, definition.name)).parameters) == names
 
     stub = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text())
