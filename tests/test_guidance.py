@@ -142,13 +142,13 @@ def test_off_is_the_paper_bit_for_bit(model):
 
 def test_off_evaluates_nothing_more(model, monkeypatch):
     """The engine is given no negative context unless it counts."""
-    seen, whole = [], _core.inject_styles
+    seen, whole = [], _core.sample
 
-    def watch(*arguments):
+    def watch(*arguments, **options):
         seen.append(arguments[13])
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
-    monkeypatch.setattr(_core, "inject_styles", watch)
+    monkeypatch.setattr(_core, "sample", watch)
     parts(model)
     parts(model, prompt="red", negative_prompt="grey", guidance=2.0)
     assert seen[0] is None
