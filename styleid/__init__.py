@@ -12,6 +12,7 @@ from styleid.colours import keep_colours
 from styleid.images import load_image, save_image, to_array
 from styleid.inversion import Inversion
 from styleid.loading import load_model
+from styleid.memory import free_memory, predict_memory
 from styleid.method import inject_styles, invert, transfer
 from styleid.model import Model
 from styleid.rates import decreasing
@@ -23,11 +24,13 @@ __all__ = [
     "ModelError",
     "__version__",
     "decreasing",
+    "free_memory",
     "inject_styles",
     "invert",
     "keep_colours",
     "load_image",
     "load_model",
+    "predict_memory",
     "save_image",
     "to_array",
     "transfer",

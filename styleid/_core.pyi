@@ -109,6 +109,8 @@ class Model:
     @property
     def memory(self) -> int: ...     # bytes of packed weights
     @property
+    def idle(self) -> int: ...       # bytes of scratch that wait for the next run
+    @property
     def attention_layers(self) -> tuple[int, ...]: ...
     def scratch(self, batch: int, height: int, width: int) -> int:
         """Bytes of scratch that one UNet evaluation on latents (batch, C, height, width) takes."""

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from styleid import _core
 from styleid.files import check_writable
-from styleid.images import Size, check_output, load_image, save_image
+from styleid.images import RESIZE, Size, check_output, load_image, save_image
 from styleid.initial import NAMES
 from styleid.inversion import KEEP, SCHEDULES, Inversion
 from styleid.loading import load_model
+from styleid.memory import free_memory, predict_memory
 from styleid.method import inject_styles, invert, transfer
 from styleid.metrics import evaluate
 from styleid.model import Model
@@ -37,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("styleid: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except MemoryError:
-        return _fail("not enough memory; try a smaller --size, or --dtype bfloat16")
+    except MemoryError as error:
+        return _fail(error if str(error) else "not enough memory; try a smaller --size, or --dtype bfloat16")
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except (ValueError, ImportError) as error:
@@ -79,19 +80,23 @@ def run_transfer(options: argparse.Namespace) -> None:
         options.style_prompt,
         options.negative_prompt,
         options.guidance,
-        masks=_load_masks("--mask", options.mask, [content.shape[:2]] * len(styles)),
-        style_masks=_load_masks("--style-mask", options.style_mask, [style.shape[:2] for style in styles]),
+        masks=_load_masks("--mask", options.mask, [content.shape[:2]] * len(styles), options.resize),
+        style_masks=_load_masks(
+            "--style-mask", options.style_mask, [style.shape[:2] for style in styles], options.resize
+        ),
     )
     save_image(options.output, picture)
 
 
-def _load_masks(name: str, paths: Sequence[str] | None, sizes: Sequence[Size]) -> list[NDArray[np.float64]] | None:
+def _load_masks(
+    name: str, paths: Sequence[str] | None, sizes: Sequence[Size], resize: str = "crop"
+) -> list[NDArray[np.float64]] | None:
     """One mask per style: the brightness of pictures that are cut as those that they belong to."""
     if paths is None:
         return None
     if len(paths) != len(sizes):
         raise ValueError(f"{name}: expected {len(sizes)}, one per style, got {len(paths)}")
-    return [load_image(path, size).mean(axis=2) / 255 for path, size in zip(paths, sizes, strict=True)]
+    return [load_image(path, size, resize).mean(axis=2) / 255 for path, size in zip(paths, sizes, strict=True)]
 
 
 def _settings(options: argparse.Namespace, model: Model) -> tuple[Rate, Rate, list[int] | None]:
@@ -167,6 +172,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         schedule=options.schedule,
         layers=options.layers,
         size=options.size,
+        resize=options.resize,
         progress=_show_progress(options),
     )
     print(f"{len(rows)} pictures in {options.output}, listed in table.csv")
@@ -183,7 +189,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
             write_table(options.output, rows)
         return
     stylized = load_image(options.stylized)
-    content = load_image(options.content, stylized.shape[:2])
+    content = load_image(options.content, stylized.shape[:2], options.resize)
     for name, value in evaluate(stylized, content, load_image(options.style), networks, options.weights).items():
         print(f"{name} {value:.6g}")
 
@@ -201,7 +207,7 @@ def run_info(options: argparse.Namespace) -> None:
     unet = model.config["unet"]
     print(f"model: {model.source}")
     print(f"  computed in {model.dtype} by {model.threads} threads; weights take {model.memory / 1e6:.0f} MB")
-    print(f"  pictures: {model.image_size}x{model.image_size}; other sizes in multiples of {model.image_multiple}")
+    print(f"  pictures: {model.image_size}x{model.image_size}; others are padded to multiples of {model.image_multiple}")
     print(
         f"  widths {list(unet['channels'])}; predicts {unet['prediction']}; context of {unet['context_size']} numbers"
     )
@@ -209,6 +215,9 @@ def run_info(options: argparse.Namespace) -> None:
     if model.recommended:
         print(f"  recommends {', '.join(f'{name} {value}' for name, value in model.recommended.items())}")
     print(f"  prompts: {'any' if model.config['text'] else 'the empty one only'}")
+    free, whose = free_memory()
+    print(f"  a transfer with {options.steps} steps takes {predict_memory(model, steps=options.steps)}")
+    print(f"  {free / 1e9:.2f} GB are free {whose}")
     _print_estimate(model, options.steps)
 
 
@@ -230,7 +239,7 @@ def _load(options: argparse.Namespace) -> Model:
 
 
 def _load_image(path: str, options: argparse.Namespace, model: Model) -> NDArray[np.uint8]:
-    return load_image(path, model.image_size if options.size is None else options.size)
+    return load_image(path, model.image_size if options.size is None else options.size, options.resize)
 
 
 def _show_progress(options: argparse.Namespace) -> bool:
@@ -250,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"styleid {_core.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    picture = "a picture file; its largest centred part of the right proportions is taken and resized"
+    picture = "a picture file; see --size and --resize"
 
     command = commands.add_parser("transfer", help="the whole method: two pictures in, one out")
     command.add_argument("content", metavar="CONTENT", help=picture)
@@ -309,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="measures of a result, or of the paper's protocol")
     command.add_argument("stylized", metavar="STYLIZED", help="the result; or the folder of a sweep's results")
     command.add_argument(
-        "content", metavar="CONTENT", help="its content, cropped and resized as for transfer; or the folder of contents"
+        "content", metavar="CONTENT", help="its content, which gets the result's size; or the folder of contents"
     )
     command.add_argument("style", metavar="STYLE", help="its style; or the folder of styles")
     command.add_argument(
@@ -319,6 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--fid", choices=("art", "inception"), default="art", help="the network: ArtFID's, as in the paper (art), or FID's"
     )
+    _add_resize(command)
     command.add_argument("-o", "--output", metavar="CSV", help="of folders: the table to write")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=run_evaluate)
@@ -344,6 +354,12 @@ def _add_inversion(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, default=50, help="DDIM steps, 2 to 1000 (50)")
     command.add_argument("--schedule", choices=SCHEDULES, default="paper", help="which timesteps (paper)")
     command.add_argument("--size", type=_size, help="N, or HEIGHTxWIDTH (the model's native size)")
+    _add_resize(command)
+
+
+def _add_resize(command: argparse.ArgumentParser) -> None:
+    text = "crop: the largest centred part; fit: all of it, in its own proportions; stretch: all of it, in those of the size"
+    command.add_argument("--resize", choices=RESIZE, default="crop", help=f"how pictures get their size ({text}; crop)")
 
 
 def _add_injection(command: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@
 
 The rules, for whatever comes in:
 - grey is repeated to three channels; what is transparent is laid on white; palettes are looked up
-- arrays are uint8, uint16 (divided by 65535) or floating point in [0, 1]; they are never resized
+- arrays are uint8, uint16 (divided by 65535) or floating point in [0, 1]
+- only what a `size` asks for is resized; docs/pictures.md has the rules of sizes
 - pictures of Pillow's are reduced to 8 bits, and turned as their EXIF orientation says; of an animation the first
   frame counts; colour profiles are not applied: the numbers are taken as sRGB
 - files are refused beyond `PIL.Image.MAX_IMAGE_PIXELS`, before they are unpacked
@@ -13,7 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from styleid.files import check_writable, write_whole
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Picture = NDArray[Any] | Image.Image | str | os.PathLike[str]
 Size = int | tuple[int, int]
+Padded = TypeVar("Padded", bound=NDArray[Any])
+RESIZE = ("crop", "fit", "stretch")
 
 # Formats of pictures, and of nothing that runs programs (EPS) or holds other data.
 READABLE = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
@@ -38,51 +41,73 @@ WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def to_array(image: Picture, name: str = "image", size: Size | None = None) -> Pixels:
+def to_array(image: Picture, name: str = "image", size: Size | None = None, resize: str = "crop") -> Pixels:
     """Any picture as a C-contiguous (H, W, 3) array: uint8, or float32 in [0, 1].
 
     Args:
         image: an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL.Image, or the path of a file
         name: the argument's name in error messages
-        size: only for files: see `load_image`
+        size, resize: see `load_image`; floating-point pixels are cut to [0, 1] after resizing
 
     Raises:
         TypeError: the type or dtype is none of the above
         ValueError: the shape is none of the above, the array is empty, or a number is NaN or outside [0, 1]
         OSError: a file cannot be opened
     """
+    box = check_resize(size, resize)
     if isinstance(image, np.ndarray):
-        return _from_array(image, name)
+        pixels = _from_array(image, name)
+        return pixels if box is None else _resize_array(pixels, box, resize)
     if isinstance(image, Image.Image):
         _check_pixels(name, image.width, image.height)
-        return np.array(_to_rgb(image, name))
+        return np.array(_resize(_to_rgb(image, name), box, resize))
     if isinstance(image, (str, os.PathLike)):
-        return load_image(image, size)
+        return load_image(image, size, resize)
     raise TypeError(f"{name}: expected a NumPy array, a PIL.Image or a path, got {type(image).__name__}")
 
 
-def load_image(path: str | os.PathLike[str], size: Size | None = None) -> NDArray[np.uint8]:
+def load_image(path: str | os.PathLike[str], size: Size | None = None, resize: str = "crop") -> NDArray[np.uint8]:
     """The picture in a file, as (H, W, 3) uint8.
 
     Args:
         path: a PNG, JPEG, WebP, TIFF, GIF, BMP or another common format
-        size: None: the picture's own; else the side of a square, or (height, width): the largest centred part of
-            these proportions is cut out and resized (Lanczos)
+        size: None: the picture's own; else the side of a square, or (height, width)
+        resize: how it gets that size, by Lanczos's filter:
+            - "crop": the largest centred part of these proportions is cut out and resized
+            - "fit": the whole picture in its own proportions, as large as fits into `size`: one side may be shorter
+            - "stretch": the whole picture in the proportions of `size`
 
     Raises:
-        ValueError: the file is no picture, damaged or too large
-        TypeError: a size of another kind
+        ValueError: the file is no picture, damaged or too large; a size or `resize` of another kind
+        TypeError: a size of another type
         OSError: the file cannot be opened
     """
-    height_width = None if size is None else check_size(size)
+    box = check_resize(size, resize)
     with _damage_in(path):
         opened = Image.open(path, formats=[kind for kind in READABLE if kind in _registered()])
     with opened:
         _check_pixels(path, opened.width, opened.height)
         image = _to_rgb(opened, path)
-    if height_width:
-        image = _crop_and_resize(image, *height_width)
-    return np.array(image)
+    return np.array(_resize(image, box, resize))
+
+
+def pad(pixels: Padded, multiple: int) -> Padded:
+    """The picture, (H, W, ...), mirrored at its right and lower border until both sides are multiples of a number.
+
+    Mirrored, because what is there continues without an edge, has the picture's own statistics, and brings nothing
+    into the attention that is not in the picture. docs/pictures.md compares it with other paddings.
+    """
+    height, width = padded_size(pixels.shape[:2], multiple)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    margins = [(0, height - pixels.shape[0]), (0, width - pixels.shape[1])] + [(0, 0)] * (pixels.ndim - 2)
+    return cast(Padded, np.pad(pixels, margins, mode="reflect"))
+
+
+def padded_size(size: tuple[int, ...], multiple: int) -> tuple[int, int]:
+    """(height, width), each raised to a multiple of a number."""
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return height, width
 
 
 def save_image(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
@@ -100,6 +125,13 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """Raises ValueError or OSError now if `save_image` would fail later: an unknown suffix, an unwritable place."""
     _format(path)
     check_writable(path)
+
+
+def check_resize(size: Size | None, resize: str) -> tuple[int, int] | None:
+    """(height, width), None where no size is given; TypeError or ValueError if an argument is not as `load_image` takes it."""
+    if resize not in RESIZE:
+        raise ValueError(f"resize: expected one of {list(RESIZE)}, got {resize!r}")
+    return None if size is None else check_size(size)
 
 
 def check_size(size: Size) -> tuple[int, int]:
@@ -189,12 +221,28 @@ def _to_8_bits(image: Image.Image, name: object) -> Image.Image:
     return Image.fromarray(np.rint(grey * factor).astype(np.uint8))
 
 
-def _crop_and_resize(image: Image.Image, height: int, width: int) -> Image.Image:
-    scale = min(image.width / width, image.height / height)
-    part_width, part_height = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = round((image.width - part_width) / 2), round((image.height - part_height) / 2)
-    part = image.crop((left, top, left + part_width, top + part_height))
-    return part.resize((width, height), Image.Resampling.LANCZOS)
+def _resize(image: Image.Image, box: tuple[int, int] | None, resize: str) -> Image.Image:
+    """See `load_image`; box: (height, width)."""
+    if box is None:
+        return image
+    height, width = box
+    across, down = image.width / width, image.height / height
+    if resize == "crop":
+        scale = min(across, down)
+        part_width, part_height = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top = round((image.width - part_width) / 2), round((image.height - part_height) / 2)
+        image = image.crop((left, top, left + part_width, top + part_height))
+    elif resize == "fit":
+        scale = max(across, down)
+        height, width = max(1, round(image.height / scale)), max(1, round(image.width / scale))
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _resize_array(pixels: Pixels, box: tuple[int, int], resize: str) -> Pixels:
+    if pixels.dtype == np.uint8:
+        return np.array(_resize(Image.fromarray(pixels), box, resize))
+    planes = [np.asarray(_resize(Image.fromarray(pixels[..., i]), box, resize)) for i in range(3)]
+    return np.stack(planes, axis=2).clip(0, 1)
 
 
 def _check_pixels(name: object, width: int, height: int) -> None:

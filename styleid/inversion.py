@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styleid import _core
+from styleid.checksums import check_seal, seal
+from styleid.images import padded_size
 from styleid.loading import default_model
 from styleid.model import Model
 from styleid.tensors import Tensor, from_bfloat16, read_tensors, write_tensors
@@ -20,7 +23,8 @@ from styleid.tensors import Tensor, from_bfloat16, read_tensors, write_tensors
 if TYPE_CHECKING:
     from styleid._core import Feature, InversionData
 
-FORMAT, VERSION = "styleid inversion", "1"
+FORMAT, VERSION = "styleid inversion", "2"
+UNSEALED = "1"  # the version before: without checksums, guidance, and pictures that needed padding
 KEEP = {"both": ("query", "key", "value"), "query": ("query",), "keys": ("key", "value"), "none": ()}
 SCHEDULES = ("paper", "diffusers", "corrected")
 SAVED = ("schedule", "keep", "prompt", "fingerprint", "negative_prompt")  # as they are, in the file's metadata
@@ -35,6 +39,8 @@ class Inversion:
         timesteps: (steps,) int32, ascending; the features of slot i were kept at timesteps[i]
         context: (1, tokens, channels) float32: the prompt's context
         layers: the decoder layers whose features were kept
+        size: (height, width) of the picture, to which results are cut; the latents are those of the picture padded to
+            multiples of `model.image_multiple`. None: as large as the latents (files of earlier versions)
         schedule, keep, prompt: as given to `styleid.invert`
         fingerprint: of the model that made it
         features: the kept arrays themselves: "query", "key" and "value" -> layer -> (steps, tokens, channels), float32,
@@ -52,6 +58,7 @@ class Inversion:
     prompt: str
     fingerprint: str
     features: Mapping[str, dict[int, Feature]]
+    size: tuple[int, int] | None = None
     model: Model | None = None
     negative_prompt: str = ""
     guidance: float = 1.0
@@ -72,9 +79,9 @@ class Inversion:
         return self.latents.shape[2], self.latents.shape[3]
 
     def image_size(self, model: Model) -> tuple[int, int]:
-        """(H, W) of the picture, which `model` decodes the latents to."""
+        """(H, W) of the picture: `size`, or, where that is None, what `model` decodes the latents to."""
         height, width = self.latent_size
-        return height * model.vae_factor, width * model.vae_factor
+        return self.size or (height * model.vae_factor, width * model.vae_factor)
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +135,7 @@ class Inversion:
         return cast(NDArray[np.float32], feature)
 
     def reconstruct(self, model: Model | None = None) -> NDArray[np.uint8]:
-        """The picture that DDIM sampling from zT gives, under the prompts of the inversion: (H, W, 3) uint8.
+        """The picture that DDIM sampling from zT gives, under the prompts of the inversion: (H, W, 3) uint8 of its size.
 
         model: None: the model that made the inversion, or the default one if the inversion was loaded from a file.
         ValueError for another model.
@@ -142,12 +149,19 @@ class Inversion:
             model.engine, self.latent, self.context, self.steps, self.schedule, (), None, (), (), unused, unused,
             negative=negative, guidance=self.guidance,
         )  # fmt: skip
-        return cast(NDArray[np.uint8], model.engine.decode(z0, truncate)[0])
+        return self.crop(model.engine.decode(z0, truncate)[0])
+
+    def crop(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A decoded picture, (H, W, 3) uint8, without what was padded; no errors."""
+        return picture if self.size is None else np.ascontiguousarray(picture[: self.size[0], : self.size[1]])
 
     def check_model(self, model: Model, name: str = "inversion") -> None:
         """ValueError, beginning with `name`, if the inversion was made by another model."""
         if self.fingerprint != model.fingerprint:
             raise ValueError(f"{name}: was made by another model than {model!r}")
+        latent = tuple(side * model.vae_factor for side in self.latent_size)
+        if self.size is not None and padded_size(self.size, model.image_multiple) != latent:
+            raise ValueError(f"{name}: damaged: a picture of {self.size} does not have latents of {self.latent_size}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one safetensors file, `path`, whole or not at all. OSError where that is impossible."""
@@ -158,18 +172,28 @@ class Inversion:
             "latents": self.latents, "timesteps": self.timesteps, "context": self.context
         }  # fmt: skip
         arrays |= {f"{kind}.{layer}": array for kind, kept in self.features.items() for layer, array in kept.items()}
-        write_tensors(path, {name: _to_tensor(array) for name, array in arrays.items()}, metadata)
+        if self.size is not None:
+            metadata["size"] = "{}x{}".format(*self.size)
+        tensors = {name: _to_tensor(array) for name, array in arrays.items()}
+        write_tensors(path, tensors, seal(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Inversion:
-        """Reads what `save` wrote to `path`. ValueError naming the file and the fact if it is anything else."""
+        """Reads what `save` wrote to `path`. ValueError naming the file and the fact if it is anything else, or has
+        changed since."""
         path = Path(path)
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: not an inversion of styleid")
-        if metadata.get("version") != VERSION:
-            raise ValueError(f"{path}: version {metadata.get('version')!r} of the format; this program reads {VERSION}")
+        if metadata.get("version") not in (VERSION, UNSEALED):
+            raise ValueError(
+                f"{path}: version {metadata.get('version')!r} of the format; this program reads {UNSEALED} and {VERSION}"
+            )
         try:
+            if metadata["version"] == UNSEALED:
+                metadata = {"negative_prompt": "", "guidance": "1"} | metadata
+            else:
+                check_seal(tensors, metadata)
             return _assemble(tensors, metadata)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: damaged inversion: {error}") from None
@@ -199,7 +223,28 @@ def _assemble(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Invers
     context = _array(tensors, "context", (1, None, None), ("F32",))
     layers = tuple(int(layer) for layer in metadata["layers"].split(",") if layer)
     features = _features(tensors, KEEP[settings["keep"]], layers, steps, latents.shape[2:])
-    return Inversion(latents, timesteps, context, layers, **settings, features=features, guidance=guidance)
+    return Inversion(
+        latents,
+        timesteps,
+        context,
+        layers,
+        **settings,
+        features=features,
+        size=_size(metadata),
+        model=None,
+        guidance=guidance,
+    )
+
+
+def _size(metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """The picture's (height, width), written as HEIGHTxWIDTH."""
+    text = metadata.get("size")
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)
+    if not match:
+        raise ValueError(f"its size is {text[:80]!r}")
+    return int(match[1]), int(match[2])
 
 
 def _features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import threading
@@ -19,6 +20,7 @@ from styleid.config import read_config
 from styleid.files import read_json
 from styleid.hub import NAME, fetch
 from styleid.ldm import convert
+from styleid.memory import check_weights
 from styleid.model import Model, Recommended
 from styleid.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.tensors import read_tensors
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from styleid._core import Config, Weight
     from styleid.ldm import Prediction
 
+LARGEST = 1 << 31  # numbers of one weight; the largest of Stable Diffusion 2 has 2^26
 DEFAULT_FOLDER = Path(__file__).parent / "data" / "default-model"
 
 
@@ -71,6 +74,7 @@ def load_model(
     Raises:
         ModelError: the files are missing, damaged or not a model that can be computed; names the file and the fault
         TypeError, ValueError: an argument is not one of the above
+        MemoryError: the weights take more memory than is free
     """
     dtype = _dtype(dtype)
     if device not in ("auto", "cpu"):
@@ -86,6 +90,8 @@ def load_model(
         if not path.exists() and NAME.fullmatch(str(source)):
             path = fetch(str(source))
         parts = _read(path, cast("Prediction | None", prediction))
+        sizes = [math.prod(weight["shape"]) for weight in parts.weights.values()]
+        check_weights(sum(size for size in sizes if size < LARGEST), dtype)  # a larger one is no layer's, as the engine says
         return Model(
             parts.config,
             lora.merge(parts.weights, changes),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from styleid.images import pad, padded_size
 from styleid.model import Model
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ def area_mean(mask: Float64, size: Size) -> Float64:
     rows, columns = (_overlaps(old, new) for old, new in zip(mask.shape, size, strict=True))
     means: Float64 = rows @ mask @ columns.T
     return means
+
+
+def over_padding(mask: Float64 | None, size: Size | None, model: Model) -> Float64 | None:
+    """The mask over a picture of a size, continued over what the picture is padded with: mirrored, as that is."""
+    if mask is None or size is None or padded_size(size, model.image_multiple) == size:
+        return mask
+    return pad(area_mean(mask, size), model.image_multiple)
 
 
 def _overlaps(old: int, new: int) -> Float64:

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from styleid import _core
 from styleid import initial as initial_latents
 from styleid.cache import Cache, key_of
-from styleid.images import Picture, Pixels, to_array
+from styleid.images import Picture, Pixels, Size, pad, to_array
 from styleid.initial import Initial
 from styleid.inversion import KEEP, Inversion
 from styleid.loading import default_model
-from styleid.masks import Float64, Masks, pixel_shares, read_masks, regions, visible
+from styleid.masks import Float64, Masks, over_padding, pixel_shares, read_masks, regions, visible
+from styleid.memory import check_memory, of_inversion, of_transfer
 from styleid.model import Model
 from styleid.progress import Progress, part, reporter
 from styleid.rates import Rate, per_step_and_layer
@@ -51,6 +52,8 @@ def invert(
     negative_prompt: str = "",
     guidance: float = 1.0,
     on_attention: OnAttention | None = None,
+    size: Size | None = None,
+    resize: str = "crop",
 ) -> Inversion:
     """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
 
@@ -58,9 +61,8 @@ def invert(
     x0 = (z - sqrt(1 - a) e) / sqrt(a), then z = sqrt(b) x0 + sqrt(1 - b) e.
 
     Args:
-        image: an array (H, W, 3), (H, W) or (H, W, 4), uint8, uint16 or floating point in [0, 1], or a PIL.Image,
-            with H and W multiples of `model.image_multiple`; or the path of a file, of which the largest centred
-            square is resized to the model's native size (other sizes: `styleid.load_image`)
+        image: an array (H, W, 3), (H, W) or (H, W, 4), uint8, uint16 or floating point in [0, 1], a PIL.Image, or the
+            path of a file
         model: None: the default model
         steps: evaluations, 2 to 1000
         schedule: "paper", "diffusers" or "corrected"
@@ -79,9 +81,14 @@ def invert(
             query (tokens, channels), key and value (keys, channels), the heads' channels one after the other. It returns
             None, and changes in place count, or (query, key, value) of such shapes, where key and value may have any
             number of rows, and None stands for what was given. A bfloat16 model's are converted, and rounded back
+        size: the side of a square, or (height, width). None: arrays and PIL.Images keep their own size, files get the
+            model's native one. Where a side is no multiple of `model.image_multiple`, the engine sees the picture
+            mirrored at its right and lower border, and results are cut to its size again
+        resize: "crop", "fit" or "stretch", see `styleid.load_image`
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
+        MemoryError: it would take more memory than is free, see `styleid.predict_memory`
     """
     model = _model(model)
     plan = _core.schedule(model.engine, schedule, steps)
@@ -91,11 +98,13 @@ def invert(
     dtype = model.dtype if feature_dtype == "auto" else feature_dtype
     context = _context(model, "prompt", prompt)
     negative = _negative_context(model, context, negative_prompt, guidance)
-    pixels = _pixels(image, model, "image")
+    pixels = _pixels(image, model, "image", size, resize)
 
     def run() -> Inversion:
+        kinds = len(KEEP[keep])
+        check_memory(of_inversion(model, pixels.shape[:2], steps, chosen, kinds, dtype), model, "this inversion")
         with reporter(progress, "inversion") as report:
-            latents = model.engine.encode(pixels[np.newaxis])
+            latents = model.engine.encode(pad(pixels, model.image_multiple)[np.newaxis])
             data = _core.invert(
                 model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report, on_step,
                 negative, guidance, on_attention=on_attention,
@@ -110,6 +119,7 @@ def invert(
             prompt=prompt,
             fingerprint=model.fingerprint,
             features={"query": data["query"], "key": data["key"], "value": data["value"]},
+            size=(pixels.shape[0], pixels.shape[1]),
             model=model,
             negative_prompt=negative_prompt,
             guidance=float(guidance),
@@ -193,6 +203,7 @@ def inject_styles(
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected; also for inversions of different
             models, schedules or numbers of steps
+        MemoryError: it would take more memory than is free, see `styleid.predict_memory`
     """
     styles = list(style) if isinstance(style, (list, tuple)) else [style]
     shares = _shares(weights, len(styles))
@@ -205,11 +216,19 @@ def inject_styles(
     parts = _parts(inject)
     chosen = _kept_layers(content, styles, layers, parts, model) if parts or on_attention else ()
     plan = _core.schedule(model.engine, content.schedule, content.steps)
-    placed = read_masks("masks", masks, len(styles)), read_masks("style_masks", style_masks, len(styles))
+    content_masks, style_masks = (
+        read_masks(name, given, len(styles)) for name, given in (("masks", masks), ("style_masks", style_masks))
+    )
+    placed = (
+        [over_padding(mask, content.size, model) for mask in content_masks],
+        [over_padding(mask, one.size, model) for mask, one in zip(style_masks, styles, strict=True)],
+    )
     if initial is None:
         initial = "adain" if adain else "content"
     latent = _initial_latent(initial, content, styles, shares, plan["adain_epsilon"], *placed)
     sizes = [one.latent_size for one in styles]
+    need = of_inversion(model, content.image_size(model), content.steps, (), 0, model.dtype)
+    check_memory(need, model, "this sampling")
     with reporter(progress, "sampling") as report:
         z0 = _core.sample(
             model.engine,
@@ -231,7 +250,7 @@ def inject_styles(
             regions=regions(model, chosen, placed[0], content.latent_size, placed[1], sizes),
             on_attention=on_attention,
         )
-    return cast(NDArray[np.uint8], model.engine.decode(z0, plan["truncate"])[0])
+    return content.crop(model.engine.decode(z0, plan["truncate"])[0])
 
 
 def transfer(
@@ -256,6 +275,8 @@ def transfer(
     guidance: float = 1.0,
     masks: Masks | None = None,
     style_masks: Masks | None = None,
+    size: Size | None = None,
+    resize: str = "crop",
 ) -> NDArray[np.uint8]:
     """Gives the content picture the style of the other, or of several: the whole method.
 
@@ -278,25 +299,30 @@ def transfer(
     parts = _parts(inject)
     styles = list(style) if isinstance(style, (list, tuple)) else [style]
     shares = _shares(weights, len(styles))
-    content_pixels = _pixels(content, model, "content")
-    style_pixels = [_pixels(one, model, name) for name, one in _named("style", styles)]
+    content_pixels = _pixels(content, model, "content", size, resize)
+    style_pixels = [_pixels(one, model, name, size, resize) for name, one in _named("style", styles)]
     placed = [read_masks(name, given, len(styles)) for name, given in (("masks", masks), ("style_masks", style_masks))]
+    sizes = [pixels.shape[:2] for pixels in (content_pixels, *style_pixels)]
+    kept = chosen if parts else ()
+    check_memory(of_transfer(model, sizes[0], sizes[1:], steps, kept, model.dtype), model, "this transfer")
     with reporter(progress, "transfer") as report:
         plain = initial is None and parts in ("", "qkv") and masks is None and style_masks is None
         if len(styles) == 1 and plain and cache is None and prompts == [prompt, prompt] and not guided:
-            return _core.transfer(
+            picture = _core.transfer(
                 model.engine,
-                content_pixels,
-                style_pixels[0],
+                pad(content_pixels, model.image_multiple),
+                pad(style_pixels[0], model.image_multiple),
                 context,
                 steps,
                 schedule,
-                chosen if parts else (),
+                kept,
                 gamma,
                 temperature,
                 adain,
                 report,
             )
+            height, width = content_pixels.shape[:2]
+            return np.ascontiguousarray(picture[:height, :width])
         total = (1 + len(styles)) * steps + len(plan["sampling"])
         pictures = [
             (content_pixels, "query", prompts[0]),
@@ -381,12 +407,11 @@ def _negative_context(
     return negative
 
 
-def _pixels(image: Picture, model: Model, name: str) -> Pixels:
-    """The picture as the engine takes it. Files are fitted to the model's size; arrays must fit as they are."""
-    size = model.image_size if isinstance(image, (str, os.PathLike)) else None
-    pixels = to_array(image, name, size)
-    model.check_size(name, pixels.shape[:2])
-    return pixels
+def _pixels(image: Picture, model: Model, name: str, size: Size | None, resize: str) -> Pixels:
+    """The picture in the size that results have. Files without a wish get the model's."""
+    if size is None and isinstance(image, (str, os.PathLike)):
+        size = model.image_size
+    return to_array(image, name, size, resize)
 
 
 def _layers(layers: Iterable[int], allowed: Sequence[int]) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ class Model:
 
     @property
     def image_multiple(self) -> int:
-        """Heights and widths of pictures must be multiples of this."""
+        """Pictures are computed in heights and widths that are multiples of this; others are padded for it."""
         return self.vae_factor << (len(self.config["unet"]["channels"]) - 1)
 
     @property
@@ -150,7 +150,12 @@ class Model:
             TypeError, ValueError: as `styleid.to_array`; a size that does not fit
         """
         array = to_array(image, "image")
-        self.check_size("image", array.shape[:2], self.vae_factor)
+        height, width = array.shape[:2]
+        if height % self.vae_factor or width % self.vae_factor:
+            raise ValueError(
+                f"image: the picture is {height}x{width} (height x width), but latents are of multiples of "
+                f"{self.vae_factor}; resize it, such as with styleid.load_image(path, size={self.image_size})"
+            )
         return self._engine.encode(array[np.newaxis])
 
     def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
@@ -174,15 +179,6 @@ class Model:
     def empty_context(self) -> Float32:
         """The (1, tokens, channels) float32 context of the empty prompt, which the method uses unless told otherwise."""
         return self.encode_prompt("")
-
-    def check_size(self, name: str, size: tuple[int, ...], multiple: int | None = None) -> None:
-        """ValueError, beginning with `name`, unless both numbers of `size` are multiples of `multiple` (`image_multiple`)."""
-        multiple = multiple or self.image_multiple
-        if any(side % multiple for side in size):
-            raise ValueError(
-                f"{name}: the picture is {size[0]}x{size[1]} (height x width), but this model needs multiples of "
-                f"{multiple}; resize it, or use styleid.load_image(path, size={self.image_size})"
-            )
 
 
 def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:

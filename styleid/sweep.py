@@ -55,6 +55,7 @@ def sweep(
     schedule: str = "paper",
     layers: Iterable[int] | None = None,
     size: Size | None = None,
+    resize: str = "crop",
     progress: Progress = False,
 ) -> list[Row]:
     """Transfers with every combination of the given contents, styles, gammas, temperatures and initial latents.
@@ -65,7 +66,7 @@ def sweep(
         gamma, temperature: numbers, or schedules as `parse_rate` reads them, such as "0.9:0.5:cosine"
         initial: names as for `inject_styles`
         steps, schedule, layers: as for `invert`
-        size: of all pictures, as for `load_image`; None: the model's
+        size, resize: of all pictures, as for `load_image`; None: the model's
         progress: over all results; True for a bar, or a function that is called with (results, total)
 
     Returns:
@@ -84,7 +85,9 @@ def sweep(
     jobs = list(
         product(list_pictures(contents, "contents"), list_pictures(styles, "styles"), gammas, temperatures, initial)
     )
-    pictures = {path: load_image(path, size or model.image_size) for job in jobs for path in job[:2]}
+    pictures = {
+        path: load_image(path, model.image_size if size is None else size, resize) for job in jobs for path in job[:2]
+    }
     root = Path(folder)
     store = Cache(root / "inversions", limit=sys.maxsize)  # dropping one would mean to invert that picture twice
     manifest = Manifest(root)

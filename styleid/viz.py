@@ -190,7 +190,7 @@ def plot_inversion(inversion: Inversion, count: int = 6, model: Model | None = N
     chosen = np.linspace(0, inversion.steps, count).round().astype(int)
     figure, axes = _grid(1, count)
     for panel, index in zip(axes[0], chosen, strict=True):
-        panel.imshow(model.decode(inversion.latents[index : index + 1]))
+        panel.imshow(inversion.crop(model.decode(inversion.latents[index : index + 1])))
         panel.set_title(f"after {index} steps", fontsize=9)
     return figure
 

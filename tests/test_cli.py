@@ -120,10 +120,14 @@ def test_masks(place, capsys):
     assert np.abs(output("again.png").astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("size, shape", [("32", (32, 32, 3)), ("16x48", (16, 48, 3)), ("48X16", (48, 16, 3))])
-def test_sizes(place, size, shape):
-    assert transfer("--size", size) == 0
+@pytest.mark.parametrize("size, resize, shape", [
+    ("32", "crop", (32, 32, 3)), ("16x48", "crop", (16, 48, 3)), ("48X16", "stretch", (48, 16, 3)), ("33", "fit", (33, 25, 3))
+])  # fmt: skip
+def test_sizes(place, capsys, size, resize, shape):
+    """The pictures are 40 x 30."""
+    assert transfer("--size", size, "--resize", resize) == 0
     assert output().shape == shape
+    assert run("evaluate", "out.png", "content.png", "style.png", "--resize", resize) == 0
 
 
 def test_invert_and_inject(place):
@@ -207,7 +211,7 @@ def test_as_a_module():
 
 
 def test_warnings_take_one_line(place, capsys, monkeypatch):
-    def warn(*_):
+    def warn(*_, **__):
         warnings.warn("too long", stacklevel=1)
         return picture()
 
@@ -261,7 +265,7 @@ def test_usage(place, capsys, arguments, message):
         (["--layers", "-7"], "--layers"),
         (["--layers", "1-99999999999"], "--layers"),
         (["--size", "0"], "size: "),
-        (["--size", "17"], "multiples of 16"),
+        (["--resize", "pad"], "--resize"),
         (["--size", "big"], "--size"),
         (["--size", "1x2x3"], "--size"),
         (["--size", "99999999"], "size: "),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from styleid import load_image, save_image, to_array
-from styleid.images import check_output, check_size
+from styleid.images import check_output, check_size, pad
 
 
 def noise(*shape, dtype=np.uint8, seed=0):
@@ -214,6 +214,69 @@ def test_other_proportions(size, tmp_path):
     assert out.shape == (*size, 3)
     if min(size) > 1:
         assert out[size[0] // 2, size[1] // 2, 0] > 200 and out[0, 0, 0] < 50
+
+
+@pytest.mark.parametrize(
+    "size, shape", [((16, 48), (16, 16)), ((48, 16), (32, 16)), (32, (32, 16)), (1, (1, 1)), (60, (60, 30))]
+)
+def test_fit(size, shape, tmp_path):
+    """All of the picture, undistorted: a square in it stays one."""
+    image = np.zeros((60, 30, 3), np.uint8)
+    image[20:40, 5:25] = 255
+    save_image(tmp_path / "a.png", image)
+    out = load_image(tmp_path / "a.png", size, "fit")
+    height, width = check_size(size)
+    scale = min(height / 60, width / 30)
+    assert out.shape == (max(1, round(60 * scale)), max(1, round(30 * scale)), 3)
+    inside = out[..., 0] > 127
+    if scale > 0.3:
+        assert abs(inside.any(axis=1).sum() - inside.any(axis=0).sum()) <= 1
+
+
+def test_stretch(tmp_path):
+    image = noise(50, 83, 3)
+    save_image(tmp_path / "a.png", image)
+    expected = np.asarray(Image.fromarray(image).resize((20, 70), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", (70, 20), "stretch"), expected)
+
+
+@pytest.mark.parametrize("resize", ["crop", "fit", "stretch"])
+def test_all_kinds_of_pictures_are_resized_alike(resize, tmp_path):
+    image = 96 + noise(50, 83, 3) // 4  # the filter overshoots, but not so far
+    save_image(tmp_path / "a.png", image)
+    expected = load_image(tmp_path / "a.png", (40, 20), resize)
+    for form in (image, Image.fromarray(image), tmp_path / "a.png", image[..., ::-1][..., ::-1]):
+        np.testing.assert_array_equal(to_array(form, "image", (40, 20), resize), expected)
+    out = to_array(image / 255, "image", (40, 20), resize)
+    assert out.dtype == np.float32 and out.flags.c_contiguous and out.min() >= 0 and out.max() <= 1
+    assert np.abs(out * 255 - expected).max() < 1.1  # 8 bits are rounded after each of the two directions
+
+
+def test_nothing_is_resized_unasked():
+    image = noise(5, 7, 3)
+    for resize in "crop", "fit", "stretch":
+        np.testing.assert_array_equal(to_array(image, resize=resize), image)
+    with pytest.raises(ValueError, match="^resize: expected one of"):
+        to_array(image, resize="pad")
+
+
+@pytest.mark.parametrize("height, width", [(16, 32), (17, 32), (9, 5), (1, 1), (1, 20), (31, 47)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_padding_mirrors(height, width, dtype):
+    """The pixel at n - 1 + i is that at n - 1 - i, back and forth where the picture is small."""
+    image = noise(height, width, 3).astype(dtype) / (255 if dtype == np.float32 else 1)
+    image = image.astype(dtype)
+    out = pad(image, 16)
+    assert out.shape == (-(-height // 16) * 16, -(-width // 16) * 16, 3) and out.dtype == dtype
+
+    def mirror(i, n):
+        i %= max(1, 2 * (n - 1))
+        return min(i, 2 * (n - 1) - i)
+
+    rows, columns = ([mirror(i, n) for i in range(size)] for n, size in zip((height, width), out.shape))
+    np.testing.assert_array_equal(out, image[rows][:, columns])
+    if (height, width) == (16, 32):
+        assert out is image
 
 
 @pytest.mark.parametrize("size", [0, -1, (0, 5), (5, 1 << 17)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import picture
 
 import styleid
 from styleid import Inversion
+from styleid.checksums import seal
 from styleid.inversion import KEEP
 from styleid.tensors import Tensor, from_bfloat16, read_tensors, write_tensors
 
@@ -36,7 +38,7 @@ def same(a, b):
     for name in ("latents", "timesteps", "context"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         assert getattr(a, name).dtype == getattr(b, name).dtype
-    for name in ("layers", "schedule", "keep", "prompt", "fingerprint", "steps", "latent_size"):
+    for name in ("layers", "schedule", "keep", "prompt", "fingerprint", "steps", "latent_size", "size"):
         assert getattr(a, name) == getattr(b, name)
     for kind in ("query", "key", "value"):
         assert a.features[kind].keys() == b.features[kind].keys()
@@ -159,7 +161,7 @@ def test_bfloat16_is_stored_as_such(model, tmp_path):
     invert(model, feature_dtype="bfloat16").save(tmp_path / "a.inv")
     tensors, metadata = read_tensors(tmp_path / "a.inv")
     assert {tensors[name].dtype for name in tensors if "." in name} == {"BF16"}
-    assert metadata["format"] == "styleid inversion" and metadata["version"] == "1"
+    assert metadata["format"] == "styleid inversion" and metadata["version"] == "2"
 
 
 def test_saving_over_itself_and_failing(inversion, tmp_path, monkeypatch):
@@ -184,11 +186,86 @@ def test_saving_where_it_cannot_be(inversion, path, tmp_path):
         inversion.save(tmp_path / path)
 
 
+# ---- the picture's size ----
+
+
+@pytest.mark.parametrize("height, width", [(16, 16), (20, 16), (17, 33), (5, 40), (1, 1)])
+def test_the_pictures_size_is_kept(model, tmp_path, height, width):
+    image = picture(3, height, width)
+    before = styleid.invert(image, model, steps=2)
+    before.save(tmp_path / "a.inv")
+    after = Inversion.load(tmp_path / "a.inv")
+    same(before, after)
+    assert after.size == (height, width) and all(side % 8 == 0 for side in after.latent_size)
+    results = before.reconstruct(), after.reconstruct(model), styleid.inject_styles(after, before, model)
+    assert all(result.shape == image.shape and result.flags.c_contiguous for result in results)
+
+
+def test_latents_are_those_of_the_mirrored_picture(model):
+    image = picture(3, 20, 30)
+    mirrored = np.concatenate([image, image[18:6:-1]])
+    mirrored = np.concatenate([mirrored, mirrored[:, 28:26:-1]], axis=1)
+    padded, whole = (styleid.invert(one, model, steps=2) for one in (image, mirrored))
+    np.testing.assert_array_equal(padded.latents, whole.latents)
+    np.testing.assert_array_equal(padded.reconstruct(), whole.reconstruct()[:20, :30])
+
+
+def test_a_size_that_is_not_the_latents(model, inversion):
+    with pytest.raises(ValueError, match="content: damaged: a picture of"):
+        styleid.inject_styles(replace(inversion, size=(17, 16)), inversion)
+
+
+# ---- checksums ----
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_found(inversion, tmp_path):
+    """Also one that leaves every number finite, in every tensor and in the metadata."""
+    path = tmp_path / "a.inv"
+    inversion.save(path)
+    start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    tensors, _ = read_tensors(path)
+    for name, tensor in tensors.items():
+        flip(path, start)
+        refused(path, f"damaged inversion: the checksum of {name} is wrong")
+        flip(path, start)
+        start += tensor.data.nbytes
+    for text in b'"keep": "both"', b'"prompt": ""', b'"size": "16', inversion.fingerprint.encode():
+        flip(path, path.read_bytes().index(text) + len(text) - 1)
+        refused(path, "damaged inversion|broken JSON|not a sound")
+        inversion.save(path)
+    same(inversion, Inversion.load(path))
+
+
+def test_files_of_the_first_version(content, inversion, tmp_path):
+    """They have no checksums, no size and no guidance, and are as good as they were."""
+    tensors, metadata = content
+    later = "size", "negative_prompt", "guidance"
+    old = {key: text for key, text in metadata.items() if "crc32" not in key and key not in later}
+    write_tensors(tmp_path / "a.inv", tensors, old | {"version": "1"})
+    loaded = Inversion.load(tmp_path / "a.inv")
+    assert loaded.size is None
+    same(loaded, replace(inversion, size=None))
+    np.testing.assert_array_equal(loaded.reconstruct(inversion.model), inversion.reconstruct())
+    write_tensors(tmp_path / "a.inv", tensors, old | {"version": "2"})
+    refused(tmp_path / "a.inv", "checksum")
+
+
 # ---- files that are none ----
 
 
 def tensor(array, dtype="F32"):
     return Tensor(dtype, array.shape, memoryview(array.tobytes()))
+
+
+def write(path, tensors, metadata):
+    """A file whose checksums are right, whatever else is not."""
+    write_tensors(path, tensors, seal(tensors, {key: text for key, text in metadata.items() if "crc32" not in key}))
 
 
 def refused(path, message):
@@ -224,7 +301,7 @@ def test_truncated(inversion, part, tmp_path):
     [
         ({"format": None}, "not an inversion"),
         ({"format": "other"}, "not an inversion"),
-        ({"version": "2"}, "version '2'"),
+        ({"version": "3"}, "version '3'"),
         ({"version": None}, "version None"),
         ({"schedule": "mine"}, "schedule 'mine'"),
         ({"schedule": None}, "schedule"),
@@ -239,12 +316,16 @@ def test_truncated(inversion, part, tmp_path):
         ({"layers": "5,6,7"}, "do not match"),
         ({"layers": ""}, "do not match"),
         ({"fingerprint": None}, "fingerprint"),
+        ({"size": "16"}, "size is '16'"),
+        ({"size": "0x16"}, "size is '0x16'"),
+        ({"size": "16x٣"}, "size is"),
+        ({"size": "16x9999999"}, "size is"),
     ],
 )
 def test_wrong_metadata(content, changes, message, tmp_path):
     tensors, metadata = content
     metadata = {key: value for key, value in (metadata | changes).items() if value is not None}
-    write_tensors(tmp_path / "a.inv", tensors, metadata)
+    write(tmp_path / "a.inv", tensors, metadata)
     refused(tmp_path / "a.inv", message)
 
 
@@ -295,7 +376,7 @@ def ints(*values):
 def test_wrong_tensors(content, name, replacement, tmp_path):
     tensors, metadata = content
     tensors = tensors | {name: replacement} if replacement else {key: tensors[key] for key in tensors if key != name}
-    write_tensors(tmp_path / "a.inv", tensors, metadata)
+    write(tmp_path / "a.inv", tensors, metadata)
     refused(tmp_path / "a.inv", "damaged inversion")
 
 
@@ -303,11 +384,11 @@ def test_a_forged_inversion_does_no_harm(content, model, tmp_path):
     """Shapes that a file may have, but not this model's inversions."""
     tensors, metadata = content
     wide = {name: floats(3, tensors[name].shape[1], 32) for name in tensors if "." in name}
-    write_tensors(tmp_path / "a.inv", tensors | wide, metadata)
+    write(tmp_path / "a.inv", tensors | wide, metadata)
     forged = Inversion.load(tmp_path / "a.inv")
     with pytest.raises(ValueError, match="shape"):
         styleid.inject_styles(forged, forged, model)
-    write_tensors(tmp_path / "b.inv", tensors | {"context": floats(1, 5, 23)}, metadata)
+    write(tmp_path / "b.inv", tensors | {"context": floats(1, 5, 23)}, metadata)
     with pytest.raises(ValueError, match="context"):
         Inversion.load(tmp_path / "b.inv").reconstruct(model)
 

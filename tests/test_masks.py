@@ -193,3 +193,20 @@ def test_bad_regions(inversions, change, error, message):
         _core.sample(*fixed, *rates, regions=regions)
     with pytest.raises(TypeError, match="regions: expected a dict with 'bias'"):
         _core.sample(*fixed, *rates, regions={})
+
+
+def test_masks_of_pictures_that_are_padded(model):
+    """They lie over the picture alone, and are mirrored as it is."""
+    content, style = picture(0, 20, 30), picture(1, 25, 16)
+    whole = [
+        np.pad(image, ((0, -len(image) % 16), (0, -image.shape[1] % 16), (0, 0)), mode="reflect")
+        for image in (content, style)
+    ]
+    mask, style_mask = np.random.default_rng(0).random((20, 30)), np.random.default_rng(1).random((25, 16))
+    wholes = [np.pad(one, ((0, -len(one) % 16), (0, -one.shape[1] % 16)), mode="reflect") for one in (mask, style_mask)]
+    out = styleid.transfer(content, style, model, steps=2, masks=mask, style_masks=style_mask)
+    expected = styleid.transfer(*whole, model, steps=2, masks=wholes[0], style_masks=wholes[1])
+    np.testing.assert_array_equal(out, expected[:20, :30])
+    coarse = styleid.transfer(content, style, model, steps=2, masks=np.array([[1.0, 0.0]]))
+    fine = styleid.transfer(content, style, model, steps=2, masks=np.repeat([[1.0, 0.0]], 15, axis=1))
+    np.testing.assert_array_equal(coarse, fine)

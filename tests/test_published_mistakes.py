@@ -128,11 +128,16 @@ def test_features_in_16_bits_where_the_model_computes_in_16_bits(folder, picture
 
 @pytest.mark.parametrize("size", [(36, 32), (32, 33), (7, 32)])
 @pytest.mark.parametrize("place", ["content", "style"])
-def test_pictures_of_an_unusable_size_are_refused(model, pictures, place, size):
-    """A picture of the wrong size gives a wrong result without a word."""
+def test_pictures_of_any_size(model, pictures, place, size):
+    """A picture of the wrong size gives a wrong result without a word: here the rule is that it is mirrored to the next
+    usable size, and that the result is cut to the content's."""
     pair = {"content": pictures[0], "style": pictures[1], place: picture(*size, seed=3)}
-    with pytest.raises(ValueError, match=rf"{place}.*{size[0]} ?x ?{size[1]}"):
-        styleid.transfer(**pair, model=model, **RATES)
+    result = styleid.transfer(**pair, model=model, **RATES)
+    assert result.shape == pair["content"].shape
+    height, width = (-side % model.image_multiple for side in size)
+    pair[place] = np.pad(pair[place], ((0, height), (0, width), (0, 0)), mode="reflect")
+    whole = styleid.transfer(**pair, model=model, **RATES)
+    assert np.array_equal(result, whole[: result.shape[0], : result.shape[1]])
 
 
 def test_pictures_of_different_sizes(model):

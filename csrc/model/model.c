@@ -34,6 +34,13 @@ sid_dtype sid_model_dtype(const sid_model *model) { return model->backend->dtype
 int sid_model_threads(const sid_model *model) { return model->backend->threads; }
 size_t sid_model_memory(const sid_model *model) { return model->backend->packed_bytes; }
 
+size_t sid_model_idle(sid_model *model) {
+    pthread_mutex_lock(&model->lock);
+    size_t bytes = model->idle.size;
+    pthread_mutex_unlock(&model->lock);
+    return bytes;
+}
+
 /* A function of a run: called twice with the same arguments, first to measure, then to compute. */
 typedef int (*run_function)(sid_exec *exec, const sid_model *model, const void *arguments);
 
@@ -44,17 +51,15 @@ static int measure(sid_model *model, run_function function, const void *argument
     return SID_OK;
 }
 
-/* The idle buffer if it is large enough, else a new one. */
+/* The idle buffer if it is large enough, else a new one in its place: both at once would be more than was predicted. */
 static int take_arena(sid_model *model, sid_arena *arena, size_t bytes) {
     pthread_mutex_lock(&model->lock);
-    int fits = model->idle.size >= bytes && model->idle.base;
-    if (fits) {
-        *arena = (sid_arena){.base = model->idle.base, .size = model->idle.size};
-        model->idle = (sid_arena){0};
-    }
+    *arena = (sid_arena){.base = model->idle.base, .size = model->idle.size};
+    model->idle = (sid_arena){0};
     pthread_mutex_unlock(&model->lock);
-    if (fits) return SID_OK;
-    *arena = (sid_arena){.peak = bytes};
+    if (arena->base && arena->size >= bytes) return SID_OK;
+    sid_arena_close(arena);
+    arena->peak = bytes;
     return sid_arena_open(arena);
 }
 

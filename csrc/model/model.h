@@ -17,6 +17,7 @@ const sid_config *sid_model_config(const sid_model *model);
 sid_dtype sid_model_dtype(const sid_model *model);
 int sid_model_threads(const sid_model *model);
 size_t sid_model_memory(const sid_model *model); /* bytes of packed weights */
+size_t sid_model_idle(sid_model *model);         /* bytes of scratch that wait for the next run */
 
 /* Latents are (n, C, h, w) float32 planes; h and w multiples of sid_latent_multiple(). */
 

@@ -78,6 +78,11 @@ static PyObject *model_memory(PyObject *self, void *closure) {
     return PyLong_FromSize_t(sid_model_memory(model_of(self)));
 }
 
+static PyObject *model_idle(PyObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(sid_model_idle(model_of(self)));
+}
+
 static PyObject *model_attention_layers(PyObject *self, void *closure) {
     (void)closure;
     return sid_attention_layers(&sid_model_config(model_of(self))->unet, 0);
@@ -314,6 +319,7 @@ static PyGetSetDef properties[] = {
     {"dtype", model_dtype, NULL, NULL, NULL},
     {"threads", model_threads, NULL, NULL, NULL},
     {"memory", model_memory, NULL, NULL, NULL},
+    {"idle", model_idle, NULL, NULL, NULL},
     {"attention_layers", model_attention_layers, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

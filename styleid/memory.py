@@ -1,0 +1,185 @@
+"""What a run will take of memory, and what there is: so that too large a wish is an error before work starts.
+
+A run's peak is the largest scratch of its parts, which the engine measures exactly (`Model.scratch`,
+`Model.vae_scratch`), the features that it keeps, and the arrays around them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from styleid import _core
+from styleid.images import Size, check_size, padded_size
+
+if TYPE_CHECKING:
+    from styleid.model import Model
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+class Memory(NamedTuple):
+    """Bytes that a run takes on top of the loaded model."""
+
+    scratch: int  # the largest of its evaluations, of the encoder and of the decoder
+    features: int  # kept queries, keys and values
+    arrays: int  # pictures and latents
+
+    @property
+    def total(self) -> int:
+        """All together: scratch, features and arrays are there at the same time."""
+        return sum(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{_gigabytes(self.total)} (scratch {_gigabytes(self.scratch)}, features {_gigabytes(self.features)}, "
+            f"pictures and latents {_gigabytes(self.arrays)})"
+        )
+
+
+def predict_memory(
+    model: Model,
+    content: Size | None = None,
+    style: Size | list[Size] | None = None,
+    steps: int = 50,
+    schedule: str = "paper",
+    layers: Iterable[int] | None = None,
+    feature_dtype: str = "auto",
+) -> Memory:
+    """What `styleid.transfer` will take on top of the loaded model.
+
+    Args:
+        model: of which every evaluation is measured
+        content: the side of the content, or its (height, width); None: the model's native square
+        style: that of the style, or a list of those of several; None: the content's
+        steps, schedule, layers: as in `styleid.transfer`
+        feature_dtype: as in `styleid.invert`; `transfer` keeps them in what the model computes in ("auto")
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected
+    """
+    plan = _core.schedule(model.engine, schedule, steps)
+    size = check_size(model.image_size if content is None else content)
+    sizes = [size] if style is None else [check_size(one) for one in (style if isinstance(style, list) else [style])]
+    dtype = model.dtype if feature_dtype == "auto" else feature_dtype
+    return of_transfer(model, size, sizes, steps, tuple(plan["layers"] if layers is None else layers), dtype)
+
+
+def of_transfer(
+    model: Model, content: Sequence[int], styles: Sequence[Sequence[int]], steps: int, layers: Iterable[int], dtype: str
+) -> Memory:
+    """A transfer: the content's queries and the styles' keys and values; one style of the content's size in one batch."""
+    parts = [of_inversion(model, content, steps, layers, 1, dtype)]
+    parts += [of_inversion(model, style, steps, layers, 2, dtype) for style in styles]
+    scratch = max(part.scratch for part in parts)
+    size = _padded(model, content)
+    if len(styles) == 1 and _padded(model, styles[0]) == size:
+        scratch = max(scratch, model.scratch(2, *size))
+    return Memory(scratch, sum(part.features for part in parts), sum(part.arrays for part in parts))
+
+
+def of_inversion(
+    model: Model, size: Sequence[int], steps: int, layers: Iterable[int], kinds: int, dtype: str
+) -> Memory:
+    """An inversion that keeps so many kinds of features (queries, keys, values), and the decoding of a result."""
+    height, width = _padded(model, size)
+    item = 2 if dtype == "bfloat16" else 4
+    unet, latent = model.config["unet"], (height // model.vae_factor, width // model.vae_factor)
+    features = 0
+    for layer in layers:
+        channels = unet["channels"][-1 - layer // (unet["layers_per_block"] + 1)]
+        features += kinds * steps * math.prod(model.layer_size(layer, latent)) * channels * item
+    latents = (steps + 2) * unet["in_channels"] * math.prod(latent) * 4
+    pictures = height * width * 3 * (4 + 4 + 1)  # as numbers for the networks, as they came, as the result
+    scratch = max(model.scratch(1, height, width), model.engine.vae_scratch(height, width))
+    return Memory(scratch, features, latents + pictures)
+
+
+def check_memory(need: Memory, model: Model, what: str) -> None:
+    """MemoryError with advice if a run needs more than is free."""
+    free, whose = free_memory()
+    more = need.total - min(need.scratch, model.engine.idle)  # which is there already
+    if more > free:
+        raise MemoryError(
+            f"{what} needs {need}, but {_gigabytes(free)} are free {whose}; try a smaller size, fewer layers or steps, "
+            "feature_dtype='bfloat16', or keep='query' for contents and keep='keys' for styles"
+        )
+
+
+def check_weights(numbers: int, dtype: str) -> None:
+    """MemoryError if so many weights cannot be packed. They take this at least; some are stored twice."""
+    least = numbers * (2 if dtype == "bfloat16" else 4)
+    free, whose = free_memory()
+    if least > free:
+        raise MemoryError(
+            f"the model's weights need at least {_gigabytes(least)} in {dtype}, but {_gigabytes(free)} are free {whose}"
+        )
+
+
+def free_memory() -> tuple[float, str]:
+    """The bytes that this process can still take without swapping, and by whose limit: the machine's, that of its
+    control groups (versions 1 and 2), or that of its address space (ulimit -v). Infinite where nothing is known."""
+    limits = [*_machine(), *_control_groups(), *_address_space()]
+    return min(limits, default=(float("inf"), "in this system"))
+
+
+def _machine() -> Iterator[tuple[float, str]]:
+    for line in _lines(PROC / "meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) << 10, "in this machine"
+
+
+def _control_groups() -> Iterator[tuple[float, str]]:
+    """Of the process's groups and all above them; a container sees its own as the root."""
+    for line in _lines(PROC / "self" / "cgroup"):
+        _, controllers, path = line.rstrip("\n").split(":", 2)
+        if controllers == "":
+            root, limit, usage, prefix = CGROUPS, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            root, limit, usage, prefix = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            if not folder.is_relative_to(root):
+                break
+            most, used = _number(folder / limit), _number(folder / usage)
+            if most is not None and used is not None:
+                yield max(0, most - used + _file_cache(folder / "memory.stat", prefix)), "in its control group"
+
+
+def _file_cache(path: Path, prefix: str) -> int:
+    """Bytes that count as used but are given back when they are needed."""
+    names = f"{prefix}inactive_file", f"{prefix}active_file"
+    return sum(int(words[1]) for words in map(str.split, _lines(path)) if len(words) == 2 and words[0] in names)
+
+
+def _address_space() -> Iterator[tuple[float, str]]:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    for line in _lines(PROC / "self" / "statm"):
+        if limit != resource.RLIM_INFINITY:
+            yield max(0, limit - int(line.split()[0]) * os.sysconf("SC_PAGE_SIZE")), "in its address space (ulimit -v)"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int | None:
+    text = "".join(_lines(path))
+    return int(text) if text.isdecimal() else None  # "max": no limit
+
+
+def _padded(model: Model, size: Sequence[int]) -> tuple[int, int]:
+    return padded_size(tuple(size), model.image_multiple)
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
