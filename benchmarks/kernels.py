@@ -31,6 +31,7 @@ ATTENTION = {
     "cross-attention, 1/16": (1024, 77, 8, 80),
     "VAE": (4096, 4096, 1, 512),
 }
+PRODUCTS = {"4096 x 320 x 1280": (4096, 320, 1280), "256 x 1280 x 5120": (256, 1280, 5120)}  # rows, in, out
 NORM = {"64 x 64 x 320": (64, 320), "32 x 32 x 1280": (32, 1280), "256 x 256 x 256": (256, 256)}  # side, channels
 
 
@@ -97,6 +98,26 @@ def group_norm(shape, dtype, threads):
     return candidates, 3 * x.nbytes / 1e9, "GB/s"
 
 
+def matmul(shape, dtype, threads):
+    """With bias, GELU and gate, as in the feed-forward networks. From AVX-512 on there are none of our own."""
+    rows, depth, columns = shape
+    own = [kernels for kernels in levels(dtype) if kernels.level < AVX512] if dtype == "float32" else []
+    x, weights, bias = (
+        noise(0, rows, depth, dtype="float32"),
+        noise(1, depth, columns, dtype="float32"),
+        noise(2, columns, dtype="float32"),
+    )
+    factor, dst = noise(3, rows, columns, dtype="float32"), np.empty((rows, columns), np.float32)
+    panels = np.ascontiguousarray(weights.reshape(depth, -1, 16).transpose(1, 0, 2))
+    product = {"src": x, "weights": panels, "bias": bias, "factor": factor, "dst": dst, "activation": 1}
+    candidates = {repr(kernels): lambda kernels=kernels: kernels.matmul([product], threads) for kernels in own}
+    if torch and own:
+        layer = torch.nn.Linear(depth, columns).requires_grad_(False)
+        tensor, gate = as_torch(x), as_torch(factor)
+        candidates["torch"] = lambda: torch.nn.functional.gelu(layer(tensor)) * gate
+    return candidates, 2 * rows * depth * columns / 1e9, "GFLOP/s"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -110,6 +131,7 @@ def main():
     if torch:
         torch.set_num_threads(options.threads)
     cases = [(f"attention, {name}", attention, shape) for name, shape in ATTENTION.items()]
+    cases += [(f"product with GELU and gate, {name}", matmul, shape) for name, shape in PRODUCTS.items()]
     cases += [(f"group norm + SiLU, {name}", group_norm, shape) for name, shape in NORM.items()]
 
     print(f"{options.threads} threads; best of {options.rounds}; the ratios are of speed\n")
@@ -119,6 +141,8 @@ def main():
             if options.only not in f"{title}, {dtype}":
                 continue
             candidates, work, unit = make(shape, dtype, options.threads)
+            if not candidates:
+                continue
             times = best_times(candidates, options.rounds, clock)
             plain, peer = times[native.NAMES[GENERIC]], times.get("torch", float("nan"))
             for name, seconds in times.items():

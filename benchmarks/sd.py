@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-LATENT = (4, 64, 64)  # 512 x 512 pixels
+SIDE = 64  # of the latent: 512 x 512 pixels
 CONTEXT = (77, 768)
 UNET = {
     "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,

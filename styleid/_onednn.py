@@ -1,11 +1,29 @@
 """Importing this makes styleid._core importable: it finds oneDNN where the dynamic loader alone does not."""
 
 import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, files
 
 LIBRARY = "libdnnl.so.3"
 LEAST = (3, 2)
 HELP = "styleid needs oneDNN 3.2 or later, built for GNU OpenMP: pip install 'onednn-cpu-gomp>=2023.2'"
+SPINS = "300"  # turns of a waiting thread's loop before it sleeps, some microseconds; GNU OpenMP's own: milliseconds
+
+
+@contextmanager
+def bounded_spin() -> Iterator[None]:
+    """GNU OpenMP's settings while it is loaded, unless the user has chosen: it reads them once. Threads that wait for
+    milliseconds keep the cores from other programs, and from the thread that they wait for."""
+    chosen = os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    if not chosen:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+    try:
+        yield
+    finally:
+        if not chosen:
+            del os.environ["GOMP_SPINCOUNT"]
 
 
 def load() -> None:
@@ -51,4 +69,5 @@ def explain(error: Exception) -> ImportError:
     return ImportError(text)
 
 
-load()
+with bounded_spin():
+    load()

@@ -109,6 +109,20 @@ def test_errors_say_what_to_do(error, advice):
     assert advice in str(_onednn.explain(ImportError(error)))
 
 
+@pytest.mark.parametrize(
+    "chosen, spins", [({}, "300"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_waiting_threads_spin_for_microseconds(chosen, spins):
+    """Unless the user chooses; and what the user's own programs inherit stays as it was."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    code = "import os, styleid; print(os.environ.get('GOMP_SPINCOUNT'))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=clean | chosen | {"OMP_DISPLAY_ENV": "verbose"}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"GOMP_SPINCOUNT = '{spins}'" in run.stderr
+    assert run.stdout.strip() == str(chosen.get("GOMP_SPINCOUNT"))
+
+
 def test_too_old_a_library_is_refused(monkeypatch):
     from styleid import _core
 
