@@ -62,6 +62,7 @@ def main():
     parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(PARTS))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append", help="default: what the CPU has")
     parser.add_argument("--programs", default=",".join(PROGRAMS), help="default: %(default)s")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose label holds this text")
     parser.add_argument("--repeats", type=int, default=5, help="counted runs of each task (default: %(default)s)")
     parser.add_argument("--cpu-time", action="store_true", help="of one thread: for a machine that is busy otherwise")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the part transfer (default: %(default)s)")
@@ -81,6 +82,9 @@ def main():
         for part in options.parts or USUAL:
             for dtype in options.dtype or [*native, "float32"]:
                 for section in PARTS[part](options.steps):
+                    section.rows = [row for row in section.rows if options.only in row.label]
+                    if not section.rows:
+                        continue
                     if options.cpu_time:
                         section.threads, section.clock = 1, "process_time"
                     rows = run_section(section, dtype, folder, options.programs.split(","), options.repeats)

@@ -65,6 +65,7 @@ def run_row(row, section, dtype, folder, names, workers, repeats):
             answer = worker.run(row.task, row.arguments)
             if repeat or section.fresh:
                 counted.append(answer)
+                print(f"{row.label}, {name}: {answer['seconds']:.3f} s", file=sys.stderr, flush=True)
             if section.fresh:
                 worker.close()
     return answers
