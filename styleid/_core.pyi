@@ -33,7 +33,7 @@ class UNetConfig(TypedDict):
     prediction: Literal["epsilon", "v_prediction"]
     sample_size: int
 
-class VAEConfig(TypedDict):
+class KLConfig(TypedDict):
     image_channels: int
     latent_channels: int
     channels: Sequence[int]
@@ -43,6 +43,17 @@ class VAEConfig(TypedDict):
     mid_attention: bool
     quant_conv: bool
     post_quant_conv: bool
+
+class TinyConfig(TypedDict):
+    kind: Literal["tiny"]
+    image_channels: int
+    latent_channels: int
+    channels: Sequence[int]          # per level, all the same
+    encoder_blocks: Sequence[int]    # per level, in the order in which they run
+    decoder_blocks: Sequence[int]
+    scaling_factor: float
+
+VAEConfig = KLConfig | TinyConfig
 
 class TextConfig(TypedDict):
     vocabulary: int
@@ -98,10 +109,13 @@ class Model:
     Weights are named `unet.*`, `vae.*` and `text.*` followed by the diffusers / transformers name
     (`text.text_model.…` without the leading `text_model.`). Nothing of `weights` is kept.
     dtype: "float32" or "bfloat16", the type of every activation and packed weight.
+    tiling: whether encode and decode work in overlapping tiles: "on", "off", or "auto": above 768 x 768 pixels.
     Raises ModelError naming the first missing, misshaped or unknown weight.
     """
 
-    def __new__(cls, config: Config, weights: Mapping[str, Weight], dtype: str = "float32", threads: int = 1) -> Model: ...
+    def __new__(
+        cls, config: Config, weights: Mapping[str, Weight], dtype: str = "float32", threads: int = 1, tiling: str = "auto"
+    ) -> Model: ...
     @property
     def dtype(self) -> str: ...
     @property

@@ -77,11 +77,11 @@ class Cache:
 
 
 def key_of(pixels: Pixels, model: Model, settings: Mapping[str, object]) -> str:
-    """A hash of the picture, the model and the type it computes in, the settings, and this program's version."""
+    """A hash of the picture, the model and how it computes, the settings, and this program's version."""
     parts = {
         "version": __version__,
         "picture": [pixels.dtype.name, pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()],
-        "model": [model.fingerprint, model.dtype],
+        "model": [model.fingerprint, model.dtype, model.tiling],
         "settings": dict(settings),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,7 @@ from styleid.rates import SHAPES, Rate, parse_rate
 from styleid.sweep import sweep, write_table
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+TILINGS: dict[str, str | bool] = {"auto": "auto", "on": True, "off": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -234,7 +235,14 @@ def _print_estimate(model: Model, steps: int) -> None:
 
 def _load(options: argparse.Namespace) -> Model:
     return load_model(
-        options.model, options.dtype, threads=options.threads, prediction=options.prediction, loras=options.lora
+        options.model,
+        options.dtype,
+        threads=options.threads,
+        prediction=options.prediction,
+        loras=options.lora,
+        vae=options.vae,
+        tiling=TILINGS[options.tiling],
+        ema=options.ema,
     )
 
 
@@ -408,6 +416,11 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         default=[],
         help="a change of the model, merged with a weight (1)",
     )
+    command.add_argument("--vae", help="a VAE in place of the model's own: a folder, a file, or a name on the hub")
+    command.add_argument(
+        "--tiling", choices=TILINGS, default="auto", help="the VAE in tiles (auto: above 768x768 pixels)"
+    )
+    command.add_argument("--ema", action="store_true", help="running means of the UNet's weights, of a single file")
     command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     command.add_argument("--threads", type=int, help="threads to compute with (one per core)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from styleid.files import read_json
 
 if TYPE_CHECKING:
-    from styleid._core import Config, TextConfig, UNetConfig, VAEConfig
+    from styleid._core import Config, KLConfig, TextConfig, TinyConfig, UNetConfig, VAEConfig
 
 TRAIN_STEPS = 1000
 
@@ -61,7 +61,7 @@ UNET_IGNORED = {
     "projection_class_embeddings_input_dim",
     "upcast_attention",  # the engine's softmax is in float32 always
 }
-VAE_FIXED: Mapping[str, Sequence[Any]] = {
+KL_FIXED: Mapping[str, Sequence[Any]] = {
     "_class_name": ("AutoencoderKL",),
     "act_fn": ("silu", "swish"),
     "in_channels": (3,),
@@ -70,7 +70,18 @@ VAE_FIXED: Mapping[str, Sequence[Any]] = {
     "out_channels": (3,),
     "shift_factor": (None, 0),
 }
-VAE_IGNORED = {"force_upcast", "sample_size"}
+KL_IGNORED = {"force_upcast", "sample_size"}
+TINY_FIXED: Mapping[str, Sequence[Any]] = {
+    "_class_name": ("AutoencoderTiny",),
+    "act_fn": ("relu",),
+    "in_channels": (3,),
+    "out_channels": (3,),
+    "shift_factor": (0, None),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+}
+# A range that latents are shown in, and a copy of decoder_block_out_channels.
+TINY_IGNORED = {"block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"}
 SCHEDULER_FIXED: Mapping[str, Sequence[Any]] = {
     "num_train_timesteps": (TRAIN_STEPS,),
     "rescale_betas_zero_snr": (False,),
@@ -217,14 +228,37 @@ def _attention(settings: Settings, levels: int) -> list[bool]:
 
 
 def read_vae(path: Path) -> VAEConfig:
-    """AutoencoderKL with any widths and depths."""
+    """AutoencoderKL with any widths and depths, or AutoencoderTiny of any one width and any depths."""
     settings = Settings(path)
-    settings.fixed(VAE_FIXED)
+    return _tiny(settings) if settings.get("_class_name", None) == "AutoencoderTiny" else _kl(settings)
+
+
+def _tiny(settings: Settings) -> TinyConfig:
+    settings.fixed(TINY_FIXED)
+    channels = settings.items("encoder_block_out_channels", (64,) * 4, int)
+    for key in "encoder_block_out_channels", "decoder_block_out_channels":
+        if settings.items(key, (64,) * 4, int) != channels[:1] * len(channels):
+            raise settings.refuse(key, "one width at all levels of both halves")
+    config: TinyConfig = {
+        "kind": "tiny",
+        "image_channels": 3,
+        "latent_channels": settings.integer("latent_channels", 4),
+        "channels": channels,
+        "encoder_blocks": settings.items("num_encoder_blocks", (1, 3, 3, 3), int, len(channels)),
+        "decoder_blocks": settings.items("num_decoder_blocks", (3, 3, 3, 1), int, len(channels)),
+        "scaling_factor": settings.number("scaling_factor", 1.0),
+    }
+    settings.warn_about_unknown(TINY_IGNORED)
+    return config
+
+
+def _kl(settings: Settings) -> KLConfig:
+    settings.fixed(KL_FIXED)
     channels = settings.items("block_out_channels", (64,), int)
     for key, block in ("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D"):
         if set(settings.items(key, (block,), str, len(channels))) != {block}:
             raise settings.refuse(key, f"{block} only")
-    config: VAEConfig = {
+    config: KLConfig = {
         "image_channels": 3,
         "latent_channels": settings.integer("latent_channels", 4),
         "channels": channels,
@@ -235,7 +269,7 @@ def read_vae(path: Path) -> VAEConfig:
         "quant_conv": settings.boolean("use_quant_conv", True),
         "post_quant_conv": settings.boolean("use_post_quant_conv", True),
     }
-    settings.warn_about_unknown(VAE_IGNORED)
+    settings.warn_about_unknown(KL_IGNORED)
     return config
 
 

@@ -4,7 +4,7 @@ Settings are huggingface_hub's: HF_HOME (the cache), HF_TOKEN, HF_ENDPOINT, HF_H
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from styleid.weights import STEMS, weight_files
@@ -21,6 +21,16 @@ def fetch(source: str) -> Path:
 
     Without a connection: as it was downloaded the last time. ValueError naming the model and what was wrong.
     """
+    return _fetch(source, needed, "unet/config.json")
+
+
+def fetch_vae(source: str) -> Path:
+    """The same of a repository that is a VAE alone."""
+    return _fetch(source, needed_of_vae, "config.json")
+
+
+def _fetch(source: str, choose: Callable[[Sequence[str]], Iterable[str]], marker: str) -> Path:
+    """Downloads the files that `choose` takes of all; an earlier download is one that has the marker."""
     # Not at the top: nobody else needs it, it takes a second, and reads its settings when it is imported.
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -33,10 +43,10 @@ def fetch(source: str) -> Path:
         except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except Exception:
-            if cached := _cached(repository, revision):
+            if cached := _cached(repository, revision, marker):
                 return cached
             raise
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(needed(files))))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(choose(files))))
     except Exception as error:  # of requests or httpx, as the library's version has it
         raise ValueError(f"{source}: no such file or folder, and as a model on the hub: {reason(error)}") from error
 
@@ -47,24 +57,37 @@ def needed(files: Sequence[str]) -> Iterator[str]:
         raise ValueError("not in the layout of diffusers, there is no unet/config.json")
     yield from filter(SMALL_FILES.fullmatch, files)
     for part, stem in STEMS.items():
-        for single, index in weight_files(stem):
-            if f"{part}/{single}" in files:
-                yield f"{part}/{single}"
-                break
-            if f"{part}/{index}" in files:
-                yield f"{part}/{index}"
-                kind = "safetensors" if ".safetensors." in index else "bin"
-                shard = re.compile(rf"{part}/[^/]+-of-\d+[^/]*\.{kind}")
-                yield from filter(shard.fullmatch, files)
-                break
+        yield from _weights(files, f"{part}/", stem)
 
 
-def _cached(repository: str, revision: str) -> Path | None:
-    """The folder of an earlier download."""
+def needed_of_vae(files: Sequence[str]) -> Iterator[str]:
+    """Those files that a VAE is read from. ValueError if the repository is not one in diffusers' layout."""
+    if "config.json" not in files:
+        raise ValueError("not a VAE in the layout of diffusers, there is no config.json")
+    yield "config.json"
+    yield from _weights(files, "", STEMS["vae"])
+
+
+def _weights(files: Sequence[str], folder: str, stem: str) -> Iterator[str]:
+    """The weights of one part, in the form that is read: one file, or an index and its shards."""
+    for single, index in weight_files(stem):
+        if folder + single in files:
+            yield folder + single
+            break
+        if folder + index in files:
+            yield folder + index
+            kind = "safetensors" if ".safetensors." in index else "bin"
+            shard = re.compile(rf"{folder}[^/]+-of-\d+[^/]*\.{kind}")
+            yield from filter(shard.fullmatch, files)
+            break
+
+
+def _cached(repository: str, revision: str, marker: str) -> Path | None:
+    """The folder of an earlier download, whose path within is known of the marker."""
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(repository, "unet/config.json", revision=revision or None)
-    return Path(config).parents[1] if isinstance(config, str) else None
+    config = try_to_load_from_cache(repository, marker, revision=revision or None)
+    return Path(config).parents[marker.count("/")] if isinstance(config, str) else None
 
 
 def reason(error: Exception) -> str:

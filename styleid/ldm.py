@@ -20,12 +20,13 @@ from styleid.tensors import Tensor
 from styleid.weights import add_tensor
 
 if TYPE_CHECKING:
-    from styleid._core import Config, TextConfig, UNetConfig, VAEConfig
+    from styleid._core import Config, KLConfig, TextConfig, UNetConfig
 
 Prediction = Literal["epsilon", "v_prediction"]
 Tensors = dict[str, Tensor]
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+EMA = "model_ema."  # running means of the UNet's weights, by names without dots
 CLIP, OPEN_CLIP = "transformer.", "model."  # of the text encoder: SD 1.x, SD 2.x
 PREDICTIONS: Mapping[str, Prediction] = {"epsilon": "epsilon", "v": "v_prediction"}  # in a file's metadata
 NATIVE_SIZE: Mapping[Prediction, int] = {"epsilon": 64, "v_prediction": 96}  # of latents, as SD was trained
@@ -39,6 +40,7 @@ UNUSED = re.compile(
     r"|cond_stage_model\.(transformer\.|model\.)?(logit_scale|text_projection(\.weight)?|attn_mask)"
     r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids"
 )
+VAE_UNUSED = re.compile(r"(loss|model_ema)\..*")  # of a VAE's own file: what it was trained with
 UNET_INNER = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -74,11 +76,16 @@ class Contents(NamedTuple):
 
 
 def convert(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prediction: Prediction | None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    prediction: Prediction | None,
+    ema: bool = False,
 ) -> Contents:
     """The model in a file's tensors. ValueError naming the file and the tensor that is missing or unknown.
 
     prediction: what the UNet predicts, for files that do not say; None: what the metadata say, else noise.
+    ema: take the running means of the UNet's weights, where the training kept them, for the weights themselves.
     """
     parts: dict[str, Tensors] = {UNET: {}, VAE: {}, TEXT: {}}
     for name, tensor in tensors.items():
@@ -88,6 +95,8 @@ def convert(
         if prefix is None:
             raise ValueError(f"{path}: unknown tensor {name[:120]!r}; expected a model in the original naming")
         parts[prefix][name.removeprefix(prefix)] = tensor
+    if ema:
+        parts[UNET] = {name: _mean(path, tensors, name) for name in parts[UNET]}
     if empty := [prefix for prefix, part in parts.items() if not part]:
         raise ValueError(f"{path}: no tensors {empty[0]}*; expected UNet, VAE and text encoder of one model")
     stated = prediction or PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
@@ -110,6 +119,28 @@ def convert(
         )
     alphas = _alphas(tensors.get("alphas_cumprod"), path)
     return Contents({"unet": unet_config, "vae": vae_config, "text": text_config, "alphas": alphas}, unet, vae, text)
+
+
+def _mean(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The running mean of one of the UNet's weights."""
+    mean = EMA + (UNET.removeprefix("model.") + name).replace(".", "")
+    if mean not in tensors:
+        raise ValueError(f"{path}: ema: it has no running mean of {(UNET + name)[:120]!r}; load it without")
+    return tensors[mean]
+
+
+def convert_vae(path: Path, tensors: Mapping[str, Tensor]) -> tuple[KLConfig, Tensors]:
+    """The VAE alone, of a whole model's file or of one that holds nothing else. ValueError naming the file and the fault."""
+    whole = any(name.startswith(VAE) for name in tensors)
+    own = {
+        name.removeprefix(VAE): tensor
+        for name, tensor in tensors.items()
+        if (name.startswith(VAE) if whole else not VAE_UNUSED.fullmatch(name))
+    }
+    try:
+        return _vae(own)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _alphas(stored: Tensor | None, path: Path) -> NDArray[np.float64]:
@@ -183,11 +214,11 @@ def _unet_modules(levels: int, per_block: int) -> Iterator[tuple[str, str]]:
 # ---- VAE ----
 
 
-def _vae(tensors: Tensors) -> tuple[VAEConfig, Tensors]:
+def _vae(tensors: Tensors) -> tuple[KLConfig, Tensors]:
     """What the shapes of the VAE's tensors say, and its tensors by the modern names."""
     levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")
     per_block = _count(tensors, "encoder.down.0.block.{}.conv1.weight")
-    config: VAEConfig = {
+    config: KLConfig = {
         "image_channels": 3,
         "latent_channels": _shape(tensors, "decoder.conv_in.weight", 4)[1],
         "channels": [_shape(tensors, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)],

@@ -24,6 +24,7 @@ from styleid.memory import check_weights
 from styleid.model import Model, Recommended
 from styleid.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.tensors import read_tensors
+from styleid.vae import read as read_vae
 from styleid.weights import STEMS, engine_weights, read_component, read_weights
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def load_model(
     threads: int | None = None,
     prediction: str | None = None,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    vae: str | os.PathLike[str] | None = None,
+    tiling: str | bool = "auto",
+    ema: bool = False,
 ) -> Model:
     """Loads a Stable Diffusion 1.x or 2.x model, or another of that build.
 
@@ -70,6 +74,11 @@ def load_model(
         prediction: "epsilon" or "v_prediction", what the model predicts; None: what its files say
         loras: LoRA files as kohya-ss or diffusers write them, which are merged into the weights, each with its weight:
             [("a.safetensors", 0.8)]
+        vae: a VAE to take in place of the model's own: a folder with diffusers' AutoencoderKL or AutoencoderTiny (or with
+            such a folder vae/), a file in the original naming, one of TAESD's own two files, or a name on the hub
+        tiling: True: encode and decode in overlapping tiles, in bounded memory and close to exact; False: whole pictures;
+            "auto": tiles above 768 x 768 pixels
+        ema: take the running means of the UNet's weights that a training left in a single file (`model_ema.*`)
 
     Raises:
         ModelError: the files are missing, damaged or not a model that can be computed; names the file and the fault
@@ -83,13 +92,19 @@ def load_model(
     if prediction not in (None, "epsilon", "v_prediction"):
         raise ValueError(f"prediction: expected None, 'epsilon' or 'v_prediction', got {prediction!r}")
     changes = lora.check(loras)
+    if tiling is not True and tiling is not False and tiling != "auto":
+        raise ValueError(f"tiling: expected 'auto', True or False, got {tiling!r}")
+    if vae is not None and not isinstance(vae, (str, os.PathLike)):
+        raise TypeError(f"vae: expected None or a path, got {type(vae).__name__}")
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: expected 'default' or a path, got {type(source).__name__}")
     path = DEFAULT_FOLDER if source == "default" else Path(source)
     try:
         if not path.exists() and NAME.fullmatch(str(source)):
             path = fetch(str(source))
-        parts = _read(path, cast("Prediction | None", prediction))
+        parts = _read(path, cast("Prediction | None", prediction), bool(ema))
+        if vae is not None:
+            parts = _with_vae(parts, os.fspath(vae))
         sizes = [math.prod(weight["shape"]) for weight in parts.weights.values()]
         check_weights(sum(size for size in sizes if size < LARGEST), dtype)  # a larger one is no layer's, as the engine says
         return Model(
@@ -97,13 +112,14 @@ def load_model(
             lora.merge(parts.weights, changes),
             dtype,
             threads,
+            tiling=tiling if isinstance(tiling, str) else "on" if tiling else "off",
             tokenizer=parts.tokenizer,
             context=parts.context,
             recommended=parts.recommended,
             source=os.fspath(source),
         )
     except ModelError as error:  # the engine does not know where its numbers came from
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{path}{f' with the VAE {vae}' if vae else ''}: {error}") from None
     except (ValueError, OSError) as error:
         raise ModelError(str(error)) from error
 
@@ -143,19 +159,32 @@ def _threads(threads: int | None) -> int:
     return threads
 
 
-def _read(path: Path, prediction: Prediction | None) -> Parts:
+def _with_vae(parts: Parts, source: str) -> Parts:
+    """The same with another VAE."""
+    found = read_vae(source)
+    ours, theirs = found.config["latent_channels"], parts.config["unet"]["in_channels"]
+    if ours != theirs:
+        raise ValueError(f"{source}: the VAE's latents have {ours} channels, but the UNet takes {theirs}")
+    config: Config = {**parts.config, "vae": found.config}
+    weights = {name: weight for name, weight in parts.weights.items() if not name.startswith("vae.")}
+    return parts._replace(config=config, weights=weights | engine_weights({}, found.tensors, None))
+
+
+def _read(path: Path, prediction: Prediction | None, ema: bool) -> Parts:
     """Reads whatever is there. ValueError naming the file and the fault."""
     if path.is_file():
-        return _read_file(path, prediction)
+        return _read_file(path, prediction, ema)
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder, and not of the form owner/name of a model on the hub")
+    if ema:
+        raise ValueError(f"{path}: ema: only single files in the original naming hold running means beside the weights")
     return _read_folder(path, prediction)
 
 
-def _read_file(path: Path, prediction: Prediction | None) -> Parts:
+def _read_file(path: Path, prediction: Prediction | None, ema: bool) -> Parts:
     """Reads a single file in the original naming, and the tokenizer beside it."""
     tensors, metadata = read_weights(path)
-    found = convert(path, tensors, metadata, prediction)
+    found = convert(path, tensors, metadata, prediction, ema)
     text = found.config["text"]
     assert text is not None
     folder = path.parent / "tokenizer"

@@ -37,6 +37,7 @@ class Model:
         config: the configuration, as nested dictionaries of numbers
         source: where it was loaded from
         fingerprint: a hash of configuration and weights, which inversions carry along
+        tiling: whether the VAE works in tiles: "on", "off" or "auto"
         recommended: the settings that its folder recommends (styleid.json), {} where none:
             `transfer(content, style, model, **model.recommended)`
     """
@@ -48,12 +49,14 @@ class Model:
         dtype: str,
         threads: int,
         *,
+        tiling: str = "auto",
         tokenizer: Tokenize | None = None,
         context: Float32 | None = None,
         recommended: Recommended | None = None,
         source: str = "",
     ) -> None:
-        self._engine = _core.Model(config, weights, dtype, threads)
+        self._engine = _core.Model(config, weights, dtype, threads, tiling)
+        self.tiling = tiling
         self._tokenizer = tokenizer
         self._stored_context = context
         self.config = config

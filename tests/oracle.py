@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin ma
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.numpy import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -78,6 +78,15 @@ def vae(channels, *, layers=2, latent=4, groups=8, scaling=0.18215, attention=Tr
     return randomize(network.to_empty(device="cpu"), seed)
 
 
+def tiny_vae(width=16, *, encoder=(1, 3, 3, 3), decoder=(3, 3, 3, 1), latent=4, scaling=1.0, seed=4):
+    with torch.device("meta"):
+        network = AutoencoderTiny(
+            encoder_block_out_channels=(width,) * len(encoder), decoder_block_out_channels=(width,) * len(decoder),
+            num_encoder_blocks=encoder, num_decoder_blocks=decoder, latent_channels=latent, scaling_factor=scaling,
+        )  # fmt: skip
+    return randomize(network.to_empty(device="cpu"), seed)
+
+
 def text_encoder(channels, heads, *, layers=2, hidden=None, vocabulary=100, positions=77, activation="quick_gelu", seed=3):
     return randomize(
         CLIPTextModel(
@@ -96,13 +105,13 @@ class Networks:
     """What one engine model is made of."""
 
     unet: UNet2DConditionModel = field(default_factory=lambda: unet((16,), (2,), (True,), layers=1))
-    vae: AutoencoderKL = field(default_factory=lambda: vae((8, 8), layers=1))
+    vae: AutoencoderKL | AutoencoderTiny = field(default_factory=lambda: vae((8, 8), layers=1))
     text: CLIPTextModel | None = None
     prediction: str = "epsilon"
 
     def config(self):
         """As styleid._core.Model takes it."""
-        u, v = self.unet.config, self.vae.config
+        u = self.unet.config
         levels = len(u.block_out_channels)
         config = {
             "unet": {
@@ -121,17 +130,7 @@ class Networks:
                 "prediction": self.prediction,
                 "sample_size": u.sample_size,
             },
-            "vae": {
-                "image_channels": v.in_channels,
-                "latent_channels": v.latent_channels,
-                "channels": list(v.block_out_channels),
-                "layers_per_block": v.layers_per_block,
-                "groups": v.norm_num_groups,
-                "scaling_factor": v.scaling_factor,
-                "mid_attention": v.mid_block_add_attention,
-                "quant_conv": v.use_quant_conv,
-                "post_quant_conv": v.use_post_quant_conv,
-            },
+            "vae": self.vae_config(),
             "text": None,
             "alphas": ALPHAS,
         }
@@ -148,6 +147,30 @@ class Networks:
             }
         return config
 
+    def vae_config(self):
+        v = self.vae.config
+        if isinstance(self.vae, AutoencoderTiny):
+            return {
+                "kind": "tiny",
+                "image_channels": v.in_channels,
+                "latent_channels": v.latent_channels,
+                "channels": list(v.encoder_block_out_channels),
+                "encoder_blocks": list(v.num_encoder_blocks),
+                "decoder_blocks": list(v.num_decoder_blocks),
+                "scaling_factor": v.scaling_factor,
+            }
+        return {
+            "image_channels": v.in_channels,
+            "latent_channels": v.latent_channels,
+            "channels": list(v.block_out_channels),
+            "layers_per_block": v.layers_per_block,
+            "groups": v.norm_num_groups,
+            "scaling_factor": v.scaling_factor,
+            "mid_attention": v.mid_block_add_attention,
+            "quant_conv": v.use_quant_conv,
+            "post_quant_conv": v.use_post_quant_conv,
+        }
+
     def weights(self):
         """As styleid._core.Model takes them, in the type that the networks have."""
         weights = {}
@@ -158,8 +181,8 @@ class Networks:
         return weights
 
 
-    def engine(self, dtype="float32", threads=1):
-        return _core.Model(self.config(), self.weights(), dtype=dtype, threads=threads)
+    def engine(self, dtype="float32", threads=1, tiling="auto"):
+        return _core.Model(self.config(), self.weights(), dtype=dtype, threads=threads, tiling=tiling)
 
     def save(self, folder, context):
         """As a diffusers folder, with a stored context for the empty prompt."""

@@ -71,6 +71,40 @@ def test_single_file(family, original, expected, tmp_path):
     assert_same(model, expected[family])
 
 
+def with_means(original):
+    """The file of a training that kept running means: of the UNet alone, by names without dots."""
+    prefix = "model.diffusion_model."
+    means = {
+        "model_ema." + name.removeprefix("model.").replace(".", ""): array + np.float32(0.5)
+        for name, array in original.items()
+        if name.startswith(prefix)
+    }
+    return original | means, {
+        name: array + np.float32(0.5) if name.startswith(prefix) else array for name, array in original.items()
+    }
+
+
+def test_running_means(family, original, expected, tmp_path):
+    """With ema=True the model is that of a file in which the means are the weights; else they count for nothing."""
+    both, means_alone = with_means(original)
+    save_file(both, tmp_path / "both.safetensors")
+    save_file(means_alone, tmp_path / "means.safetensors")
+    options = {"prediction": PREDICTION[family]}
+    assert_same(load(tmp_path / "both.safetensors", **options), expected[family])
+    chosen, wanted = (load(tmp_path / f"{name}.safetensors", ema=name == "both", **options) for name in ("both", "means"))
+    assert chosen.fingerprint == wanted.fingerprint != expected[family].fingerprint
+    assert_same(chosen, wanted)
+
+
+def test_running_means_that_are_not_there(original, folders, tmp_path):
+    original = {name: array for name, array in original.items() if not name.startswith("model_ema.")}
+    save_file(original, tmp_path / "m.safetensors")
+    with pytest.raises(ModelError, match=r"m\.safetensors: ema: it has no running mean of 'model\.diffusion_model\."):
+        load(tmp_path / "m.safetensors", ema=True, prediction="epsilon")
+    with pytest.raises(ModelError, match="ema: only single files"):
+        load(folders["1.x"], ema=True)
+
+
 def test_the_clip_of_1x_without_its_level(expected, tmp_path):
     save_file(formats.ldm(formats.configuration("1.x"), "1.x", text_level=""), tmp_path / "m.safetensors")
     assert_same(load(tmp_path / "m.safetensors"), expected["1.x"])

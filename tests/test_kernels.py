@@ -446,18 +446,20 @@ def convolved(x, weights):
 @every_dtype
 @pytest.mark.parametrize("n, h, w", [(1, 8, 8), (2, 5, 7), (3, 1, 2), (1, 4, 13)])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_winograd(kernels, dtype, n, h, w, with_residual):
+@pytest.mark.parametrize("relu", [False, True])
+def test_winograd(kernels, dtype, n, h, w, with_residual, relu):
     """The transforms around the products make a convolution, in chunks of tiles as well."""
     x, bias = noise(0, n, h, w, 16, dtype=dtype), noise(1, 32)
     residual = noise(2, n, h, w, 32, dtype=dtype) if with_residual else None
     weights = np.random.default_rng(3).standard_normal((3, 3, 16, 32)) / 12
     expected = convolved(x, weights) + bias + (floats(residual) if with_residual else 0)
+    expected = np.maximum(expected, 0) if relu else expected
     taps = winograd_taps(weights).astype(np.float32)
     tiles = n * -(-h // 4) * -(-w // 4)
     dst = np.empty((n, h, w, 32), x.dtype)
     for first in range(0, tiles, 3):
         v = kernels.winograd_input(x, first, min(3, tiles - first))
-        kernels.winograd_output(dst, v @ taps, bias, residual, first)
+        kernels.winograd_output(dst, v @ taps, bias, residual, relu, first)
     check(dst, expected, TOLERANCE["winograd"][dtype])
 
 

@@ -36,6 +36,13 @@ int sid_arena_take(sid_arena *arena, void **block, size_t size) {
     return SID_OK;
 }
 
+int sid_arena_floats(sid_arena *arena, float **block, size_t count) {
+    void *memory;
+    SID_TRY(sid_arena_take(arena, &memory, count * sizeof **block));
+    *block = memory;
+    return SID_OK;
+}
+
 int sid_arena_tensor(sid_arena *arena, sid_tensor *t, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c) {
     size_t count = n, factors[] = {h, w, c, sid_dtype_size(dtype)};
     for (size_t i = 0; i < 4; i++)

@@ -23,6 +23,8 @@ void sid_arena_close(sid_arena *arena);
 /* *block: size bytes aligned to SID_ALIGN; NULL while measuring. */
 int sid_arena_take(sid_arena *arena, void **block, size_t size);
 
+int sid_arena_floats(sid_arena *arena, float **block, size_t count);
+
 /* A dense tensor in the arena. */
 int sid_arena_tensor(sid_arena *arena, sid_tensor *t, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c);
 

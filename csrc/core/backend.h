@@ -22,6 +22,7 @@ typedef struct {
     size_t kernel, stride;       /* square: 1 or 3; 1 or 2 */
     size_t pad_before, pad_after; /* zeros on top and left, on bottom and right */
     int upsample;                /* the input is doubled by nearest neighbour first */
+    int no_bias;
 } sid_conv_shape;
 
 /* A convolution and a matrix product with packed weights; a backend's own structures begin with these. */
@@ -34,11 +35,13 @@ typedef struct {
 
 typedef enum { SID_NO_ACTIVATION, SID_GELU_ERF, SID_GELU_QUICK } sid_activation;
 
-/* What happens to a product before it is stored: dst = activation(product + bias) * factor + residual. */
+/* What happens to a product before it is stored: dst = activation(product + bias) * factor + residual, and of that
+ * the positive part where relu is set. */
 typedef struct {
     sid_activation activation;
     const sid_tensor *factor;   /* NULL, or of dst's shape */
     const sid_tensor *residual; /* NULL, or of dst's shape; dst itself (the same pointer) accumulates */
+    int relu;
 } sid_post;
 
 typedef struct {
@@ -80,13 +83,13 @@ struct sid_backend {
 
     void (*close)(sid_backend **backend);
 
-    /* Weight (out, in, kernel, kernel) and bias (out) in any stored dtype; packed at the first measuring pass,
-     * until when they must stay valid. */
+    /* Weight (out, in, kernel, kernel) and bias (out; NULL: none) in any stored dtype; packed at the first measuring
+     * pass, until when they must stay valid. */
     int (*conv_open)(sid_backend *backend, sid_conv **conv, const sid_conv_shape *shape, const sid_weight *weight,
                      const sid_weight *bias);
     void (*conv_close)(sid_conv **conv);
     /* dst (n, h', w', out) in the backend's dtype or float32, src (n, h, w, in); dense.
-     * Of post only the residual, and not even that with upsample. */
+     * Of post only residual and relu, and not even those with upsample. */
     int (*conv)(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv *conv, const sid_post *post);
 
     /* parts weights (out_i, in[, 1, 1]), stacked along out; bias NULL or one per part (out_i). */

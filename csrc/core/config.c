@@ -43,13 +43,31 @@ static int check_unet(const sid_unet_config *c) {
     return SID_OK;
 }
 
+static int check_kl(const sid_vae_config *c) {
+    SID_TRY(check_range("vae layers_per_block", c->layers_per_block, 1, 7));
+    SID_TRY(check_range("vae groups", c->groups, 1, 1024));
+    for (size_t i = 0; i < c->levels; i++) SID_TRY(check_channels("a vae level", c->channels[i], c->groups));
+    return SID_OK;
+}
+
+static int check_tiny(const sid_vae_config *c) {
+    for (size_t i = 0; i < c->levels; i++) {
+        SID_TRY(check_channels("a vae level", c->channels[i], 1));
+        if (c->channels[i] != c->channels[0])
+            return sid_fail(SID_EMODEL,
+                            "configuration: a tiny vae's levels have %zu and %zu channels, expected one width",
+                            c->channels[0], c->channels[i]);
+        SID_TRY(check_range("vae encoder_blocks", c->encoder_blocks[i], 1, SID_MAX_TINY_BLOCKS));
+        SID_TRY(check_range("vae decoder_blocks", c->decoder_blocks[i], 1, SID_MAX_TINY_BLOCKS));
+    }
+    return SID_OK;
+}
+
 static int check_vae(const sid_vae_config *c) {
     SID_TRY(check_range("vae image_channels", c->image_channels, 3, 3));
     SID_TRY(check_range("vae latent_channels", c->latent_channels, 1, 128));
     SID_TRY(check_range("vae number of levels", c->levels, 1, SID_MAX_LEVELS));
-    SID_TRY(check_range("vae layers_per_block", c->layers_per_block, 1, 7));
-    SID_TRY(check_range("vae groups", c->groups, 1, 1024));
-    for (size_t i = 0; i < c->levels; i++) SID_TRY(check_channels("a vae level", c->channels[i], c->groups));
+    SID_TRY(c->kind == SID_VAE_TINY ? check_tiny(c) : check_kl(c));
     if (!(c->scaling_factor > 1e-6f && c->scaling_factor < 1e6f))
         return sid_fail(SID_EMODEL, "configuration: vae scaling_factor is %g, expected 1e-6 to 1e6", c->scaling_factor);
     return SID_OK;

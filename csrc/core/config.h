@@ -25,14 +25,21 @@ typedef struct {
     size_t sample_size;               /* native latent height and width */
 } sid_unet_config;
 
+typedef enum { SID_VAE_KL, SID_VAE_TINY } sid_vae_kind;
+#define SID_MAX_TINY_BLOCKS 8
+
 typedef struct {
+    sid_vae_kind kind;
     size_t image_channels, latent_channels;
     size_t levels;
-    size_t channels[SID_MAX_LEVELS];
+    size_t channels[SID_MAX_LEVELS]; /* SID_VAE_TINY: all the same */
+    float scaling_factor;
+    /* SID_VAE_KL */
     size_t layers_per_block;
     size_t groups;
-    float scaling_factor;
     int mid_attention, quant_conv, post_quant_conv;
+    /* SID_VAE_TINY: blocks per level, in the order in which they run */
+    size_t encoder_blocks[SID_MAX_LEVELS], decoder_blocks[SID_MAX_LEVELS];
 } sid_vae_config;
 
 typedef struct {

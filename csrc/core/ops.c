@@ -34,7 +34,7 @@ int sid_conv2d(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv 
     SID_TRY(expect(src->c == s->in && dst->c == s->out && dst->n == src->n && dst->h == sid_conv_size(s, src->h) &&
                        dst->w == sid_conv_size(s, src->w) && dst->h && dst->w && src->stride == src->c &&
                        dst->stride == dst->c && post_fits(dst, post) && !post->factor && !post->activation &&
-                       !(s->upsample && post->residual),
+                       !(s->upsample && (post->residual || post->relu)),
                    "conv2d"));
     return exec->backend->conv(exec, dst, src, conv, post);
 }
@@ -42,7 +42,7 @@ int sid_conv2d(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv 
 int sid_linear_map(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_linear *linear, const sid_post *post) {
     post = post ? post : &(sid_post){0};
     SID_TRY(expect(src->c == linear->in && dst->c == linear->out && sid_rows(dst) == sid_rows(src) &&
-                       post_fits(dst, post),
+                       post_fits(dst, post) && !post->relu,
                    "linear"));
     return exec->backend->linear(exec, dst, src, linear, post);
 }

@@ -14,6 +14,7 @@
 typedef struct {
     sid_conv base;
     sid_weight weight, bias;   /* borrowed until the first run */
+    float *zeros;              /* in place of a bias that it does not have */
     sid_direct *parts[PHASES]; /* one, or one per parity (2 * row + column); NULL before the first run */
     sid_winograd *winograd;    /* instead of parts where it is faster */
 } cpu_conv;
@@ -66,7 +67,14 @@ int sid_cpu_conv_open(sid_backend *backend, sid_conv **conv, const sid_conv_shap
     cpu_conv *c = calloc(1, sizeof *c);
     *conv = (sid_conv *)c;
     if (!c) return sid_fail(SID_EMEMORY, "out of memory");
-    *c = (cpu_conv){.base = {*shape}, .weight = *weight, .bias = *bias};
+    *c = (cpu_conv){.base = {*shape}, .weight = *weight};
+    if (bias) {
+        c->bias = *bias;
+    } else {
+        c->zeros = calloc(shape->out, sizeof *c->zeros);
+        if (!c->zeros) return sid_fail(SID_EMEMORY, "out of memory");
+        c->bias = (sid_weight){.dtype = SID_F32, .rank = 1, .shape = {shape->out}, .stride = 1, .data = c->zeros};
+    }
     return SID_OK;
 }
 
@@ -75,6 +83,7 @@ void sid_cpu_conv_close(sid_conv **conv) {
     if (!c) return;
     for (size_t i = 0; i < PHASES; i++) sid_direct_close(&c->parts[i]);
     sid_winograd_close(&c->winograd);
+    free(c->zeros);
     free(c);
     *conv = NULL;
 }

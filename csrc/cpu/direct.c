@@ -99,7 +99,8 @@ static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
 
 int sid_direct_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_direct *d, const sid_post *post) {
     int accumulate = post->residual == dst;
-    size_t key[SID_KEY_SIZE] = {src->n, src->h, src->w, dst->dtype, post->residual != NULL, (size_t)accumulate};
+    size_t key[SID_KEY_SIZE] = {
+        src->n, src->h, src->w, dst->dtype, post->residual != NULL, (size_t)accumulate, (size_t)post->relu};
     sid_primitive *primitive;
     SID_TRY(sid_product_prepare(&d->product, key, &(sid_recipe){&(request){d, dst, src, post}, describe, pack},
                                 &primitive));

@@ -51,9 +51,9 @@ typedef struct {
     void (*winograd_input)(float *v, const sid_winograd_grid *grid, const void *src, sid_dtype dtype, size_t channels,
                            int threads);
     /* dst (n, h, w, channels): the tiles m [36][count][channels] transformed back, + bias + residual (NULL: none),
-     * which is of dst's dtype. */
+     * which is of dst's dtype; of that the positive part where relu is set. */
     void (*winograd_output)(void *dst, sid_dtype dtype, const sid_winograd_grid *grid, const float *m, size_t channels,
-                            const float *bias, const void *residual, int threads);
+                            const float *bias, const void *residual, int relu, int threads);
     /* Products of one shape; every element is summed in one order, whatever the threads and the rows around it. NULL: oneDNN
      * multiplies so itself, and faster. */
     void (*matmul)(const sid_matmul *products, size_t count, int threads);

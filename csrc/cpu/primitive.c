@@ -32,6 +32,7 @@ static int append_post(dnnl_post_ops_t ops, const sid_post *post, int accumulate
     if (post->factor) SID_DNNL(dnnl_post_ops_append_binary(ops, dnnl_binary_mul, factor));
     if (accumulate) SID_DNNL(dnnl_post_ops_append_sum(ops, 1, 0, dnnl_data_type_undef));
     else if (post->residual) SID_DNNL(dnnl_post_ops_append_binary(ops, dnnl_binary_add, residual));
+    if (post->relu) SID_DNNL(dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_relu, 0, 0));
     return SID_OK;
 }
 

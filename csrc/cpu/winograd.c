@@ -185,7 +185,7 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
     SID_TRY(multiply(exec, m, v, grid->count, w, primitive));
     if (!measuring)
         kernels->winograd_output(dst->data, dst->dtype, grid, m, w->out, w->product.packed.bias,
-                                 post->residual ? post->residual->data : NULL, threads);
+                                 post->residual ? post->residual->data : NULL, post->relu, threads);
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }

@@ -77,9 +77,9 @@ TARGET static void input_tile(float *v, size_t v_step, const sid_winograd_grid *
     }
 }
 
-/* dst[at ..] = result + bias + residual[at ..], WIDTH channels of one pixel. */
+/* dst[at ..] = result + bias + residual[at ..], or its positive part, WIDTH channels of one pixel. */
 TARGET static inline void store_pixel(void *dst, sid_dtype dtype, size_t at, const float *result, const float *bias,
-                                      const void *residual) {
+                                      const void *residual, int relu) {
     float sum[WIDTH], buffer[WIDTH];
 #pragma omp simd
     for (size_t i = 0; i < WIDTH; i++) sum[i] = result[i] + bias[i];
@@ -88,12 +88,16 @@ TARGET static inline void store_pixel(void *dst, sid_dtype dtype, size_t at, con
 #pragma omp simd
         for (size_t i = 0; i < WIDTH; i++) sum[i] += more[i];
     }
+    if (relu) {
+#pragma omp simd
+        for (size_t i = 0; i < WIDTH; i++) sum[i] = sum[i] > 0 ? sum[i] : 0;
+    }
     if (dtype == SID_F32) memcpy((float *)dst + at, sum, sizeof sum);
     else write_floats(dst, dtype, at, WIDTH, sum);
 }
 
 TARGET static void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t m_step,
-                               size_t channels, const float *bias, const void *residual, tile_place p) {
+                               size_t channels, const float *bias, const void *residual, int relu, tile_place p) {
     float d[INPUT * INPUT * WIDTH];
     for (size_t c = 0; c < channels; c += WIDTH) {
         for (size_t i = 0; i < INPUT * INPUT; i++) memcpy(d + i * WIDTH, m + i * m_step + c, WIDTH * sizeof *d);
@@ -102,7 +106,7 @@ TARGET static void output_tile(void *dst, sid_dtype dtype, const sid_winograd_gr
         for (size_t y = 0; y < OUTPUT && p.y + y < g->h; y++)
             for (size_t x = 0; x < OUTPUT && p.x + x < g->w; x++)
                 store_pixel(dst, dtype, ((p.n * g->h + p.y + y) * g->w + p.x + x) * channels + c,
-                            d + (y * INPUT + x) * WIDTH, bias + c, residual);
+                            d + (y * INPUT + x) * WIDTH, bias + c, residual, relu);
     }
 }
 
@@ -114,10 +118,10 @@ static void winograd_input(float *v, const sid_winograd_grid *g, const void *src
 }
 
 static void winograd_output(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t channels,
-                            const float *bias, const void *residual, int threads) {
+                            const float *bias, const void *residual, int relu, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (size_t i = 0; i < g->count; i++)
-        output_tile(dst, dtype, g, m + i * channels, g->count * channels, channels, bias, residual,
+        output_tile(dst, dtype, g, m + i * channels, g->count * channels, channels, bias, residual, relu,
                     place_of(g, g->first + i));
 }
 

@@ -41,10 +41,8 @@ void sid_resnet_close(sid_backend *backend, sid_resnet *r) {
 
 /* The time embedding, repeated for every sample. */
 static int repeat_time(sid_exec *exec, float **repeated, const float *time, size_t n, size_t channels) {
-    void *block;
-    SID_TRY(sid_arena_take(&exec->arena, &block, n * channels * sizeof(float)));
-    *repeated = block;
-    for (size_t i = 0; block && i < n; i++) memcpy(*repeated + i * channels, time, channels * sizeof(float));
+    SID_TRY(sid_arena_floats(&exec->arena, repeated, n * channels));
+    for (size_t i = 0; *repeated && i < n; i++) memcpy(*repeated + i * channels, time, channels * sizeof(float));
     return SID_OK;
 }
 

@@ -36,7 +36,8 @@ int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, con
     size_t dims[] = {shape->out, shape->in, shape->kernel, shape->kernel};
     const sid_weight *weight, *bias;
     SID_TRY(sid_weights_take(builder->weights, &weight, prefix, "weight", 4, dims));
-    SID_TRY(sid_weights_take(builder->weights, &bias, prefix, "bias", 1, dims));
+    if (shape->no_bias) bias = NULL;
+    else SID_TRY(sid_weights_take(builder->weights, &bias, prefix, "bias", 1, dims));
     return builder->backend->conv_open(builder->backend, conv, shape, weight, bias);
 }
 

@@ -26,7 +26,7 @@ int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, con
 void sid_conv_close(sid_backend *backend, sid_conv **conv);
 
 /* 3x3, stride 1, same size. */
-static inline sid_conv_shape sid_conv3x3(size_t in, size_t out) { return (sid_conv_shape){in, out, 3, 1, 1, 1, 0}; }
+static inline sid_conv_shape sid_conv3x3(size_t in, size_t out) { return (sid_conv_shape){in, out, 3, 1, 1, 1, 0, 0}; }
 
 /* How a matrix product is stored. */
 typedef enum {

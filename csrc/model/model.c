@@ -17,15 +17,18 @@ typedef struct {
     sid_tensor *keys; /* by transformer */
 } prepared_context;
 
+#define CONTEXTS 2 /* are kept: of a prompt and of what guidance leads away from */
+
 struct sid_model {
     sid_config config;
     sid_backend *backend;
     sid_unet *unet;
     sid_vae *vae;
     sid_clip *clip;
+    sid_tiling tiling;
     pthread_mutex_t lock;          /* guards what follows */
     sid_arena idle;                /* the last run's buffer, for the next */
-    prepared_context *context;     /* the last one used */
+    prepared_context *contexts[CONTEXTS]; /* the last ones used, the latest first */
     float *times[SID_TRAIN_STEPS]; /* what the ResNets add at a timestep; NULL until asked for */
 };
 
@@ -174,16 +177,39 @@ static int context_matches(const sid_model *model, const prepared_context *p, co
     return p && p->n == n && p->tokens == tokens && memcmp(p->context, context, size) == 0;
 }
 
-/* One user less; freed with the last, when the model no longer holds it. Call with the lock held. */
+/* The three below: call with the lock held. One user less; freed with the last, when the model no longer holds it. */
 static void context_drop(const sid_model *model, prepared_context *p) {
-    if (p && --p->users == 0 && p != model->context) context_free(p);
+    if (--p->users) return;
+    for (size_t i = 0; i < CONTEXTS; i++)
+        if (model->contexts[i] == p) return;
+    context_free(p);
 }
 
-/* *prepared: the model's last context where it is the same, else a new one that takes its place. */
+/* One user more of the model's own that matches; NULL where none does. */
+static prepared_context *context_find(const sid_model *model, const float *context, size_t n, size_t tokens) {
+    for (size_t i = 0; i < CONTEXTS; i++) {
+        if (!context_matches(model, model->contexts[i], context, n, tokens)) continue;
+        model->contexts[i]->users++;
+        return model->contexts[i];
+    }
+    return NULL;
+}
+
+/* p becomes the latest, in the place of itself or of the oldest. */
+static void context_keep(sid_model *model, prepared_context *p) {
+    size_t place = 0;
+    while (place + 1 < CONTEXTS && model->contexts[place] != p) place++;
+    prepared_context *before = model->contexts[place];
+    memmove(model->contexts + 1, model->contexts, place * sizeof *model->contexts);
+    model->contexts[0] = p;
+    if (before && before != p && before->users == 0) context_free(before);
+}
+
+/* *prepared: the model's own where it has the same, else a new one. */
 static int context_of(sid_model *model, prepared_context **prepared, const float *context, size_t n, size_t tokens) {
     pthread_mutex_lock(&model->lock);
-    *prepared = context_matches(model, model->context, context, n, tokens) ? model->context : NULL;
-    if (*prepared) (*prepared)->users++;
+    *prepared = context_find(model, context, n, tokens);
+    if (*prepared) context_keep(model, *prepared);
     pthread_mutex_unlock(&model->lock);
     if (*prepared) return SID_OK;
 
@@ -194,10 +220,8 @@ static int context_of(sid_model *model, prepared_context **prepared, const float
         return status;
     }
     pthread_mutex_lock(&model->lock);
-    prepared_context *before = model->context;
-    model->context = *prepared;
     (*prepared)->users = 1;
-    if (before && before->users == 0) context_free(before);
+    context_keep(model, *prepared);
     pthread_mutex_unlock(&model->lock);
     return SID_OK;
 }
@@ -247,14 +271,20 @@ typedef struct {
     size_t n, h, w;
 } vae_arguments;
 
+static int is_tiled(const sid_model *model, size_t height, size_t width) {
+    return model->tiling == SID_TILING_ON || (model->tiling == SID_TILING_AUTO && height * width > SID_TILING_PIXELS);
+}
+
 static int run_encode(sid_exec *exec, const sid_model *model, const void *arguments) {
     const vae_arguments *a = arguments;
-    return sid_vae_encode(exec, model->vae, a->dst, a->src, a->n, a->h, a->w);
+    return sid_vae_encode(exec, model->vae, a->dst, a->src, a->n, a->h, a->w, is_tiled(model, a->h, a->w));
 }
 
 static int run_decode(sid_exec *exec, const sid_model *model, const void *arguments) {
     const vae_arguments *a = arguments;
-    return sid_vae_decode(exec, model->vae, a->dst, a->src, a->n, a->h, a->w);
+    size_t factor = sid_vae_factor(&model->config.vae);
+    return sid_vae_decode(exec, model->vae, a->dst, a->src, a->n, a->h, a->w,
+                          is_tiled(model, a->h * factor, a->w * factor));
 }
 
 int sid_model_encode(sid_model *model, float *latents, const float *images, size_t n, size_t height, size_t width) {
@@ -337,12 +367,14 @@ static int pack_parts(sid_model *m) {
     return measure(m, run_text, &(text_arguments){.n = 1, .length = c->text.positions}, &bytes);
 }
 
-int sid_model_open(sid_model **model, const sid_config *config, sid_weights *weights, sid_dtype dtype, int threads) {
+int sid_model_open(sid_model **model, const sid_config *config, sid_weights *weights, sid_dtype dtype, int threads,
+                   sid_tiling tiling) {
     SID_TRY(sid_config_check(config));
     sid_model *m = *model = calloc(1, sizeof *m);
     if (!m) return sid_fail(SID_EMEMORY, "out of memory");
     pthread_mutex_init(&m->lock, NULL);
     m->config = *config;
+    m->tiling = tiling;
     int status = sid_cpu_open(&m->backend, dtype, threads);
     if (status == SID_OK) status = open_parts(m, weights);
     if (status == SID_OK) status = pack_parts(m);
@@ -357,7 +389,7 @@ void sid_model_close(sid_model **model) {
     sid_vae_close(m->backend, &m->vae);
     sid_clip_close(m->backend, &m->clip);
     for (size_t t = 0; t < SID_TRAIN_STEPS; t++) free(m->times[t]);
-    context_free(m->context);
+    for (size_t i = 0; i < CONTEXTS; i++) context_free(m->contexts[i]);
     sid_arena_close(&m->idle);
     if (m->backend) m->backend->close(&m->backend);
     pthread_mutex_destroy(&m->lock);

@@ -8,9 +8,14 @@
 
 typedef struct sid_model sid_model;
 
+/* Whether the VAE works in tiles. SID_TILING_AUTO: for pictures of more than SID_TILING_PIXELS. */
+typedef enum { SID_TILING_AUTO, SID_TILING_ON, SID_TILING_OFF } sid_tiling;
+#define SID_TILING_PIXELS ((size_t)768 * 768)
+
 /* Takes unet.*, vae.* and text.* weights; each must be there, of the right shape, and no other. The weights are
  * packed for the native size and can go as soon as this returns. */
-int sid_model_open(sid_model **model, const sid_config *config, sid_weights *weights, sid_dtype dtype, int threads);
+int sid_model_open(sid_model **model, const sid_config *config, sid_weights *weights, sid_dtype dtype, int threads,
+                   sid_tiling tiling);
 void sid_model_close(sid_model **model);
 
 const sid_config *sid_model_config(const sid_model *model);

@@ -52,7 +52,7 @@ static int open_encoder(sid_builder *builder, sid_unet *u) {
             SID_TRY(add_transformer(builder, u, level, -1, name));
         }
         if (level + 1 == c->levels) break;
-        sid_conv_shape halve = {out, out, 3, 2, 1, 1, 0};
+        sid_conv_shape halve = {out, out, 3, 2, 1, 1, 0, 0};
         SID_TRY(sid_name(name, "unet.down_blocks.%zu.downsamplers.0.conv", level));
         SID_TRY(sid_conv_open(builder, &u->resamplers[u->resampler_count++], name, &halve));
     }
@@ -87,7 +87,7 @@ static int open_decoder(sid_builder *builder, sid_unet *u) {
             SID_TRY(add_transformer(builder, u, level, layer, name));
         }
         if (level == 0) break;
-        sid_conv_shape twice = {out, out, 3, 1, 1, 1, 1};
+        sid_conv_shape twice = {out, out, 3, 1, 1, 1, 1, 0};
         SID_TRY(sid_name(name, "unet.up_blocks.%zu.upsamplers.0.conv", block));
         SID_TRY(sid_conv_open(builder, &u->resamplers[u->resampler_count++], name, &twice));
     }

@@ -1,260 +1,155 @@
 #include "model/vae.h"
 
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/err.h"
-#include "model/attention.h"
+#include "model/autoencoder.h"
 
-#define EPS 1e-6f
-#define MAX_RESNETS (SID_MAX_LEVELS * 8 + 2)
-
-/* Self-attention over all pixels with a single head: x += out(attention(norm(x))). */
-typedef struct {
-    sid_norm norm;
-    sid_linear *query, *keys, *out;
-} mid_attention;
-
-/* Encoder and decoder have the same parts. In the order in which they run. */
-typedef struct {
-    sid_conv *conv_in, *conv_out;
-    sid_norm norm_out;
-    size_t resnet_count, resampler_count;
-    sid_resnet resnets[MAX_RESNETS];
-    sid_conv *resamplers[SID_MAX_LEVELS];
-    mid_attention attention;
-} half;
+#define TILE 80    /* latent pixels a side, at most */
+#define OVERLAP 16 /* of neighbouring tiles, at least */
+#define MARGIN 4   /* of a tile, at an end where another goes on: not used, because it knows nothing of what follows */
 
 struct sid_vae {
     sid_vae_config config;
-    half encoder, decoder;
-    sid_linear *quant, *post_quant; /* NULL: none; quant yields the mean alone */
+    const sid_autoencoder *kind;
+    void *network;
 };
-
-static int add_resnet(sid_builder *builder, half *part, const char *prefix, size_t in, size_t out, size_t groups) {
-    return sid_resnet_open(builder, &part->resnets[part->resnet_count++], prefix, in, 0, out, groups, EPS);
-}
-
-static int open_attention(sid_builder *builder, mid_attention *a, const char *prefix, size_t channels) {
-    char name[SID_NAME_SIZE], stacked[2][SID_NAME_SIZE];
-    size_t outs[] = {channels, channels};
-    SID_TRY(sid_name(name, "%s.group_norm", prefix));
-    SID_TRY(sid_norm_open(builder, &a->norm, name, channels));
-    SID_TRY(sid_name(name, "%s.to_q", prefix));
-    SID_TRY(sid_linear_open(builder, &a->query, name, channels, channels, SID_PLAIN));
-    SID_TRY(sid_name(stacked[0], "%s.to_k", prefix));
-    SID_TRY(sid_name(stacked[1], "%s.to_v", prefix));
-    SID_TRY(sid_linear_open_stacked(builder, &a->keys, 2, stacked, channels, outs, SID_PLAIN));
-    SID_TRY(sid_name(name, "%s.to_out.0", prefix));
-    return sid_linear_open(builder, &a->out, name, channels, channels, SID_PLAIN);
-}
-
-static int open_middle(sid_builder *builder, half *part, const sid_vae_config *c, const char *prefix) {
-    char name[SID_NAME_SIZE];
-    size_t width = c->channels[c->levels - 1];
-    SID_TRY(sid_name(name, "%s.mid_block.resnets.0", prefix));
-    SID_TRY(add_resnet(builder, part, name, width, width, c->groups));
-    SID_TRY(sid_name(name, "%s.mid_block.attentions.0", prefix));
-    if (c->mid_attention) SID_TRY(open_attention(builder, &part->attention, name, width));
-    SID_TRY(sid_name(name, "%s.mid_block.resnets.1", prefix));
-    return add_resnet(builder, part, name, width, width, c->groups);
-}
-
-static int open_ends(sid_builder *builder, half *part, const char *prefix, size_t in, size_t first, size_t last,
-                     size_t out) {
-    char name[SID_NAME_SIZE];
-    sid_conv_shape conv_in = sid_conv3x3(in, first), conv_out = sid_conv3x3(last, out);
-    SID_TRY(sid_name(name, "%s.conv_in", prefix));
-    SID_TRY(sid_conv_open(builder, &part->conv_in, name, &conv_in));
-    SID_TRY(sid_name(name, "%s.conv_norm_out", prefix));
-    SID_TRY(sid_norm_open(builder, &part->norm_out, name, last));
-    SID_TRY(sid_name(name, "%s.conv_out", prefix));
-    return sid_conv_open(builder, &part->conv_out, name, &conv_out);
-}
-
-static int open_encoder(sid_builder *builder, sid_vae *vae) {
-    const sid_vae_config *c = &vae->config;
-    char name[SID_NAME_SIZE];
-    for (size_t level = 0, in = c->channels[0]; level < c->levels; level++) {
-        size_t out = c->channels[level];
-        for (size_t i = 0; i < c->layers_per_block; i++, in = out) {
-            SID_TRY(sid_name(name, "vae.encoder.down_blocks.%zu.resnets.%zu", level, i));
-            SID_TRY(add_resnet(builder, &vae->encoder, name, in, out, c->groups));
-        }
-        if (level + 1 == c->levels) break;
-        sid_conv_shape halve = {out, out, 3, 2, 0, 1, 0}; /* padded on the right and bottom only */
-        SID_TRY(sid_name(name, "vae.encoder.down_blocks.%zu.downsamplers.0.conv", level));
-        SID_TRY(sid_conv_open(builder, &vae->encoder.resamplers[vae->encoder.resampler_count++], name, &halve));
-    }
-    SID_TRY(open_middle(builder, &vae->encoder, c, "vae.encoder"));
-    SID_TRY(open_ends(builder, &vae->encoder, "vae.encoder", c->image_channels, c->channels[0],
-                      c->channels[c->levels - 1], 2 * c->latent_channels));
-    if (!c->quant_conv) return SID_OK;
-    return sid_linear_open_part(builder, &vae->quant, "vae.quant_conv", 2 * c->latent_channels, 2 * c->latent_channels,
-                                0, c->latent_channels, 0, 2 * c->latent_channels, SID_CONV1X1);
-}
-
-static int open_decoder(sid_builder *builder, sid_vae *vae) {
-    const sid_vae_config *c = &vae->config;
-    char name[SID_NAME_SIZE];
-    size_t in = c->channels[c->levels - 1];
-    if (c->post_quant_conv)
-        SID_TRY(sid_linear_open(builder, &vae->post_quant, "vae.post_quant_conv", c->latent_channels,
-                                c->latent_channels, SID_CONV1X1));
-    SID_TRY(open_middle(builder, &vae->decoder, c, "vae.decoder"));
-    for (size_t block = 0; block < c->levels; block++) {
-        size_t out = c->channels[c->levels - 1 - block];
-        for (size_t i = 0; i <= c->layers_per_block; i++, in = out) {
-            SID_TRY(sid_name(name, "vae.decoder.up_blocks.%zu.resnets.%zu", block, i));
-            SID_TRY(add_resnet(builder, &vae->decoder, name, in, out, c->groups));
-        }
-        if (block + 1 == c->levels) break;
-        sid_conv_shape twice = {out, out, 3, 1, 1, 1, 1};
-        SID_TRY(sid_name(name, "vae.decoder.up_blocks.%zu.upsamplers.0.conv", block));
-        SID_TRY(sid_conv_open(builder, &vae->decoder.resamplers[vae->decoder.resampler_count++], name, &twice));
-    }
-    return open_ends(builder, &vae->decoder, "vae.decoder", c->latent_channels, c->channels[c->levels - 1],
-                     c->channels[0], c->image_channels);
-}
 
 int sid_vae_open(sid_builder *builder, sid_vae **vae, const sid_vae_config *config) {
     sid_vae *v = *vae = calloc(1, sizeof *v);
     if (!v) return sid_fail(SID_EMEMORY, "out of memory");
     v->config = *config;
-    SID_TRY(open_encoder(builder, v));
-    return open_decoder(builder, v);
-}
-
-static void close_half(sid_backend *backend, half *part) {
-    for (size_t i = 0; i < part->resnet_count; i++) sid_resnet_close(backend, &part->resnets[i]);
-    for (size_t i = 0; i < part->resampler_count; i++) sid_conv_close(backend, &part->resamplers[i]);
-    sid_conv_close(backend, &part->conv_in);
-    sid_conv_close(backend, &part->conv_out);
-    sid_norm_close(&part->norm_out);
-    sid_norm_close(&part->attention.norm);
-    sid_linear_close(backend, &part->attention.query);
-    sid_linear_close(backend, &part->attention.keys);
-    sid_linear_close(backend, &part->attention.out);
+    v->kind = config->kind == SID_VAE_TINY ? &sid_taesd : &sid_kl;
+    return v->kind->open(builder, &v->network, config);
 }
 
 void sid_vae_close(sid_backend *backend, sid_vae **vae) {
     if (!*vae) return;
-    close_half(backend, &(*vae)->encoder);
-    close_half(backend, &(*vae)->decoder);
-    sid_linear_close(backend, &(*vae)->quant);
-    sid_linear_close(backend, &(*vae)->post_quant);
+    if ((*vae)->network) (*vae)->kind->close(backend, (*vae)->network);
     free(*vae);
     *vae = NULL;
 }
 
-/* One half's run: what comes next of each kind. */
+/* ---- tiles ---- */
+
+/* An axis of latent pixels, cut into `count` overlapping tiles of one size, the first and the last at its ends. */
 typedef struct {
-    const half *part;
-    size_t groups, resnet, resampler;
-    sid_tensor x;
-} walk;
+    size_t length, size, count;
+} cut;
 
-/* In place where the width stays, so that a picture's largest maps exist as few times as possible. */
-static int next_resnet(sid_exec *exec, walk *w) {
-    const sid_resnet *r = &w->part->resnets[w->resnet++];
-    sid_tensor out;
-    if (r->in == r->out) return sid_resnet_run(exec, r, &w->x, &w->x, NULL, NULL);
-    SID_TRY(sid_new_like(exec, &out, &w->x, r->out));
-    SID_TRY(sid_resnet_run(exec, r, &out, &w->x, NULL, NULL));
-    w->x = out;
-    return SID_OK;
+static cut cut_axis(size_t length) {
+    if (length <= TILE) return (cut){length, length, 1};
+    size_t step = TILE - OVERLAP, count = (length - OVERLAP + step - 1) / step;
+    return (cut){length, (length + (count - 1) * OVERLAP + count - 1) / count, count};
 }
 
-static int next_resampler(sid_exec *exec, walk *w) {
-    sid_conv *conv = w->part->resamplers[w->resampler++];
-    sid_tensor out;
-    SID_TRY(sid_new(exec, &out, w->x.n, sid_conv_size(&conv->shape, w->x.h), sid_conv_size(&conv->shape, w->x.w),
-                    w->x.c));
-    SID_TRY(sid_conv2d(exec, &out, &w->x, conv, NULL));
-    w->x = out;
-    return SID_OK;
+static size_t start_of(const cut *c, size_t tile) {
+    return c->count == 1 ? 0 : tile * (c->length - c->size) / (c->count - 1);
 }
 
-static int attention(sid_exec *exec, walk *w) {
-    const mid_attention *a = &w->part->attention;
-    size_t mark = sid_arena_mark(&exec->arena), c = w->x.c;
-    sid_tensor normed, q, kv;
-    SID_TRY(sid_new_like(exec, &normed, &w->x, c));
-    SID_TRY(sid_new_like(exec, &q, &w->x, c));
-    SID_TRY(sid_new_like(exec, &kv, &w->x, 2 * c));
-    sid_group_norm norm = {&w->x, NULL, NULL, a->norm.scale, a->norm.shift, w->groups, EPS, 0};
-    SID_TRY(sid_group_normalize(exec, &normed, &norm));
-    SID_TRY(sid_linear_map(exec, &q, &normed, a->query, NULL));
-    SID_TRY(sid_linear_map(exec, &kv, &normed, a->keys, NULL));
-    SID_TRY(sid_attend_samples(exec, &normed, &q, &kv, 1, 1));
-    SID_TRY(sid_linear_map(exec, &w->x, &normed, a->out, &(sid_post){.residual = &w->x}));
+/* A tile's weight at its pixel q, of `scale` to a latent one: d - MARGIN for a distance d to the nearest end at which
+ * another tile goes on, but 0 below, and no more than where the two tiles share the overlap. */
+static float weight_at(const cut *c, size_t tile, size_t scale, size_t q) {
+    float before = tile ? (float)q + 0.5f : INFINITY;
+    float after = tile + 1 < c->count ? (float)(c->size * scale - q) - 0.5f : INFINITY;
+    float rise = fminf(before, after) - (float)(MARGIN * scale);
+    return fminf(fmaxf(rise, 0), (float)((OVERLAP - 2 * MARGIN) * scale));
+}
+
+/* shares [size * scale]: a tile's weight at each of its pixels over the sum of all tiles'. */
+static void fill_shares(float *shares, const cut *c, size_t tile, size_t scale) {
+    for (size_t q = 0; q < c->size * scale; q++) {
+        size_t pixel = start_of(c, tile) * scale + q;
+        float total = 0;
+        for (size_t other = 0; other < c->count; other++) {
+            size_t at = pixel - start_of(c, other) * scale; /* wraps around to huge before its start */
+            if (at < c->size * scale) total += weight_at(c, other, scale, at);
+        }
+        shares[q] = weight_at(c, tile, scale, q) / total;
+    }
+}
+
+/* Planes on one side of a network: channels, and pixels to a latent one. */
+typedef struct {
+    size_t channels, scale;
+} side;
+
+typedef int (*network_run)(sid_exec *exec, const void *network, float *dst, const float *src, size_t n, size_t h,
+                           size_t w);
+
+/* One run in tiles: latents of n x h x w on one of its sides. */
+typedef struct {
+    network_run run;
+    const void *network;
+    side in, out;
+    size_t n;
+    cut rows, columns;
+} tiling;
+
+static void copy_tile(float *tile, const tiling *t, const float *src, size_t row, size_t column) {
+    size_t scale = t->in.scale, height = t->rows.size * scale, width = t->columns.size * scale;
+    size_t full_width = t->columns.length * scale, area = t->rows.length * scale * full_width;
+    src += start_of(&t->rows, row) * scale * full_width + start_of(&t->columns, column) * scale;
+    for (size_t plane = 0; plane < t->n * t->in.channels; plane++, src += area)
+        for (size_t y = 0; y < height; y++, tile += width) memcpy(tile, src + y * full_width, width * sizeof *tile);
+}
+
+static void blend_tile(float *dst, const tiling *t, const float *tile, const float *row_shares,
+                       const float *column_shares, size_t row, size_t column) {
+    size_t scale = t->out.scale, height = t->rows.size * scale, width = t->columns.size * scale;
+    size_t full_width = t->columns.length * scale, area = t->rows.length * scale * full_width;
+    dst += start_of(&t->rows, row) * scale * full_width + start_of(&t->columns, column) * scale;
+    for (size_t plane = 0; plane < t->n * t->out.channels; plane++, dst += area)
+        for (size_t y = 0; y < height; y++, tile += width)
+            for (size_t x = 0; x < width; x++) dst[y * full_width + x] += row_shares[y] * column_shares[x] * tile[x];
+}
+
+/* dst = the sum of what the network makes of each tile times the tile's share. */
+static int run_tiles(sid_exec *exec, const tiling *t, float *dst, const float *src) {
+    size_t mark = sid_arena_mark(&exec->arena), h = t->rows.size, w = t->columns.size;
+    size_t area = t->n * h * w, in = t->in.scale, out = t->out.scale;
+    float *from, *to, *row_shares, *column_shares;
+    SID_TRY(sid_arena_floats(&exec->arena, &from, t->in.channels * area * in * in));
+    SID_TRY(sid_arena_floats(&exec->arena, &to, t->out.channels * area * out * out));
+    SID_TRY(sid_arena_floats(&exec->arena, &row_shares, h * out));
+    SID_TRY(sid_arena_floats(&exec->arena, &column_shares, w * out));
+    if (sid_measuring(&exec->arena)) {
+        SID_TRY(t->run(exec, t->network, to, from, t->n, h * in, w * in)); /* all tiles are alike */
+    } else {
+        memset(dst, 0, t->n * t->out.channels * t->rows.length * t->columns.length * out * out * sizeof *dst);
+        for (size_t row = 0; row < t->rows.count; row++)
+            for (size_t column = 0; column < t->columns.count; column++) {
+                copy_tile(from, t, src, row, column);
+                SID_TRY(t->run(exec, t->network, to, from, t->n, h * in, w * in));
+                fill_shares(row_shares, &t->rows, row, out);
+                fill_shares(column_shares, &t->columns, column, out);
+                blend_tile(dst, t, to, row_shares, column_shares, row, column);
+            }
+    }
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
 
-static int begin(sid_exec *exec, walk *w, const sid_tensor *src) {
-    SID_TRY(sid_new_like(exec, &w->x, src, w->part->conv_in->shape.out));
-    return sid_conv2d(exec, &w->x, src, w->part->conv_in, NULL);
-}
-
-static int middle(sid_exec *exec, walk *w) {
-    SID_TRY(next_resnet(exec, w));
-    if (w->part->attention.query) SID_TRY(attention(exec, w));
-    return next_resnet(exec, w);
-}
-
-static int end(sid_exec *exec, walk *w, sid_tensor *dst) {
-    sid_group_norm norm = {&w->x, NULL, NULL, w->part->norm_out.scale, w->part->norm_out.shift, w->groups, EPS, 1};
-    SID_TRY(sid_group_normalize(exec, &w->x, &norm));
-    return sid_conv2d(exec, dst, &w->x, w->part->conv_out, NULL);
-}
+/* ---- the two directions ---- */
 
 int sid_vae_encode(sid_exec *exec, const sid_vae *vae, float *latents, const float *images, size_t n, size_t height,
-                   size_t width) {
+                   size_t width, int tiled) {
     const sid_vae_config *c = &vae->config;
-    size_t mark = sid_arena_mark(&exec->arena), factor = sid_vae_factor(c);
-    size_t h = height / factor, wide = width / factor;
-    walk w = {.part = &vae->encoder, .groups = c->groups};
-    sid_tensor image, moments, mean;
-    SID_TRY(sid_new(exec, &moments, n, h, wide, 2 * c->latent_channels));
-    SID_TRY(sid_arena_tensor(&exec->arena, &mean, SID_F32, n, h, wide, c->latent_channels));
-    SID_TRY(sid_new(exec, &image, n, height, width, c->image_channels));
-    SID_TRY(sid_from_planes(exec, &image, images, 1));
-    SID_TRY(begin(exec, &w, &image));
-    for (size_t level = 0; level < c->levels; level++) {
-        for (size_t i = 0; i < c->layers_per_block; i++) SID_TRY(next_resnet(exec, &w));
-        if (level + 1 < c->levels) SID_TRY(next_resampler(exec, &w));
-    }
-    SID_TRY(middle(exec, &w));
-    SID_TRY(end(exec, &w, &moments));
-    if (vae->quant) SID_TRY(sid_linear_map(exec, &mean, &moments, vae->quant, NULL));
-    else mean = sid_channels(&moments, 0, c->latent_channels);
-    SID_TRY(sid_to_planes(exec, latents, &mean, c->scaling_factor));
-    sid_arena_release(&exec->arena, mark);
-    return SID_OK;
+    size_t factor = sid_vae_factor(c), h = height / factor, w = width / factor;
+    if (!tiled || (h <= TILE && w <= TILE))
+        return vae->kind->encode(exec, vae->network, latents, images, n, height, width);
+    tiling t = {vae->kind->encode, vae->network, {c->image_channels, factor}, {c->latent_channels, 1}, n,
+                cut_axis(h),       cut_axis(w)};
+    return run_tiles(exec, &t, latents, images);
 }
 
 int sid_vae_decode(sid_exec *exec, const sid_vae *vae, float *images, const float *latents, size_t n, size_t h,
-                   size_t wide) {
+                   size_t w, int tiled) {
     const sid_vae_config *c = &vae->config;
-    size_t mark = sid_arena_mark(&exec->arena), factor = sid_vae_factor(c);
-    walk w = {.part = &vae->decoder, .groups = c->groups};
-    sid_tensor image, scaled, z;
-    SID_TRY(sid_arena_tensor(&exec->arena, &image, SID_F32, n, h * factor, wide * factor, c->image_channels));
-    SID_TRY(sid_new(exec, &scaled, n, h, wide, c->latent_channels));
-    SID_TRY(sid_from_planes(exec, &scaled, latents, 1 / c->scaling_factor));
-    z = scaled;
-    if (vae->post_quant) {
-        SID_TRY(sid_new_like(exec, &z, &scaled, c->latent_channels));
-        SID_TRY(sid_linear_map(exec, &z, &scaled, vae->post_quant, NULL));
-    }
-    SID_TRY(begin(exec, &w, &z));
-    SID_TRY(middle(exec, &w));
-    for (size_t level = c->levels; level-- > 0;) {
-        for (size_t i = 0; i <= c->layers_per_block; i++) SID_TRY(next_resnet(exec, &w));
-        if (level) SID_TRY(next_resampler(exec, &w));
-    }
-    SID_TRY(end(exec, &w, &image));
-    SID_TRY(sid_to_planes(exec, images, &image, 1));
-    sid_arena_release(&exec->arena, mark);
-    return SID_OK;
+    if (!tiled || (h <= TILE && w <= TILE)) return vae->kind->decode(exec, vae->network, images, latents, n, h, w);
+    tiling t = {vae->kind->decode, vae->network, {c->latent_channels, 1}, {c->image_channels, sid_vae_factor(c)}, n,
+                cut_axis(h),       cut_axis(w)};
+    return run_tiles(exec, &t, images, latents);
 }

@@ -118,15 +118,32 @@ static int read_unet(sid_unet_config *c, PyObject *object) {
     return 0;
 }
 
+/* kind is "kl" where it is not given. */
+static int read_vae_kind(const section *s, sid_vae_kind *kind) {
+    static const char *const names[] = {"kl", "tiny", NULL};
+    int choice = 0;
+    PyObject *key = PyUnicode_FromString("kind");
+    int given = key ? PyDict_Contains(s->dict, key) : -1;
+    Py_XDECREF(key);
+    if (given < 0 || (given && read_word(s, "kind", &choice, names))) return -1;
+    *kind = choice == 0 ? SID_VAE_KL : SID_VAE_TINY;
+    return 0;
+}
+
 static int read_vae(sid_vae_config *c, PyObject *object) {
     section s;
     TRY(open_section(&s, object, "config.vae"));
+    TRY(read_vae_kind(&s, &c->kind));
     TRY(read_size(&s, "image_channels", &c->image_channels));
     TRY(read_size(&s, "latent_channels", &c->latent_channels));
     TRY(read_levels(&s, "channels", c->channels, &c->levels));
+    TRY(read_float(&s, "scaling_factor", &c->scaling_factor));
+    if (c->kind == SID_VAE_TINY) {
+        TRY(read_levels(&s, "encoder_blocks", c->encoder_blocks, &c->levels));
+        return read_levels(&s, "decoder_blocks", c->decoder_blocks, &c->levels);
+    }
     TRY(read_size(&s, "layers_per_block", &c->layers_per_block));
     TRY(read_size(&s, "groups", &c->groups));
-    TRY(read_float(&s, "scaling_factor", &c->scaling_factor));
     TRY(read_flag(&s, "mid_attention", &c->mid_attention));
     TRY(read_flag(&s, "quant_conv", &c->quant_conv));
     TRY(read_flag(&s, "post_quant_conv", &c->post_quant_conv));

@@ -23,27 +23,31 @@ static PyObject *finish(PyObject *self, const sid_array *array, int status) {
 /* ---- life ---- */
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"config", "weights", "dtype", "threads", NULL};
+    static char *names[] = {"config", "weights", "dtype", "threads", "tiling", NULL};
     static const char *const dtypes[] = {"float32", "bfloat16", NULL};
-    PyObject *config_object, *weights_object, *dtype_object = NULL, *threads_object = NULL;
+    static const char *const tilings[] = {"auto", "on", "off", NULL};
+    static const sid_tiling tilings_of[] = {SID_TILING_AUTO, SID_TILING_ON, SID_TILING_OFF};
+    PyObject *config_object, *weights_object, *dtype_object = NULL, *threads_object = NULL, *tiling_object = NULL;
     const sid_state *state = PyType_GetModuleState(type);
     sid_config config;
     sid_buffers buffers = {0};
     sid_model_object *self = NULL;
     size_t threads = 1;
-    int dtype = 0, status;
+    int dtype = 0, tiling = 0, status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|OO:Model", names, &config_object, &weights_object,
-                                     &dtype_object, &threads_object))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|OOO:Model", names, &config_object, &weights_object,
+                                     &dtype_object, &threads_object, &tiling_object))
         return NULL;
     if (dtype_object && sid_read_choice(&dtype, dtype_object, "dtype", dtypes)) return NULL;
     if (threads_object && sid_read_size(&threads, threads_object, "threads", 1, MAX_THREADS)) return NULL;
+    if (tiling_object && sid_read_choice(&tiling, tiling_object, "tiling", tilings)) return NULL;
     if (sid_read_config(&config, config_object)) return NULL;
     if (sid_buffers_open(&buffers, weights_object, state)) goto done;
     self = (sid_model_object *)type->tp_alloc(type, 0);
     if (!self) goto done;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_model_open(&self->model, &config, buffers.weights, dtype == 0 ? SID_F32 : SID_BF16, (int)threads);
+    status = sid_model_open(&self->model, &config, buffers.weights, dtype == 0 ? SID_F32 : SID_BF16, (int)threads,
+                            tilings_of[tiling]);
     Py_END_ALLOW_THREADS
     if (status != SID_OK) {
         sid_raise(state, status);
@@ -325,7 +329,8 @@ static PyGetSetDef properties[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Model(config, weights, dtype='float32', threads=1)\n--\n\nAn immutable model with packed weights."},
+    {Py_tp_doc, "Model(config, weights, dtype='float32', threads=1, tiling='auto')\n--\n\nAn immutable model with "
+                "packed weights."},
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, methods},

@@ -114,7 +114,7 @@ _ARGUMENTS = {
     "layer_norm": [c_int, c_int, *[c_void_p, c_size_t] * 2, c_size_t, c_size_t, c_void_p, c_void_p, c_float, c_int],
     "combine": [c_int, c_void_p, c_int, *[c_float, c_void_p, c_int] * 2, c_size_t, c_int],
     "winograd_input": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_int],
-    "winograd_output": [c_int, c_void_p, c_int, *[c_void_p] * 3, *[c_size_t] * 5, c_int],
+    "winograd_output": [c_int, c_void_p, c_int, *[c_void_p] * 3, *[c_size_t] * 5, c_int, c_int],
     "matmul": [c_int, POINTER(_Matmul), c_size_t, c_int],
     "from_planes": [c_int, c_void_p, c_int, c_void_p, *[c_size_t] * 4, c_float, c_int],
     "to_planes": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_float, c_int],
@@ -284,11 +284,11 @@ class Kernels:
         )
         return v
 
-    def winograd_output(self, dst, m, bias, residual, first, threads=2):
+    def winograd_output(self, dst, m, bias, residual, relu, first, threads=2):
         _, h, w, c = dst.shape
         self.library.shim_winograd_output(
             self.level, _address(dst), _dtype(dst), _address(m), _address(bias),
-            None if residual is None else _address(residual), h, w, first, m.shape[1], c, threads,
+            None if residual is None else _address(residual), h, w, first, m.shape[1], c, relu, threads,
         )  # fmt: skip
 
     def matmul(self, products, threads=2):

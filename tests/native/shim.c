@@ -71,9 +71,10 @@ EXPORT void shim_winograd_input(int isa, float *v, const void *src, int dtype, s
 }
 
 EXPORT void shim_winograd_output(int isa, void *dst, int dtype, const float *m, const float *bias, const void *residual,
-                                 size_t h, size_t w, size_t first, size_t count, size_t channels, int threads) {
+                                 size_t h, size_t w, size_t first, size_t count, size_t channels, int relu,
+                                 int threads) {
     sid_winograd_grid grid = {h, w, first, count};
-    level(isa).winograd_output(dst, (sid_dtype)dtype, &grid, m, channels, bias, residual, threads);
+    level(isa).winograd_output(dst, (sid_dtype)dtype, &grid, m, channels, bias, residual, relu, threads);
 }
 
 /* Whether the level has such a kernel. */

@@ -1,0 +1,179 @@
+/* AutoencoderTiny: the distilled VAE of Ollin Boer Bohan (TAESD). Convolutions of one width with ReLUs between them, no
+ * norms, no attention. Its pictures are in [0, 1], its latents already scaled as the UNet has them. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/err.h"
+#include "model/autoencoder.h"
+
+#define MAX_BLOCKS (SID_MAX_LEVELS * SID_MAX_TINY_BLOCKS)
+#define LATENT_BOUND 3.0f /* the decoder's latents are bounded by a tanh of this height */
+
+/* x = relu(conv(relu(conv(relu(conv(x))))) + x) */
+typedef struct {
+    sid_conv *convs[3];
+} block;
+
+/* The encoder halves before a level, the decoder doubles after one. The parts are named by their places in a list in
+ * which ReLUs and doublings count too. */
+typedef struct {
+    sid_conv *first, *last, *resamplers[SID_MAX_LEVELS];
+    block blocks[MAX_BLOCKS];
+    size_t block_count, width;
+} half;
+
+typedef struct {
+    sid_vae_config config;
+    half encoder, decoder;
+} taesd;
+
+static int open_conv(sid_builder *builder, sid_conv **conv, const char *half_name, size_t place,
+                     const sid_conv_shape *shape) {
+    char name[SID_NAME_SIZE];
+    SID_TRY(sid_name(name, "vae.%s.layers.%zu", half_name, place));
+    return sid_conv_open(builder, conv, name, shape);
+}
+
+static int open_blocks(sid_builder *builder, half *part, const char *half_name, size_t *place, size_t count) {
+    char name[SID_NAME_SIZE];
+    sid_conv_shape shape = sid_conv3x3(part->width, part->width);
+    for (size_t i = 0; i < count; i++, ++*place) {
+        block *b = &part->blocks[part->block_count++];
+        for (size_t j = 0; j < 3; j++) {
+            SID_TRY(sid_name(name, "vae.%s.layers.%zu.conv.%zu", half_name, *place, 2 * j));
+            SID_TRY(sid_conv_open(builder, &b->convs[j], name, &shape));
+        }
+    }
+    return SID_OK;
+}
+
+static int open_encoder(sid_builder *builder, taesd *t) {
+    const sid_vae_config *c = &t->config;
+    size_t width = t->encoder.width = c->channels[0], place = 0;
+    sid_conv_shape first = sid_conv3x3(c->image_channels, width), last = sid_conv3x3(width, c->latent_channels);
+    sid_conv_shape halve = {width, width, 3, 2, 1, 1, 0, 1};
+    for (size_t level = 0; level < c->levels; level++) {
+        if (level) SID_TRY(open_conv(builder, &t->encoder.resamplers[level], "encoder", place++, &halve));
+        else SID_TRY(open_conv(builder, &t->encoder.first, "encoder", place++, &first));
+        SID_TRY(open_blocks(builder, &t->encoder, "encoder", &place, c->encoder_blocks[level]));
+    }
+    return open_conv(builder, &t->encoder.last, "encoder", place, &last);
+}
+
+static int open_decoder(sid_builder *builder, taesd *t) {
+    const sid_vae_config *c = &t->config;
+    size_t width = t->decoder.width = c->channels[0], place = 0;
+    sid_conv_shape first = sid_conv3x3(c->latent_channels, width), last = sid_conv3x3(width, c->image_channels);
+    sid_conv_shape twice = {width, width, 3, 1, 1, 1, 1, 1};
+    SID_TRY(open_conv(builder, &t->decoder.first, "decoder", place, &first));
+    place += 2; /* a ReLU */
+    for (size_t level = 0; level < c->levels; level++) {
+        SID_TRY(open_blocks(builder, &t->decoder, "decoder", &place, c->decoder_blocks[level]));
+        if (level + 1 == c->levels) break;
+        place++; /* the doubling */
+        SID_TRY(open_conv(builder, &t->decoder.resamplers[level], "decoder", place++, &twice));
+    }
+    return open_conv(builder, &t->decoder.last, "decoder", place, &last);
+}
+
+static int taesd_open(sid_builder *builder, void **network, const sid_vae_config *config) {
+    taesd *t = *network = calloc(1, sizeof *t);
+    if (!t) return sid_fail(SID_EMEMORY, "out of memory");
+    t->config = *config;
+    SID_TRY(open_encoder(builder, t));
+    return open_decoder(builder, t);
+}
+
+static void close_half(sid_backend *backend, half *part) {
+    sid_conv_close(backend, &part->first);
+    sid_conv_close(backend, &part->last);
+    for (size_t i = 0; i < SID_MAX_LEVELS; i++) sid_conv_close(backend, &part->resamplers[i]);
+    for (size_t i = 0; i < part->block_count; i++)
+        for (size_t j = 0; j < 3; j++) sid_conv_close(backend, &part->blocks[i].convs[j]);
+}
+
+static void taesd_close(sid_backend *backend, void *network) {
+    taesd *t = network;
+    close_half(backend, &t->encoder);
+    close_half(backend, &t->decoder);
+    free(t);
+}
+
+/* *x: the next `count` blocks of it, in place. */
+static int run_blocks(sid_exec *exec, const block *blocks, size_t count, sid_tensor *x) {
+    const sid_post relu = {.relu = 1}, fuse = {.residual = x, .relu = 1};
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_tensor a, b;
+    SID_TRY(sid_new_like(exec, &a, x, x->c));
+    SID_TRY(sid_new_like(exec, &b, x, x->c));
+    for (size_t i = 0; i < count; i++) {
+        SID_TRY(sid_conv2d(exec, &a, x, blocks[i].convs[0], &relu));
+        SID_TRY(sid_conv2d(exec, &b, &a, blocks[i].convs[1], &relu));
+        SID_TRY(sid_conv2d(exec, x, &b, blocks[i].convs[2], &fuse));
+    }
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+static int resample(sid_exec *exec, sid_tensor *x, sid_conv *conv) {
+    sid_tensor out;
+    SID_TRY(sid_new(exec, &out, x->n, sid_conv_size(&conv->shape, x->h), sid_conv_size(&conv->shape, x->w), x->c));
+    SID_TRY(sid_conv2d(exec, &out, x, conv, NULL));
+    *x = out;
+    return SID_OK;
+}
+
+static int taesd_encode(sid_exec *exec, const void *network, float *latents, const float *images, size_t n,
+                        size_t height, size_t width) {
+    const taesd *t = network;
+    const sid_vae_config *c = &t->config;
+    size_t mark = sid_arena_mark(&exec->arena), count = n * c->image_channels * height * width;
+    const block *next = t->encoder.blocks;
+    float *unit;
+    sid_tensor image, x, latent;
+    SID_TRY(sid_arena_floats(&exec->arena, &unit, count));
+    for (size_t i = 0; unit && i < count; i++) unit[i] = (images[i] + 1) / 2;
+    SID_TRY(sid_new(exec, &image, n, height, width, c->image_channels));
+    SID_TRY(sid_new_like(exec, &x, &image, t->encoder.width));
+    SID_TRY(sid_from_planes(exec, &image, unit, 1));
+    SID_TRY(sid_conv2d(exec, &x, &image, t->encoder.first, NULL));
+    for (size_t level = 0; level < c->levels; next += c->encoder_blocks[level++]) {
+        if (level) SID_TRY(resample(exec, &x, t->encoder.resamplers[level]));
+        SID_TRY(run_blocks(exec, next, c->encoder_blocks[level], &x));
+    }
+    SID_TRY(sid_arena_tensor(&exec->arena, &latent, SID_F32, n, x.h, x.w, c->latent_channels));
+    SID_TRY(sid_conv2d(exec, &latent, &x, t->encoder.last, NULL));
+    SID_TRY(sid_to_planes(exec, latents, &latent, c->scaling_factor));
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+static int taesd_decode(sid_exec *exec, const void *network, float *images, const float *latents, size_t n, size_t h,
+                        size_t w) {
+    const taesd *t = network;
+    const sid_vae_config *c = &t->config;
+    size_t mark = sid_arena_mark(&exec->arena), count = n * c->latent_channels * h * w;
+    const block *next = t->decoder.blocks;
+    float *bounded;
+    sid_tensor latent, x, image;
+    SID_TRY(sid_arena_floats(&exec->arena, &bounded, count));
+    for (size_t i = 0; bounded && i < count; i++)
+        bounded[i] = LATENT_BOUND * tanhf(latents[i] / c->scaling_factor / LATENT_BOUND);
+    SID_TRY(sid_new(exec, &latent, n, h, w, c->latent_channels));
+    SID_TRY(sid_new_like(exec, &x, &latent, t->decoder.width));
+    SID_TRY(sid_from_planes(exec, &latent, bounded, 1));
+    SID_TRY(sid_conv2d(exec, &x, &latent, t->decoder.first, &(sid_post){.relu = 1}));
+    for (size_t level = 0; level < c->levels; next += c->decoder_blocks[level++]) {
+        SID_TRY(run_blocks(exec, next, c->decoder_blocks[level], &x));
+        if (level + 1 < c->levels) SID_TRY(resample(exec, &x, t->decoder.resamplers[level]));
+    }
+    SID_TRY(sid_arena_tensor(&exec->arena, &image, SID_F32, n, x.h, x.w, c->image_channels));
+    SID_TRY(sid_conv2d(exec, &image, &x, t->decoder.last, NULL));
+    SID_TRY(sid_to_planes(exec, images, &image, 2));
+    count = n * c->image_channels * x.h * x.w;
+    for (size_t i = 0; !sid_measuring(&exec->arena) && i < count; i++) images[i] -= 1;
+    sid_arena_release(&exec->arena, mark);
+    return SID_OK;
+}
+
+const sid_autoencoder sid_taesd = {taesd_open, taesd_close, taesd_encode, taesd_decode};
