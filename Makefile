@@ -12,7 +12,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.[ch]')
 SANITIZED := build/sanitized
 EXAMPLES := styleid/data/demo
 
-.PHONY: demo test fuzz bench train docs format clean
+.PHONY: demo test fuzz bench train docs notebooks format clean
 
 demo: demo/stylized.png
 
@@ -39,6 +39,10 @@ train: $(VENV)/.train
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
+
+# Runs them all and keeps their outputs: after a change of the default model or of what they show.
+notebooks: $(VENV)/.test
+	$(BIN)/python -m notebooks
 
 format: $(VENV)/.format
 	$(BIN)/clang-format -i $$(find csrc tests -name '*.[ch]')
