@@ -87,6 +87,7 @@ class Regions(TypedDict):
 
 class InversionData(Features):
     latents: Float32                 # (steps + 1, C, h, w): the input of every evaluation, then zT
+    predicted: Float32               # (steps, C, h, w): x0 by every evaluation; not read
 
 class Recomputed(TypedDict):
     """In place of InversionData: its features are evaluated again, each before the sampling step that injects it."""

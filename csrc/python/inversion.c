@@ -11,6 +11,7 @@ sid_inversion *sid_inversions_new(size_t count) {
 void sid_inversions_close(sid_inversion *inversions, size_t count) {
     for (size_t i = 0; inversions && i < count; i++) {
         sid_array_close(&inversions[i].latents);
+        sid_array_close(&inversions[i].predicted);
         sid_array_close(&inversions[i].context);
         for (size_t kind = 0; kind < SID_FEATURES; kind++)
             for (size_t layer = 0; layer < SID_MAX_LAYERS; layer++)
@@ -52,7 +53,10 @@ static int allocate_features(sid_inversion *inversion, const sid_unet_config *co
 int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
                            unsigned keep, sid_dtype dtype, size_t steps, size_t slots, size_t h, size_t w) {
     const size_t latents_shape[] = {steps + 1, config->in_channels, h, w};
-    if (sid_array_new(&inversion->latents, SID_FLOAT32, 4, latents_shape)) return -1;
+    const size_t predicted_shape[] = {steps, config->in_channels, h, w};
+    if (sid_array_new(&inversion->latents, SID_FLOAT32, 4, latents_shape) ||
+        sid_array_new(&inversion->predicted, SID_FLOAT32, 4, predicted_shape))
+        return -1;
     return allocate_features(inversion, config, layers, keep, dtype, slots);
 }
 
@@ -82,7 +86,9 @@ PyObject *sid_inversion_export_features(const sid_inversion *inversion, const si
 
 PyObject *sid_inversion_export(const sid_inversion *inversion, const sid_layers *layers) {
     PyObject *data = sid_inversion_export_features(inversion, layers);
-    if (data && PyDict_SetItemString(data, "latents", inversion->latents.object)) Py_CLEAR(data);
+    if (data && (PyDict_SetItemString(data, "latents", inversion->latents.object) ||
+                 PyDict_SetItemString(data, "predicted", inversion->predicted.object)))
+        Py_CLEAR(data);
     return data;
 }
 

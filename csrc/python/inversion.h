@@ -17,10 +17,11 @@ enum {
 };
 
 typedef struct {
-    sid_array latents; /* (steps + 1, C, h, w) */
+    sid_array latents;   /* (steps + 1, C, h, w) */
+    sid_array predicted; /* (steps, C, h, w) */
     sid_array features[SID_FEATURES][SID_MAX_LAYERS];
     sid_bank bank; /* over their memory */
-    /* Where features are to be evaluated again: a bank of one step, and how to fill it; else no trajectory. */
+    /* Where features are to be evaluated again: a bank of one step, and how to fill it; else no latents. */
     sid_array context;
     sid_bank *replay_bank;
     sid_replay replay;

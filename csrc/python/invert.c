@@ -34,14 +34,19 @@ static int read_batch(sid_array *latents, unsigned *keep, PyObject *latents_obje
     return -1;
 }
 
+/* Sample i of (steps, n, ...) as an array (steps, ...). */
+static void take_sample(sid_array *array, const float *batch, size_t n, size_t i) {
+    size_t size = sid_array_count(array) / array->shape[0];
+    for (size_t step = 0; step < array->shape[0]; step++)
+        memcpy((float *)array->data + step * size, batch + (step * n + i) * size, size * sizeof(float));
+}
+
 static PyObject *export_inversions(sid_inversion *inversions, size_t n, const sid_layers *layers,
-                                   const float *trajectory) {
+                                   const sid_trajectory *trajectory) {
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list && i < n; i++) {
-        const sid_array *latents = &inversions[i].latents;
-        size_t size = sid_array_count(latents) / latents->shape[0];
-        for (size_t step = 0; step < latents->shape[0]; step++)
-            memcpy((float *)latents->data + step * size, trajectory + (step * n + i) * size, size * sizeof(float));
+        take_sample(&inversions[i].latents, trajectory->latents, n, i);
+        take_sample(&inversions[i].predicted, trajectory->predicted, n, i);
         PyObject *data = sid_inversion_export(&inversions[i], layers);
         if (!data || PyList_Append(list, data)) Py_CLEAR(list);
         Py_XDECREF(data);
@@ -83,20 +88,22 @@ static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_
     int status;
     size_t slots = r->callbacks.sink ? 1 : r->schedule->steps;
     sid_inversion *inversions = inversions_of(r, z, keep, dtype, slots, banks);
-    float *trajectory = PyMem_New(float, (r->schedule->steps + 1) * sid_array_count(z));
-    if (!trajectory) PyErr_NoMemory();
-    if (!inversions || !trajectory) goto done;
+    size_t steps = r->schedule->steps, count = sid_array_count(z);
+    sid_trajectory trajectory = {PyMem_New(float, (steps + 1) * count), PyMem_New(float, steps *count)};
+    if (!trajectory.latents || !trajectory.predicted) PyErr_NoMemory();
+    if (PyErr_Occurred()) goto done;
     r->callbacks.latents = z;
     r->callbacks.features = list_features(inversions, n, &r->layers);
     if (!r->callbacks.features) goto done;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, trajectory, r->hook, &r->progress);
+    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, &trajectory, r->hook, &r->progress);
     Py_END_ALLOW_THREADS
-    if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, trajectory);
+    if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, &trajectory);
     else sid_raise(r->state, status);
 done:
     Py_CLEAR(r->callbacks.features);
-    PyMem_Free(trajectory);
+    PyMem_Free(trajectory.latents);
+    PyMem_Free(trajectory.predicted);
     sid_inversions_close(inversions, n);
     return result;
 }

@@ -150,7 +150,7 @@ int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, Py
                                    .regions = s->regions ? s->regions->layers : NULL,
                                    .replays = s->replays};
     for (size_t i = 0; i <= s->style_count; i++)
-        if (s->inversions[i].replay.trajectory) s->replays[s->injection.replay_count++] = s->inversions[i].replay;
+        if (s->inversions[i].replay.latents) s->replays[s->injection.replay_count++] = s->inversions[i].replay;
     failed = 0;
 done:
     Py_DECREF(sequence);

@@ -17,12 +17,13 @@ typedef struct {
     const sid_prompt *prompt;
     float *z, *noise;
     size_t n, h, w, count;
+    float *predicted; /* NULL, or where x0 by the next evaluation goes */
 } state;
 
 static int state_open(state *s, sid_model *model, const sid_prompt *prompt, float *z, size_t n, size_t h, size_t w) {
     size_t count = n * sid_model_config(model)->unet.in_channels * h * w;
     float *noise = malloc((prompt->negative ? 2 : 1) * count * sizeof *noise);
-    *s = (state){model, prompt, z, noise, n, h, w, count};
+    *s = (state){model, prompt, z, noise, n, h, w, count, NULL};
     return noise ? SID_OK : sid_fail(SID_EMEMORY, "out of memory");
 }
 
@@ -47,13 +48,19 @@ static int move_latents(const state *s, const sid_tap *tap, const sid_move *move
     const sid_config *config = sid_model_config(s->model);
     SID_TRY(predict(s, s->noise, s->prompt->context, s->prompt->tokens, move->timestep, tap));
     if (s->prompt->negative) SID_TRY(guide(s, move->timestep, tap));
-    sid_ddim_move(s->z, s->noise, s->count, config->unet.prediction, config->alphas[move->timestep], move);
+    double alpha = config->alphas[move->timestep];
+    if (s->predicted) { /* the same move, to where there is no noise */
+        sid_move clean = {.from = move->from, .to = 1};
+        memcpy(s->predicted, s->z, s->count * sizeof *s->z);
+        sid_ddim_move(s->predicted, s->noise, s->count, config->unet.prediction, alpha, &clean);
+    }
+    sid_ddim_move(s->z, s->noise, s->count, config->unet.prediction, alpha, move);
     return SID_OK;
 }
 
 int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
-               const sid_prompt *prompt, sid_bank *const *banks, float *trajectory, const sid_attention_hook *hook,
-               const sid_progress *progress) {
+               const sid_prompt *prompt, sid_bank *const *banks, const sid_trajectory *trajectory,
+               const sid_attention_hook *hook, const sid_progress *progress) {
     state s;
     int status = state_open(&s, model, prompt, z, n, h, w);
     for (size_t i = 0; i < schedule->steps && status == SID_OK; i++) {
@@ -61,11 +68,13 @@ int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t 
         sid_tap tap = {.step = move->slot, .hook = hook, .saved = banks};
         status = report(progress, i, schedule->steps, z);
         if (status != SID_OK) break;
-        if (trajectory) memcpy(trajectory + i * s.count, z, s.count * sizeof *z);
+        if (trajectory->latents) memcpy(trajectory->latents + i * s.count, z, s.count * sizeof *z);
+        if (trajectory->predicted) s.predicted = trajectory->predicted + i * s.count;
         status = move_latents(&s, &tap, move);
     }
     if (status == SID_OK) status = report(progress, schedule->steps, schedule->steps, z);
-    if (status == SID_OK && trajectory) memcpy(trajectory + schedule->steps * s.count, z, s.count * sizeof *z);
+    if (status == SID_OK && trajectory->latents)
+        memcpy(trajectory->latents + schedule->steps * s.count, z, s.count * sizeof *z);
     free(s.noise);
     return status;
 }
@@ -81,7 +90,7 @@ static int replay(sid_model *model, const sid_injection *injection, int timestep
     size_t channels = sid_model_config(model)->unet.in_channels;
     for (size_t i = 0; i < injection->replay_count; i++) {
         const sid_replay *r = &injection->replays[i];
-        const float *latents = r->trajectory + slot * r->n * channels * r->h * r->w;
+        const float *latents = r->latents + slot * r->n * channels * r->h * r->w;
         SID_TRY(sid_features(model, timestep, latents, r->n, r->h, r->w, r->context, r->context_tokens, r->banks));
     }
     return SID_OK;

@@ -23,12 +23,17 @@ typedef struct {
     float guidance;
 } sid_prompt;
 
-/* Inverts z (n, C, h, w) in place: z0 -> zT. banks: one per sample. trajectory: NULL, or (steps + 1) latents
- * (steps + 1, n, C, h, w): the input of every evaluation, then zT. hook: NULL, or what sees the attention of each
- * sample after its features were kept. */
+/* What an inversion passes through; either may be NULL. */
+typedef struct {
+    float *latents;   /* (steps + 1, n, C, h, w): the input of every evaluation, then zT */
+    float *predicted; /* (steps, n, C, h, w): x0 by every evaluation */
+} sid_trajectory;
+
+/* Inverts z (n, C, h, w) in place: z0 -> zT. banks: one per sample. trajectory: what is kept of the way. hook: NULL, or
+ * what sees the attention of each sample after its features were kept. */
 int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
-               const sid_prompt *prompt, sid_bank *const *banks, float *trajectory, const sid_attention_hook *hook,
-               const sid_progress *progress);
+               const sid_prompt *prompt, sid_bank *const *banks, const sid_trajectory *trajectory,
+               const sid_attention_hook *hook, const sid_progress *progress);
 
 /* The features of one evaluation, of latents (n, C, h, w). banks: one per sample, each of one step. */
 int sid_features(sid_model *model, int timestep, const float *latents, size_t n, size_t h, size_t w,
@@ -37,7 +42,7 @@ int sid_features(sid_model *model, int timestep, const float *latents, size_t n,
 /* Features that were not kept: evaluated again, step by step, on the latents of their inversion, all n of them as the
  * batch that they were inverted in. */
 typedef struct {
-    const float *trajectory; /* (steps + 1, n, C, h, w), as sid_invert() fills it */
+    const float *latents; /* (steps + 1, n, C, h, w), as sid_invert() fills them */
     size_t n, h, w;
     const float *context;
     size_t context_tokens;

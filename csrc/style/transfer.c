@@ -120,7 +120,8 @@ static int invert(sid_model *model, const sid_schedule *schedule, const subject 
     part->weight = n;
     for (size_t i = 0; i < 2 / n; i++, part->before += schedule->steps) {
         const subject *s = &subjects[i];
-        SID_TRY(sid_invert(model, schedule, s->z, n, s->h, s->w, prompt, &banks[i], trajectory, NULL, &progress));
+        sid_trajectory kept = {trajectory, NULL};
+        SID_TRY(sid_invert(model, schedule, s->z, n, s->h, s->w, prompt, &banks[i], &kept, NULL, &progress));
         if (!trajectory) continue;
         replays[(*replay_count)++] =
             (sid_replay){trajectory, n, s->h, s->w, prompt->context, prompt->tokens, &banks[i]};
