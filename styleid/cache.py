@@ -1,7 +1,8 @@
 """A folder of inversions, found by what they were made of.
 
 An entry's name is the SHA-256 of everything that its content depends on, so that two pictures of one name never
-collide and no entry is ever stale. Files appear whole or not at all: any number of processes may share a folder.
+collide and no entry is ever stale. Files appear whole or not at all: any number of processes may share a folder, and
+what one is inverting, the others wait for.
 """
 
 import hashlib
@@ -10,10 +11,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from styleid._core import __version__
+from styleid.files import locked, write_whole
 from styleid.images import Pixels
 from styleid.inversion import Inversion
 from styleid.model import Model
@@ -37,36 +41,57 @@ class Cache:
         self.limit = limit
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, key: str, model: Model, make: Callable[[], Inversion]) -> Inversion:
+    def get(
+        self, key: str, model: Model, make: Callable[[BinaryIO | None], Inversion], mapped: bool = False
+    ) -> Inversion:
         """The entry of that key; if there is none, or a damaged one, what `make` returns, which becomes the entry.
 
-        `model` is what the inversion gets as its own; the key must depend on it.
+        model: what the inversion gets as its own; the key must depend on it
+        make: called with the file to write the inversion to if `mapped`, else with None
+        mapped: the features stay in the entry's file; nobody else who uses the folder disturbs them
 
-        A folder that cannot be written to, such as on a full disk, costs a warning and not the inversion.
+        A folder that cannot be written to, such as on a full disk, costs a warning and not the inversion; but OSError if
+        `mapped`, where the features have no other place.
         """
         path = self.folder / f"{key}.safetensors"
-        if path.exists():
-            try:
-                inversion = replace(Inversion.load(path), model=model)
-                os.utime(path)  # used now
-            except (ValueError, FileNotFoundError) as error:
-                if path.exists():  # or else another process removed it
-                    warnings.warn(f"inverting again: {error}", stacklevel=4)
-            else:
+        with locked(self.folder / f".{key}.lock"):
+            inversion = self._find(path, model, mapped)
+            if inversion is not None:
                 return inversion
-        inversion = make()
+            if mapped:
+                with write_whole(path) as file:
+                    inversion = make(file)
+                self._remove_least_recent(path)
+                return inversion
+            inversion = make(None)
+            try:
+                inversion.save(path)
+                self._remove_least_recent(path)
+            except OSError as error:
+                warnings.warn(f"{path}: not kept: {error.strerror}", stacklevel=4)
+            return inversion
+
+    def _find(self, path: Path, model: Model, mapped: bool) -> Inversion | None:
+        """The entry, if there is a sound one."""
+        if not path.exists():
+            return None
         try:
-            inversion.save(path)
-            self._remove_least_recent(path)
-        except OSError as error:
-            warnings.warn(f"{path}: not kept: {error.strerror}", stacklevel=4)
+            inversion = replace(Inversion.load(path, mapped), model=model)
+            os.utime(path)  # used now
+        except (ValueError, FileNotFoundError) as error:
+            if path.exists():  # or else another process removed it
+                warnings.warn(f"inverting again: {error}", stacklevel=5)
+            return None
         return inversion
 
     def _remove_least_recent(self, newest: Path) -> None:
         """Keeps to the limit, but for the newest entry, which may be larger alone."""
-        known = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder)]
+        known = []
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):  # another process removes files as well
+                known.append((entry.stat(), Path(entry)))
         for status, path in known:
-            if path.suffix == ".tmp" and time.time() - status.st_mtime > ABANDONED:
+            if path.suffix in (".tmp", ".lock") and time.time() - status.st_mtime > ABANDONED:
                 path.unlink(missing_ok=True)
         entries = [(status, path) for status, path in known if path.suffix == ".safetensors"]
         total = sum(status.st_size for status, _ in entries)

@@ -9,14 +9,20 @@ import json
 import zlib
 from collections.abc import Mapping
 
-from styleid.tensors import Tensor
+from styleid.tensors import Tensor, release
 
 KEY = "crc32"  # of the metadata; with a dot and a name: of that tensor
+PIECE = 16 << 20  # bytes that are read at a time
 
 
 def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """The metadata with the checksums of all tensors and of itself."""
-    sealed = dict(metadata) | {f"{KEY}.{name}": _of_tensor(tensor) for name, tensor in tensors.items()}
+    return seal_sums({name: _of_tensor(tensor) for name, tensor in tensors.items()}, metadata)
+
+
+def seal_sums(sums: Mapping[str, int], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The same with the tensors' checksums given: `first_sum`, then zlib.crc32 of all their data."""
+    sealed = dict(metadata) | {f"{KEY}.{name}": f"{value:08x}" for name, value in sums.items()}
     return sealed | {KEY: _of_metadata(sealed)}
 
 
@@ -25,13 +31,21 @@ def check_seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> No
     if metadata.get(KEY) != _of_metadata(metadata):
         raise ValueError("the checksum of its metadata is wrong")
     for name, tensor in tensors.items():
-        if metadata.get(f"{KEY}.{name}") != _of_tensor(tensor):
+        if metadata.get(f"{KEY}.{name}") != f"{_of_tensor(tensor):08x}":
             raise ValueError(f"the checksum of {name[:80]} is wrong")
 
 
-def _of_tensor(tensor: Tensor) -> str:
-    form = f"{tensor.dtype} {list(tensor.shape)}"
-    return f"{zlib.crc32(tensor.data, zlib.crc32(form.encode())):08x}"
+def first_sum(dtype: str, shape: tuple[int, ...]) -> int:
+    """What the checksum of a tensor starts with."""
+    return zlib.crc32(f"{dtype} {list(shape)}".encode())
+
+
+def _of_tensor(tensor: Tensor) -> int:
+    value = first_sum(tensor.dtype, tensor.shape)
+    for begin in range(0, tensor.data.nbytes, PIECE):
+        value = zlib.crc32(tensor.data[begin : begin + PIECE], value)
+        release(tensor.data)  # or else a mapped file would be in memory as a whole
+    return value
 
 
 def _of_metadata(metadata: Mapping[str, str]) -> str:

@@ -15,7 +15,8 @@ from styleid import _core
 from styleid.files import check_writable
 from styleid.images import RESIZE, Size, check_output, load_image, save_image
 from styleid.initial import NAMES
-from styleid.inversion import KEEP, SCHEDULES, Inversion
+from styleid.inversion import Inversion
+from styleid.inversion_file import KEEP, SCHEDULES
 from styleid.loading import load_model
 from styleid.memory import free_memory, predict_memory
 from styleid.method import inject_styles, invert, transfer
@@ -23,6 +24,7 @@ from styleid.metrics import evaluate
 from styleid.model import Model
 from styleid.protocol import evaluate_results, table_text
 from styleid.rates import SHAPES, Rate, parse_rate
+from styleid.recording import FEATURES
 from styleid.sweep import sweep, write_table
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
@@ -85,6 +87,7 @@ def run_transfer(options: argparse.Namespace) -> None:
         style_masks=_load_masks(
             "--style-mask", options.style_mask, [style.shape[:2] for style in styles], options.resize
         ),
+        features=options.features,
     )
     save_image(options.output, picture)
 
@@ -127,6 +130,7 @@ def run_invert(options: argparse.Namespace) -> None:
         cache=options.cache,
         negative_prompt=options.negative_prompt,
         guidance=options.guidance,
+        features=options.features,
     ).save(options.output)
 
 
@@ -135,8 +139,8 @@ def run_inject(options: argparse.Namespace) -> None:
     check_output(options.output)
     model = _load(options)
     gamma, temperature, layers = _settings(options, model)
-    content = Inversion.load(options.content)
-    styles = [Inversion.load(style) for style in options.style]
+    content = Inversion.load(options.content, mapped=True)
+    styles = [Inversion.load(style, mapped=True) for style in options.style]
     size, *style_sizes = [inversion.image_size(model) for inversion in (content, *styles)]
     picture = inject_styles(
         content,
@@ -174,6 +178,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         layers=options.layers,
         size=options.size,
         resize=options.resize,
+        features=options.features,
         progress=_show_progress(options),
     )
     print(f"{len(rows)} pictures in {options.output}, listed in table.csv")
@@ -281,6 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_layers(command)
     _add_injection(command)
     _add_cache(command)
+    _add_features(command)
     _add_engine(command)
     command.set_defaults(run=run_transfer)
 
@@ -293,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inversion(command)
     _add_layers(command)
     _add_cache(command)
+    _add_features(command)
     _add_engine(command)
     command.set_defaults(run=run_invert)
 
@@ -320,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--initial", type=_list, default=["adain"], help="as for transfer, several with commas (adain)"
     )
+    _add_features(command)
     _add_engine(command)
     command.set_defaults(run=run_sweep)
 
@@ -398,6 +406,11 @@ def _add_injection(command: argparse.ArgumentParser) -> None:
 
 def _add_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache", metavar="DIR", help="a folder that keeps inversions for the next time")
+
+
+def _add_features(command: argparse.ArgumentParser) -> None:
+    text = "where attention features are kept: recompute: nowhere, which takes least memory and more time (memory)"
+    command.add_argument("--features", choices=FEATURES, default="memory", help=text)
 
 
 def _add_layers(command: argparse.ArgumentParser) -> None:

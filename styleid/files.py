@@ -1,10 +1,11 @@
 """Reading small files that may be hostile, and writing files that appear whole or not at all."""
 
+import fcntl
 import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -52,16 +53,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file to write to. Only when the block ends without an exception does it become `path`."""
+    """A binary file to write to, and read from. Only when the block ends without an exception does it become `path`."""
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             yield file
         os.replace(temporary, target)
     except BaseException:  # Ctrl-C as well: nothing half-written stays behind
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process or thread at a time is in a block with this path, a file that is made for it.
+
+    This spares them doing the same twice, and nothing else may depend on it: where there are no locks nobody waits, and
+    whoever is done removes the file, also under those who wait, so that one who comes then waits for none of them.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):  # a folder that cannot be written to, a file system without locks
+            file = stack.enter_context(open(path, "wb"))
+            fcntl.flock(file, fcntl.LOCK_EX)  # the system gives it back when a process dies
+            stack.callback(path.unlink, missing_ok=True)
+        yield
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

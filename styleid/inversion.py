@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from styleid import _core
-from styleid.checksums import check_seal, seal
+from styleid.checksums import seal
 from styleid.images import padded_size
+from styleid.inversion_file import KEEP, arrays_of, metadata_of, read_fields, to_tensor
 from styleid.loading import default_model
 from styleid.model import Model
-from styleid.tensors import Tensor, from_bfloat16, read_tensors, write_tensors
+from styleid.tensors import from_bfloat16, mapping_of, release, write_tensors
 
 if TYPE_CHECKING:
-    from styleid._core import Feature, InversionData
-
-FORMAT, VERSION = "styleid inversion", "2"
-UNSEALED = "1"  # the version before: without checksums, guidance, and pictures that needed padding
-KEEP = {"both": ("query", "key", "value"), "query": ("query",), "keys": ("key", "value"), "none": ()}
-SCHEDULES = ("paper", "diffusers", "corrected")
-SAVED = ("schedule", "keep", "prompt", "fingerprint", "negative_prompt")  # as they are, in the file's metadata
+    from styleid._core import Feature, InversionData, Recomputed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,9 +37,13 @@ class Inversion:
         schedule, keep, prompt: as given to `styleid.invert`
         fingerprint: of the model that made it
         features: the kept arrays themselves: "query", "key" and "value" -> layer -> (steps, tokens, channels), float32,
-            or uint16 that holds the bits of bfloat16
+            or uint16 that holds the bits of bfloat16; read-only where they lie in a mapped file
         model: the model that made it; None for a loaded one
         negative_prompt, guidance: as given to `styleid.invert`
+        predicted: (steps, C, h, w) float32: x0 by every evaluation, (z - sqrt(1 - a) e) / sqrt(a). None in files of
+            earlier versions
+        feature_dtype: "float32" or "bfloat16": what the features are kept in
+        recompute: whether they are not kept, but evaluated again, on `latents`, whenever they are asked for
     """
 
     latents: NDArray[np.float32]
@@ -62,6 +59,9 @@ class Inversion:
     model: Model | None = None
     negative_prompt: str = ""
     guidance: float = 1.0
+    predicted: NDArray[np.float32] | None = None
+    feature_dtype: str = "float32"
+    recompute: bool = False
 
     @property
     def steps(self) -> int:
@@ -85,20 +85,22 @@ class Inversion:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        kept = sum(array.nbytes for layers in self.features.values() for array in layers.values())
-        return self.latents.nbytes + self.context.nbytes + kept
+        """Bytes of all arrays, in memory or in a mapped file."""
+        return sum(array.nbytes for array in arrays_of(self).values())
 
     @property
-    def data(self) -> InversionData:
+    def data(self) -> InversionData | Recomputed:
         """The arrays as the functions of `styleid._core` take them."""
+        if self.recompute:
+            return {"latents": self.latents, "context": self.context, "feature_dtype": self.feature_dtype}
         return cast("InversionData", {"latents": self.latents, **self.features})
 
     def __repr__(self) -> str:
         channels, height, width = self.latents.shape[1:]
         return (
             f"<styleid.Inversion of {height}x{width} latents with {channels} channels, {self.steps} steps "
-            f"({self.schedule}), layers {list(self.layers)}, keep {self.keep}, {self.nbytes / 1e6:.0f} MB>"
+            f"({self.schedule}), layers {list(self.layers)}, keep {self.keep}"
+            f"{', recomputed' if self.recompute else ''}, {self.nbytes / 1e6:.0f} MB>"
         )
 
     def query(self, step: int, layer: int) -> NDArray[np.float32]:
@@ -129,10 +131,30 @@ class Inversion:
             raise ValueError(f"layer: expected one of {list(self.layers)}, got {layer!r}")
         if not 0 <= step < self.steps:
             raise ValueError(f"step: expected 0 to {self.steps - 1}, got {step!r}")
-        stored = self.features[kind][layer][step]
-        feature = from_bfloat16(stored) if stored.dtype == np.uint16 else stored.view()
+        stored = self._evaluate(kind, step, layer) if self.recompute else self.features[kind][layer][step]
+        feature = from_bfloat16(cast(NDArray[np.uint16], stored)) if stored.dtype == np.uint16 else stored.view()
         feature.flags.writeable = False  # a change would be lost where it is a copy
         return cast(NDArray[np.float32], feature)
+
+    def _evaluate(self, kind: str, step: int, layer: int) -> Feature:
+        """A feature of one step, by an evaluation as far as its layer."""
+        model = self.model or default_model()
+        self.check_model(model)
+        features = _core.features(
+            model.engine, self.latents[step : step + 1], self.context, self.steps, self.schedule, (layer,), (self.keep,),
+            self.feature_dtype, step,
+        )[0]  # fmt: skip
+        return cast("Mapping[str, dict[int, Feature]]", features)[kind][layer][0]
+
+    @property
+    def mapped(self) -> bool:
+        """Whether features lie in a mapped file."""
+        return any(mapping_of(array) is not None for array in arrays_of(self).values())
+
+    def release(self) -> None:
+        """Gives back the memory that mapped features take up in this process after they were read."""
+        for array in arrays_of(self).values():
+            release(array)
 
     def reconstruct(self, model: Model | None = None) -> NDArray[np.uint8]:
         """The picture that DDIM sampling from zT gives, under the prompts of the inversion: (H, W, 3) uint8 of its size.
@@ -165,125 +187,16 @@ class Inversion:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one safetensors file, `path`, whole or not at all. OSError where that is impossible."""
-        metadata = {key: getattr(self, key) for key in SAVED}
-        metadata |= {"format": FORMAT, "version": VERSION, "layers": ",".join(map(str, self.layers))}
-        metadata |= {"guidance": str(self.guidance)}
-        arrays: dict[str, NDArray[Any]] = {
-            "latents": self.latents, "timesteps": self.timesteps, "context": self.context
-        }  # fmt: skip
-        arrays |= {f"{kind}.{layer}": array for kind, kept in self.features.items() for layer, array in kept.items()}
-        if self.size is not None:
-            metadata["size"] = "{}x{}".format(*self.size)
-        tensors = {name: _to_tensor(array) for name, array in arrays.items()}
-        write_tensors(path, tensors, seal(tensors, metadata))
+        tensors = {name: to_tensor(array) for name, array in arrays_of(self).items()}
+        write_tensors(path, tensors, seal(tensors, metadata_of(self)))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Inversion:
+    def load(cls, path: str | os.PathLike[str], mapped: bool = False) -> Inversion:
         """Reads what `save` wrote to `path`. ValueError naming the file and the fact if it is anything else, or has
-        changed since."""
-        path = Path(path)
-        tensors, metadata = read_tensors(path)
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path}: not an inversion of styleid")
-        if metadata.get("version") not in (VERSION, UNSEALED):
-            raise ValueError(
-                f"{path}: version {metadata.get('version')!r} of the format; this program reads {UNSEALED} and {VERSION}"
-            )
-        try:
-            if metadata["version"] == UNSEALED:
-                metadata = {"negative_prompt": "", "guidance": "1"} | metadata
-            else:
-                check_seal(tensors, metadata)
-            return _assemble(tensors, metadata)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{path}: damaged inversion: {error}") from None
+        changed since.
 
-
-def _to_tensor(array: NDArray[Any]) -> Tensor:
-    dtype = {"float32": "F32", "uint16": "BF16", "int32": "I32"}[array.dtype.name]
-    return Tensor(dtype, array.shape, np.ascontiguousarray(array).data.cast("B"))
-
-
-def _assemble(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Inversion:
-    """The inversion from a file's content, after checking all of it."""
-    if missing := {"latents", "timesteps", "context"} - tensors.keys():
-        raise ValueError(f"{min(missing)} is missing")
-    metadata = {"negative_prompt": "", "guidance": "1.0", **metadata}  # which earlier files do not have
-    settings = {key: metadata[key] for key in SAVED}
-    guidance = float(metadata["guidance"])
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance is {guidance}")
-    if settings["schedule"] not in SCHEDULES or settings["keep"] not in KEEP:
-        raise ValueError(f"unknown schedule {settings['schedule']!r} or keep {settings['keep']!r}")
-    latents = _array(tensors, "latents", (None,) * 4, ("F32",))
-    steps = len(latents) - 1
-    timesteps = _array(tensors, "timesteps", (steps,), ("I32",))
-    if not 2 <= steps <= 1000 or np.any(timesteps != np.minimum(1 + np.arange(steps) * (1000 // steps), 999)):
-        raise ValueError(f"timesteps are not those of a schedule of {steps} steps")
-    context = _array(tensors, "context", (1, None, None), ("F32",))
-    layers = tuple(int(layer) for layer in metadata["layers"].split(",") if layer)
-    features = _features(tensors, KEEP[settings["keep"]], layers, steps, latents.shape[2:])
-    return Inversion(
-        latents,
-        timesteps,
-        context,
-        layers,
-        **settings,
-        features=features,
-        size=_size(metadata),
-        model=None,
-        guidance=guidance,
-    )
-
-
-def _size(metadata: Mapping[str, str]) -> tuple[int, int] | None:
-    """The picture's (height, width), written as HEIGHTxWIDTH."""
-    text = metadata.get("size")
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)
-    if not match:
-        raise ValueError(f"its size is {text[:80]!r}")
-    return int(match[1]), int(match[2])
-
-
-def _features(
-    tensors: dict[str, Tensor], kinds: tuple[str, ...], layers: tuple[int, ...], steps: int, size: tuple[int, ...]
-) -> dict[str, dict[int, Feature]]:
-    """The kept features by kind and layer."""
-    names = tensors.keys() - {"latents", "timesteps", "context"}
-    if layers != tuple(sorted(set(layers))) or names != {f"{kind}.{layer}" for kind in kinds for layer in layers}:
-        raise ValueError("the features do not match what it says was kept")
-    features: dict[str, dict[int, Feature]] = {"query": {}, "key": {}, "value": {}}
-    for kind in kinds:
-        for layer in layers:
-            array = _array(tensors, f"{kind}.{layer}", (steps, None, None), ("F32", "BF16"))
-            first = features[kinds[0]].get(layer, array)
-            if array.shape != first.shape or not _is_level(array.shape[1], *size):
-                raise ValueError(f"{kind}.{layer} has the shape {array.shape}, which does not fit the latents")
-            features[kind][layer] = array
-    return features
-
-
-def _is_level(tokens: int, height: int, width: int) -> bool:
-    """Whether a UNet level has that many tokens: the latent's height and width, both halved some times."""
-    while height * width > tokens and height % 2 == 0 and width % 2 == 0:
-        height, width = height // 2, width // 2
-    return height * width == tokens
-
-
-def _array(tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...], dtypes: tuple[str, ...]) -> Any:
-    """A copy of a tensor with an expected type and shape (None: any length but 0) and finite numbers."""
-    tensor = tensors[name]
-    if tensor.dtype not in dtypes:
-        raise ValueError(f"{name} has the type {tensor.dtype}, expected {' or '.join(dtypes)}")
-    fits = len(tensor.shape) == len(shape) and all(
-        length > 0 and expected in (None, length) for length, expected in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name} has the shape {tensor.shape}")
-    array = np.frombuffer(tensor.data, {"F32": "<f4", "BF16": "<u2", "I32": "<i4"}[tensor.dtype]).copy()
-    finite = (array & 0x7F80) != 0x7F80 if tensor.dtype == "BF16" else np.isfinite(array)
-    if not finite.all():
-        raise ValueError(f"{name} holds NaN or infinity")
-    return array.reshape(tensor.shape)
+        mapped: the features stay in the file, which is checked as a whole, and are read when they are used. It may be
+        removed or replaced meanwhile, but a program that shortens it, or writes into it, takes this process down or
+        changes the features.
+        """
+        return cls(**read_fields(Path(path), mapped))

@@ -49,6 +49,7 @@ def predict_memory(
     schedule: str = "paper",
     layers: Iterable[int] | None = None,
     feature_dtype: str = "auto",
+    features: str = "memory",
 ) -> Memory:
     """What `styleid.transfer` will take on top of the loaded model.
 
@@ -58,6 +59,7 @@ def predict_memory(
         style: that of the style, or a list of those of several; None: the content's
         steps, schedule, layers: as in `styleid.transfer`
         feature_dtype: as in `styleid.invert`; `transfer` keeps them in what the model computes in ("auto")
+        features: "memory", "disk" or "recompute", as in `styleid.transfer`
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
@@ -66,15 +68,22 @@ def predict_memory(
     size = check_size(model.image_size if content is None else content)
     sizes = [size] if style is None else [check_size(one) for one in (style if isinstance(style, list) else [style])]
     dtype = model.dtype if feature_dtype == "auto" else feature_dtype
-    return of_transfer(model, size, sizes, steps, tuple(plan["layers"] if layers is None else layers), dtype)
+    chosen = tuple(plan["layers"] if layers is None else layers)
+    return of_transfer(model, size, sizes, steps, chosen, dtype, features)
 
 
 def of_transfer(
-    model: Model, content: Sequence[int], styles: Sequence[Sequence[int]], steps: int, layers: Iterable[int], dtype: str
+    model: Model,
+    content: Sequence[int],
+    styles: Sequence[Sequence[int]],
+    steps: int,
+    layers: Iterable[int],
+    dtype: str,
+    features: str,
 ) -> Memory:
     """A transfer: the content's queries and the styles' keys and values; one style of the content's size in one batch."""
-    parts = [of_inversion(model, content, steps, layers, 1, dtype)]
-    parts += [of_inversion(model, style, steps, layers, 2, dtype) for style in styles]
+    parts = [of_inversion(model, content, steps, layers, 1, dtype, features)]
+    parts += [of_inversion(model, style, steps, layers, 2, dtype, features) for style in styles]
     scratch = max(part.scratch for part in parts)
     size = _padded(model, content)
     if len(styles) == 1 and _padded(model, styles[0]) == size:
@@ -83,20 +92,24 @@ def of_transfer(
 
 
 def of_inversion(
-    model: Model, size: Sequence[int], steps: int, layers: Iterable[int], kinds: int, dtype: str
+    model: Model,
+    size: Sequence[int],
+    steps: int,
+    layers: Iterable[int],
+    kinds: int,
+    dtype: str,
+    features: str = "memory",
 ) -> Memory:
     """An inversion that keeps so many kinds of features (queries, keys, values), and the decoding of a result."""
     height, width = _padded(model, size)
     item = 2 if dtype == "bfloat16" else 4
-    unet, latent = model.config["unet"], (height // model.vae_factor, width // model.vae_factor)
-    features = 0
-    for layer in layers:
-        channels = unet["channels"][-1 - layer // (unet["layers_per_block"] + 1)]
-        features += kinds * steps * math.prod(model.layer_size(layer, latent)) * channels * item
-    latents = (steps + 2) * unet["in_channels"] * math.prod(latent) * 4
+    latent = height // model.vae_factor, width // model.vae_factor
+    numbers = sum(math.prod(model.layer_size(layer, latent)) * model.layer_channels(layer) for layer in layers)
+    slots = steps if features == "memory" else 1
+    latents = 2 * (steps + 1) * model.config["unet"]["in_channels"] * math.prod(latent) * 4
     pictures = height * width * 3 * (4 + 4 + 1)  # as numbers for the networks, as they came, as the result
     scratch = max(model.scratch(1, height, width), model.engine.vae_scratch(height, width))
-    return Memory(scratch, features, latents + pictures)
+    return Memory(scratch, kinds * slots * numbers * item, latents + pictures)
 
 
 def check_memory(need: Memory, model: Model, what: str) -> None:
@@ -106,7 +119,7 @@ def check_memory(need: Memory, model: Model, what: str) -> None:
     if more > free:
         raise MemoryError(
             f"{what} needs {need}, but {_gigabytes(free)} are free {whose}; try a smaller size, fewer layers or steps, "
-            "feature_dtype='bfloat16', or keep='query' for contents and keep='keys' for styles"
+            "features='disk' or 'recompute', feature_dtype='bfloat16', or keep='query' for contents and keep='keys' for styles"
         )
 
 

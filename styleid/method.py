@@ -8,8 +8,10 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from tempfile import TemporaryFile
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +19,17 @@ from numpy.typing import NDArray
 from styleid import _core
 from styleid import initial as initial_latents
 from styleid.cache import Cache, key_of
-from styleid.images import Picture, Pixels, Size, pad, to_array
+from styleid.images import Picture, Pixels, Size, pad, padded_size, to_array
 from styleid.initial import Initial
-from styleid.inversion import KEEP, Inversion
+from styleid.inversion import Inversion
+from styleid.inversion_file import KEEP
 from styleid.loading import default_model
 from styleid.masks import Float64, Masks, over_padding, pixel_shares, read_masks, regions, visible
 from styleid.memory import check_memory, of_inversion, of_transfer
 from styleid.model import Model
 from styleid.progress import Progress, part, reporter
 from styleid.rates import Rate, per_step_and_layer
+from styleid.recording import FEATURES, draft_of, run_inversions
 
 Float32 = NDArray[np.float32]
 OnStep = Callable[[int, int, Float32], object]
@@ -54,6 +58,7 @@ def invert(
     on_attention: OnAttention | None = None,
     size: Size | None = None,
     resize: str = "crop",
+    features: str = "memory",
 ) -> Inversion:
     """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
 
@@ -85,10 +90,14 @@ def invert(
             model's native one. Where a side is no multiple of `model.image_multiple`, the engine sees the picture
             mirrored at its right and lower border, and results are cut to its size again
         resize: "crop", "fit" or "stretch", see `styleid.load_image`
+        features: where they are kept: "memory"; "disk": in a file, from which they are mapped, the entry of `cache` or
+            else a nameless one in the temporary folder (environment variable TMPDIR); "recompute": nowhere, they are
+            evaluated again whenever they are asked for, at the cost of most of an evaluation. All give the same results
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
         MemoryError: it would take more memory than is free, see `styleid.predict_memory`
+        OSError: the disk is full, or there is another obstacle to a file
     """
     model = _model(model)
     plan = _core.schedule(model.engine, schedule, steps)
@@ -99,43 +108,36 @@ def invert(
     context = _context(model, "prompt", prompt)
     negative = _negative_context(model, context, negative_prompt, guidance)
     pixels = _pixels(image, model, "image", size, resize)
+    _check_features(features)
+    if features == "recompute" and on_attention is not None:
+        raise ValueError("features: those that on_attention takes part in cannot be recomputed")
+    draft = draft_of(
+        model, pixels, plan["timesteps"], schedule, chosen, keep, prompt, context, dtype, features == "recompute"
+    )
+    draft = replace(draft, negative_prompt=negative_prompt, guidance=float(guidance))
 
-    def run() -> Inversion:
-        kinds = len(KEEP[keep])
-        check_memory(of_inversion(model, pixels.shape[:2], steps, chosen, kinds, dtype), model, "this inversion")
+    def run(file: BinaryIO | None) -> Inversion:
+        need = of_inversion(model, pixels.shape[:2], steps, chosen, len(KEEP[keep]), dtype, features)
+        check_memory(need, model, "this inversion")
         with reporter(progress, "inversion") as report:
-            latents = model.engine.encode(pad(pixels, model.image_multiple)[np.newaxis])
-            data = _core.invert(
-                model.engine, latents, context, steps, schedule, chosen, (keep,), dtype, report, on_step,
-                negative, guidance, on_attention=on_attention,
-            )[0]  # fmt: skip
-        return Inversion(
-            latents=data["latents"],
-            timesteps=plan["timesteps"],
-            context=context,
-            layers=chosen,
-            schedule=schedule,
-            keep=keep,
-            prompt=prompt,
-            fingerprint=model.fingerprint,
-            features={"query": data["query"], "key": data["key"], "value": data["value"]},
-            size=(pixels.shape[0], pixels.shape[1]),
-            model=model,
-            negative_prompt=negative_prompt,
-            guidance=float(guidance),
-        )
+            files = [] if file is None else [file]
+            return run_inversions([draft], [pixels], files, negative, report, on_step, on_attention)[0]
 
+    if cache is None and features == "disk":
+        with TemporaryFile(prefix="styleid-") as file:
+            return run(file)
     if cache is None:
-        return run()
+        return run(None)
     for name, hook in (("on_step", on_step), ("on_attention", on_attention)):
         if hook is not None:
             raise ValueError(f"cache: an inversion with {name} cannot be kept, because what {name} does is not known")
     settings = {
         "steps": operator.index(steps), "schedule": schedule, "layers": list(chosen), "keep": keep, "prompt": prompt,
         "feature_dtype": dtype, "negative_prompt": negative_prompt, "guidance": float(guidance),
+        "recompute": features == "recompute",
     }  # fmt: skip
     store = cache if isinstance(cache, Cache) else Cache(cache)
-    return store.get(key_of(pixels, model, settings), model, run)
+    return store.get(key_of(pixels, model, settings), model, run, features == "disk")
 
 
 def inject_styles(
@@ -243,7 +245,7 @@ def inject_styles(
             per_step_and_layer("gamma", gamma, content.steps, model.layer_count),
             per_step_and_layer("temperature", temperature, content.steps, model.layer_count),
             report,
-            on_step,
+            _releasing(on_step, [content, *styles]),
             negative,
             guidance,
             inject=parts,
@@ -277,6 +279,7 @@ def transfer(
     style_masks: Masks | None = None,
     size: Size | None = None,
     resize: str = "crop",
+    features: str = "memory",
 ) -> NDArray[np.uint8]:
     """Gives the content picture the style of the other, or of several: the whole method.
 
@@ -304,10 +307,13 @@ def transfer(
     placed = [read_masks(name, given, len(styles)) for name, given in (("masks", masks), ("style_masks", style_masks))]
     sizes = [pixels.shape[:2] for pixels in (content_pixels, *style_pixels)]
     kept = chosen if parts else ()
-    check_memory(of_transfer(model, sizes[0], sizes[1:], steps, kept, model.dtype), model, "this transfer")
+    _check_features(features)
+    need = of_transfer(model, sizes[0], sizes[1:], steps, kept, model.dtype, features)
+    check_memory(need, model, "this transfer")
     with reporter(progress, "transfer") as report:
         plain = initial is None and parts in ("", "qkv") and masks is None and style_masks is None
-        if len(styles) == 1 and plain and cache is None and prompts == [prompt, prompt] and not guided:
+        plain = plain and len(styles) == 1 and cache is None and prompts == [prompt, prompt] and not guided
+        if plain and features != "disk":
             picture = _core.transfer(
                 model.engine,
                 pad(content_pixels, model.image_multiple),
@@ -320,6 +326,7 @@ def transfer(
                 temperature,
                 adain,
                 report,
+                features == "recompute",
             )
             height, width = content_pixels.shape[:2]
             return np.ascontiguousarray(picture[:height, :width])
@@ -328,10 +335,30 @@ def transfer(
             (content_pixels, "query", prompts[0]),
             *((pixels, "keys", prompts[1]) for pixels in style_pixels),
         ]
-        inversions = [
-            invert(pixels, model, steps, schedule, chosen, keep, text, part(report, i * steps, total), cache=cache)
-            for i, (pixels, keep, text) in enumerate(pictures)
-        ]
+        if plain and len({padded_size(size, model.image_multiple) for size in sizes}) == 1:
+            drafts = [
+                draft_of(model, pixels, plan["timesteps"], schedule, kept, keep, prompt, context, model.dtype)
+                for pixels, keep, _ in pictures
+            ]
+            both = [content_pixels, style_pixels[0]]
+            with TemporaryFile(prefix="styleid-") as first, TemporaryFile(prefix="styleid-") as second:
+                inversions = run_inversions(drafts, both, [first, second], report=part(report, 0, total, weight=2))
+        else:
+            inversions = [
+                invert(
+                    pixels,
+                    model,
+                    steps,
+                    schedule,
+                    chosen,
+                    keep,
+                    text,
+                    part(report, i * steps, total),
+                    cache=cache,
+                    features=features,
+                )
+                for i, (pixels, keep, text) in enumerate(pictures)
+            ]
         sampling = part(report, len(pictures) * steps, total)
         return inject_styles(
             inversions[0],
@@ -351,6 +378,24 @@ def transfer(
             masks=placed[0],
             style_masks=placed[1],
         )
+
+
+def _releasing(on_step: OnStep | None, inversions: Sequence[Inversion]) -> OnStep | None:
+    """on_step, and before it what the last step read of mapped features goes back."""
+    mapped = [inversion for inversion in inversions if inversion.mapped]
+
+    def release_first(step: int, steps: int, latents: Float32) -> None:
+        for inversion in mapped:
+            inversion.release()
+        if on_step is not None:
+            on_step(step, steps, latents)
+
+    return release_first if mapped else on_step
+
+
+def _check_features(features: str) -> None:
+    if features not in FEATURES:
+        raise ValueError(f"features: expected one of {list(FEATURES)}, got {features!r}")
 
 
 def _initial_latent(

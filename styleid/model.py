@@ -115,9 +115,17 @@ class Model:
 
     def layer_size(self, layer: int, latent_size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of a decoder layer's map, which has h * w tokens, where the latent has `latent_size` (h, w)."""
-        unet = self.config["unet"]
-        level = len(unet["channels"]) - 1 - layer // (unet["layers_per_block"] + 1)
+        level = self._level(layer)
         return latent_size[0] >> level, latent_size[1] >> level
+
+    def layer_channels(self, layer: int) -> int:
+        """The channels of a decoder layer."""
+        return self.config["unet"]["channels"][self._level(layer)]
+
+    def _level(self, layer: int) -> int:
+        """How often a decoder layer's map is halved."""
+        unet = self.config["unet"]
+        return len(unet["channels"]) - 1 - layer // (unet["layers_per_block"] + 1)
 
     def scratch(self, batch: int, height: int, width: int) -> int:
         """Bytes of scratch that one evaluation takes for a batch of height x width pictures."""

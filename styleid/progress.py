@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
 
-Progress = bool | Callable[[int, int], object]
+Report = Callable[[int, int], object] | None
+Progress = bool | Report
 
 
 @contextmanager
-def reporter(progress: Progress, description: str) -> Iterator[Callable[[int, int], object] | None]:
+def reporter(progress: Progress, description: str) -> Iterator[Report]:
     """What the engine is to call with (step, total): None, the caller's function, or one that moves a bar."""
     if callable(progress):
         yield progress
@@ -27,8 +28,9 @@ def reporter(progress: Progress, description: str) -> Iterator[Callable[[int, in
         raise TypeError(f"progress: expected True, False or a function of (step, total), got {progress!r}")
 
 
-def part(report: Callable[[int, int], object] | None, before: int, total: int) -> Progress:
-    """The progress of a run that is one part of a longer one: `before` steps of `total` came before it."""
+def part(report: Report, before: int, total: int, weight: int = 1) -> Report:
+    """The progress of a run that is one part of a longer one: `before` steps of `total` came before it, and each of its
+    own counts as `weight`."""
     if report is None:
-        return False
-    return lambda step, _: report(before + step, total)
+        return None
+    return lambda step, _: report(before + weight * step, total)

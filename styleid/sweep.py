@@ -56,6 +56,7 @@ def sweep(
     layers: Iterable[int] | None = None,
     size: Size | None = None,
     resize: str = "crop",
+    features: str = "memory",
     progress: Progress = False,
 ) -> list[Row]:
     """Transfers with every combination of the given contents, styles, gammas, temperatures and initial latents.
@@ -67,6 +68,7 @@ def sweep(
         initial: names as for `inject_styles`
         steps, schedule, layers: as for `invert`
         size, resize: of all pictures, as for `load_image`; None: the model's
+        features: where they are kept, as for `invert`; the results are the same
         progress: over all results; True for a bar, or a function that is called with (results, total)
 
     Returns:
@@ -94,7 +96,7 @@ def sweep(
 
     @lru_cache(maxsize=2)  # the content and the style of the last result
     def inverted(path: Path, keep: str) -> Inversion:
-        return invert(pictures[path], model, steps, schedule, chosen, keep, cache=store)
+        return invert(pictures[path], model, steps, schedule, chosen, keep, cache=store, features=features)
 
     def result(content: Path, style: Path, gamma: str, temperature: str, initial: str) -> Row:
         settings = {

@@ -6,6 +6,7 @@ and a tensor that turns out to be unwanted costs nothing. The price: a file that
 the load takes this process down with it (files replaced by renaming, as all well-behaved programs do, are harmless).
 """
 
+import errno
 import json
 import math
 import mmap
@@ -94,19 +95,95 @@ def _tensor(name: str, entry: Any, content: memoryview, start: int, path: Path) 
     return Tensor(dtype, shape, content[start + begin : start + end])
 
 
+def mapping_of(buffer: memoryview | NDArray[Any]) -> mmap.mmap | None:
+    """The mapped file that a buffer or an array lies in."""
+    owner: Any = buffer
+    while owner is not None and not isinstance(owner, mmap.mmap):
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return owner
+
+
+def release(buffer: memoryview | NDArray[Any]) -> None:
+    """Takes the pages of a mapped file out of this process's memory; whoever reads them again gets them from the file.
+    Other memory is left alone."""
+    mapping = mapping_of(buffer)
+    if mapping is not None:
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, whole or not at all, without another copy of the data."""
+    shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    with write_whole(path) as file:
+        file.write(_start_of_file(shapes, metadata))
+        for tensor in tensors.values():
+            file.write(tensor.data)
+
+
+def _start_of_file(shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The header and its length; the tensors follow in this order."""
 
     def entries() -> Iterator[tuple[str, object]]:
         yield "__metadata__", dict(metadata)
         begin = 0
-        for name, (dtype, shape, data) in tensors.items():
-            yield name, {"dtype": dtype, "shape": shape, "data_offsets": (begin, begin + data.nbytes)}
-            begin += data.nbytes
+        for name, (dtype, shape) in shapes.items():
+            end = begin + math.prod(shape) * ITEM_SIZE[dtype]
+            yield name, {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
+            begin = end
 
     header = json.dumps(dict(entries())).encode()
     header += b" " * (-len(header) % 8)  # the format's padding: data start aligned
-    with write_whole(path) as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for tensor in tensors.values():
-            file.write(tensor.data)
+    return len(header).to_bytes(8, "little") + header
+
+
+class TensorStream:
+    """A safetensors file that is written piece by piece: each tensor in its own order, in turn with the others.
+
+    Args:
+        file: an empty one, open for reading and writing
+        shapes: type and shape of each tensor
+        metadata: values of the lengths that they have in the end
+    """
+
+    def __init__(
+        self, file: BinaryIO, shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+    ) -> None:
+        self._file, self._shapes = file, shapes
+        self._header_size = end = len(_start_of_file(shapes, metadata))
+        self._places: dict[str, tuple[int, int]] = {}  # where the tensor lies
+        for name, (dtype, shape) in shapes.items():
+            begin, end = end, end + math.prod(shape) * ITEM_SIZE[dtype]
+            self._places[name] = begin, end
+        self._next = {name: begin for name, (begin, _) in self._places.items()}
+        _reserve(file, end)
+
+    def write(self, name: str, data: memoryview) -> None:
+        """The tensor's next bytes."""
+        if data.nbytes > self._places[name][1] - self._next[name]:
+            raise ValueError(f"{name}: more bytes than its shape {self._shapes[name][1]} takes")
+        self._file.seek(self._next[name])
+        self._file.write(data)
+        self._next[name] += data.nbytes
+
+    def finish(self, metadata: Mapping[str, str]) -> dict[str, Tensor]:
+        """Writes the header, last, so that only a whole file has one. Returns the tensors, mapped."""
+        header = _start_of_file(self._shapes, metadata)
+        missing = [name for name, (_, end) in self._places.items() if self._next[name] != end]
+        if missing or len(header) != self._header_size:
+            raise ValueError(f"tensors {missing} are not complete, or the metadata have grown")
+        self._file.seek(0)
+        self._file.write(header)
+        self._file.flush()
+        content = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        return {name: Tensor(*self._shapes[name], content[slice(*place)]) for name, place in self._places.items()}
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Takes the disk space now, so that its lack shows before work starts. Where a file system cannot do that, writing will
+    tell."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            reason = f"{error.strerror} for {size / 1e6:.0f} MB of features"
+            raise OSError(error.errno, reason, file.name if isinstance(file.name, str) else None) from None

@@ -97,7 +97,9 @@ def logit_deviation(queries: NDArray[np.float32], keys: NDArray[np.float32], hea
 
 def map_size(inversion: Inversion, layer: int) -> tuple[int, int]:
     """(h, w) of a layer's feature maps."""
-    kept = next(layers[layer] for layers in inversion.features.values() if layer in layers)
+    kept = next((layers[layer] for layers in inversion.features.values() if layer in layers), None)
+    if kept is None:  # evaluated again when asked for
+        return (inversion.model or default_model()).layer_size(layer, inversion.latent_size)
     height, width = inversion.latent_size
     factor = round((height * width / kept.shape[1]) ** 0.5)
     return height // factor, width // factor

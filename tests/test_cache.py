@@ -1,8 +1,11 @@
 """The cache of inversions: what hits, what must not, damage, bounds, and several processes."""
 
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +20,17 @@ STEPS = 3
 def runs(monkeypatch):
     """How many inversions have been computed."""
     count = []
-    real = styleid.method._core.invert
+    real = styleid.recording._core.invert
 
     class Counting:
         def __getattr__(self, name):
             return getattr(styleid._core, name)
 
-        def invert(self, *arguments):
+        def invert(self, *arguments, **options):
             count.append(1)
-            return real(*arguments)
+            return real(*arguments, **options)
 
-    monkeypatch.setattr(styleid.method, "_core", Counting())
+    monkeypatch.setattr(styleid.recording, "_core", Counting())
     return count
 
 
@@ -145,3 +148,75 @@ def test_bad_caches(model, tmp_path):
         styleid.Cache(tmp_path, limit=0)
     with pytest.raises(ValueError, match="^cache: .*on_step"):
         invert(model, tmp_path, on_step=lambda step, steps, latents: None)
+
+
+PROCESS = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import styleid
+from conftest import picture
+
+model = styleid.load_model({folder!r}, dtype="float32", threads=1)
+calls = []
+print("ready", flush=True)
+sys.stdin.readline()
+for seed in 0, 1:
+    styleid.invert(picture(seed), model, 3, cache={cache!r}, features={features!r},
+                   progress=lambda *call: (calls.append(call), time.sleep(0.2)))
+print(len(calls), flush=True)
+"""
+
+
+@pytest.mark.parametrize("features", ["memory", "disk"])
+def test_processes_wait_for_each_other(shared_folder, model, tmp_path, features):
+    """Two at once: each picture is inverted by one of them, in 4 calls of the progress; one that is killed holds up none."""
+    program = PROCESS.format(
+        tests=str(Path(__file__).parent), folder=str(shared_folder), cache=str(tmp_path), features=features
+    )
+    root = Path(styleid.__file__).parents[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    try:
+        assert all(process.stdout.readline() == "ready\n" for process in processes)
+        killed, *others = processes
+        killed.stdin.write("\n")
+        killed.stdin.flush()
+        wait_for(lambda: list(tmp_path.glob(".*.lock")))
+        for process in others:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        killed.kill()
+        counts = [int(process.communicate(timeout=60)[0]) for process in others]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert sum(counts) == 2 * 4
+    assert len(entries(tmp_path)) == 2 and not list(tmp_path.glob(".*.lock"))
+    np.testing.assert_array_equal(invert(model, tmp_path).latents, invert(model, None).latents)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_recomputed_inversions_have_entries_of_their_own(model, tmp_path, runs):
+    _, again, kept = (invert(model, tmp_path, features=mode) for mode in ("recompute", "recompute", "memory"))
+    assert len(runs) == len(entries(tmp_path)) == 2 and again.recompute and not kept.recompute
+    np.testing.assert_array_equal(again.key(1, 6), kept.key(1, 6))
+
+
+def test_a_folder_without_locks(model, tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(styleid.files.fcntl, "flock", unsupported)
+    invert(model, tmp_path)
+    assert len(entries(tmp_path)) == 1

@@ -1,11 +1,24 @@
 """Features kept in memory, on disk, or evaluated again: equal results. First the engine, then the package."""
 
+import errno
+import os
+import resource
+import signal
+import tempfile
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
+from conftest import picture
 from tiny import STEPS, inject_arguments, invert, sample_arguments, transfer_arguments
 
-from styleid import _core
+import styleid
+from styleid import Inversion, _core
+from styleid.recording import FEATURES
+from styleid.tensors import TensorStream, read_tensors
 
 KINDS = ("query", "key", "value")
 
@@ -127,3 +140,253 @@ def test_bad_arguments(engine):
         )
     with pytest.raises(TypeError, match="sink: expected a callable"):
         invert(engine, sink=1)
+
+
+# ---------------------------------------------------------------------------------------------------------- the package
+
+OPTIONS = {"steps": 3, "feature_dtype": "float32"}
+
+
+def inverted(model, seed, mode, **options):
+    return styleid.invert(picture(seed), model, features=mode, **OPTIONS | options)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def kept(model, request):
+    return [inverted(model, seed, "memory", feature_dtype=request.param) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("mode", FEATURES)
+def test_all_modes_hold_the_same(model, kept, mode, tmp_path):
+    for seed, expected in enumerate(kept):
+        inversion = inverted(model, seed, mode, feature_dtype=expected.feature_dtype)
+        inversion.save(tmp_path / "saved")
+        loaded = [replace(Inversion.load(tmp_path / "saved", mapped), model=model) for mapped in (False, True)]
+        for one in (inversion, *loaded):
+            assert (one.recompute, one.feature_dtype) == (mode == "recompute", expected.feature_dtype)
+            assert one.layers == expected.layers and one.keep == "both"
+            np.testing.assert_array_equal(one.latents, expected.latents)
+            np.testing.assert_array_equal(one.predicted, expected.predicted)
+            for kind in KINDS:
+                for step, layer in product(range(3), expected.layers):
+                    np.testing.assert_array_equal(getattr(one, kind)(step, layer), getattr(expected, kind)(step, layer))
+
+
+@pytest.mark.parametrize("mode", FEATURES)
+def test_all_modes_give_the_same_picture(model, kept, mode):
+    expected = styleid.inject_styles(*kept)
+    content, style = (inverted(model, seed, mode, feature_dtype=kept[0].feature_dtype) for seed in (0, 1))
+    assert (content.mapped, content.recompute) == (mode == "disk", mode == "recompute")
+    np.testing.assert_array_equal(styleid.inject_styles(content, style), expected)
+    np.testing.assert_array_equal(
+        styleid.inject_styles(content, [style, kept[1]]), styleid.inject_styles(kept[0], [kept[1]] * 2)
+    )
+    np.testing.assert_array_equal(
+        styleid.inject_styles(content, style, inject="kv"), styleid.inject_styles(*kept, inject="kv")
+    )
+
+
+def test_transfers(model):
+    """Also where content and style run as one batch, and with the options that take other ways."""
+    calls = []
+    for style, options in (
+        (picture(1), {}),
+        (picture(1, 24), {}),
+        (picture(1, 13), {"adain": False}),
+        (picture(1), {"initial": "quantiles", "layers": [5, 7]}),
+        ([picture(1), picture(2)], {"inject": "kv"}),
+        (picture(1), {"inject": False}),
+    ):
+        plain = styleid.transfer(picture(0), style, model, 3, **options)
+        for mode in "disk", "recompute":
+            calls.clear()
+            again = styleid.transfer(
+                picture(0), style, model, 3, features=mode, progress=lambda *call: calls.append(call), **options
+            )
+            np.testing.assert_array_equal(again, plain)
+            assert calls[-1][0] == calls[-1][1] and [step for step, _ in calls] == sorted(step for step, _ in calls)
+
+
+def test_hooks_on_steps_are_no_obstacle(model):
+    def warm(step, steps, latents):
+        latents += 0.1
+
+    memory, *others = (inverted(model, 0, mode, on_step=warm) for mode in FEATURES)
+    for other in others:
+        np.testing.assert_array_equal(other.key(2, 7), memory.key(2, 7))
+    with pytest.raises(ValueError, match="^features: those that on_attention"):
+        inverted(model, 0, "recompute", on_attention=lambda *_: None)
+
+
+def test_guided_inversions(shared_folder):
+    """Features are the prompt's, however the latents were reached."""
+    model = styleid.load_model(shared_folder, dtype="float32", threads=1)
+    empty = model.empty_context
+    model.encode_prompt = lambda text: empty + np.float32(0.1 * len(text))
+    memory, again = (
+        inverted(model, 0, mode, prompt="a", negative_prompt="bc", guidance=2.0) for mode in ("memory", "recompute")
+    )
+    np.testing.assert_array_equal(memory.query(1, 6), again.query(1, 6))
+
+
+def test_predicted_pictures(model):
+    """x0 = (z - sqrt(1 - a) e) / sqrt(a)"""
+    inversion = inverted(model, 0, "memory", schedule="corrected")
+    for step, timestep in enumerate(inversion.timesteps):
+        z, alpha = inversion.latents[step], model.config["alphas"][timestep]
+        noise = model.predict_noise(z[np.newaxis], int(timestep))[0]
+        expected = (z - np.sqrt(1 - alpha) * noise) / np.sqrt(alpha)
+        np.testing.assert_allclose(inversion.predicted[step], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mapped_features_are_views_of_the_file(model, kept, tmp_path):
+    cache = styleid.Cache(tmp_path)
+    first, again = (inverted(model, 0, "disk", cache=cache) for _ in range(2))
+    for inversion in first, again:
+        assert inversion.mapped and not inversion.latents.base is inversion.features["key"][7].base
+        view = inversion.key(1, 7)
+        assert np.shares_memory(view, inversion.features["key"][7]) and not view.flags.writeable
+        with pytest.raises(ValueError):
+            inversion.features["key"][7].flags.writeable = True
+    (entry,) = tmp_path.glob("*")
+    expected = first.key(2, 6).copy()
+    inverted(model, 0, "memory", cache=cache)  # the same entry
+    entry.unlink()
+    again.release()
+    np.testing.assert_array_equal(again.key(2, 6), expected)
+
+
+def test_memory_is_given_back(model, tmp_path):
+    """After reading all of a mapped inversion, and during a sampling."""
+    big = styleid.invert(picture(0, 128, 128), model, 20, features="disk", keep="both", layers=[6, 7])
+    styleid.inject_styles(big, big)  # a first time, for the engine's own code
+    big.release()
+    base, seen = mapped_bytes(), []
+
+    def look(*_):
+        seen.append(mapped_bytes())
+
+    styleid.inject_styles(big, big, on_step=look)
+    size = sum(array.nbytes for kept in big.features.values() for array in kept.values())
+    assert max(seen) - base < size / 4
+    for layer in big.layers:
+        big.features["key"][layer].sum()
+    assert mapped_bytes() - base > size / 4
+    big.release()
+    assert mapped_bytes() - base < size / 10
+
+
+def mapped_bytes():
+    """Of this process's memory, what is pages of files."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile:"))
+    return int(line.split()[1]) << 10
+
+
+def test_a_recomputed_inversion_is_small(model, tmp_path):
+    memory, again = (inverted(model, 0, mode) for mode in ("memory", "recompute"))
+    assert not any(again.features.values()) and again.nbytes < memory.nbytes / 2
+    again.save(tmp_path / "a")
+    loaded = Inversion.load(tmp_path / "a")
+    assert "recomputed" in repr(loaded)
+    with pytest.raises(ValueError, match="another model"):  # the default one
+        loaded.query(0, 6)
+
+
+# ------------------------------------------------------------------------------------------------------- files and disks
+
+
+def test_nothing_stays_behind(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    inversion = inverted(model, 0, "disk")
+    styleid.transfer(picture(0), picture(1), model, 3, features="disk")
+    assert not list(tmp_path.iterdir()) and np.isfinite(inversion.key(0, 6)).all()
+
+
+def test_files_are_whole(model, tmp_path):
+    """A recording is the very file that save() writes, but for the order."""
+    inverted(model, 0, "disk", cache=tmp_path)
+    (entry,) = tmp_path.glob("*.safetensors")
+    Inversion.load(entry).save(tmp_path / "b")
+    recorded, saved = (read_tensors(path) for path in (entry, tmp_path / "b"))
+    assert recorded[0].keys() == saved[0].keys() and recorded[1] == saved[1]
+    assert entry.stat().st_size == (tmp_path / "b").stat().st_size
+
+
+def stop(step, total):
+    if step == 2:
+        raise KeyboardInterrupt
+
+
+def test_interrupted_and_damaged(model, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        inverted(model, 0, "disk", cache=tmp_path, progress=stop)
+    assert not list(tmp_path.iterdir())
+    expected = inverted(model, 0, "disk", cache=tmp_path)
+    (entry,) = tmp_path.iterdir()
+    data = bytearray(entry.read_bytes())
+    data[-5] ^= 1
+    entry.unlink()  # the mapping has its own
+    entry.write_bytes(data)
+    with pytest.warns(UserWarning, match="inverting again: .*checksum"):
+        again = inverted(model, 0, "disk", cache=tmp_path)
+    np.testing.assert_array_equal(again.value(2, 7), expected.value(2, 7))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("when", ["reserved", "written", "flushed"])
+def test_a_full_disk(model, tmp_path, monkeypatch, when):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if when == "reserved":
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.setattr(styleid.tensors.TensorStream, {"written": "write", "flushed": "finish"}[when], full)
+    with pytest.raises(OSError, match="No space left on device"):
+        inverted(model, 0, "disk", cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space left on device"):
+        inverted(model, 0, "disk")
+
+
+def test_a_file_larger_than_allowed(model, tmp_path):
+    """A true error of the system, as from a full disk, half way."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        with pytest.raises(OSError, match="File too large for 0 MB of features"):
+            inverted(model, 0, "disk", cache=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_systems_that_cannot_reserve(model, tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    assert inverted(model, 0, "disk", cache=tmp_path).mapped
+
+
+def test_streams_refuse_what_does_not_fit(tmp_path):
+    with open(tmp_path / "a", "x+b") as file:
+        stream = TensorStream(file, {"a": ("F32", (2,))}, {"key": "x"})
+        with pytest.raises(ValueError, match="^a: more bytes"):
+            stream.write("a", memoryview(bytes(12)))
+        stream.write("a", memoryview(bytes(4)))
+        with pytest.raises(ValueError, match="not complete"):
+            stream.finish({"key": "x"})
+        stream.write("a", memoryview(bytes(4)))
+        with pytest.raises(ValueError, match="metadata have grown"):
+            stream.finish({"key": "x" * 100})
+
+
+def test_bad_modes(model):
+    for call in (styleid.invert, lambda *arguments, **options: styleid.transfer(picture(0), *arguments, **options)):
+        with pytest.raises(
+            ValueError, match=r"^features: expected one of \['memory', 'disk', 'recompute'\], got 'cloud'"
+        ):
+            call(picture(1), model, features="cloud")

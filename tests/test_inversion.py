@@ -11,7 +11,7 @@ from conftest import picture
 import styleid
 from styleid import Inversion
 from styleid.checksums import seal
-from styleid.inversion import KEEP
+from styleid.inversion_file import KEEP
 from styleid.tensors import Tensor, from_bfloat16, read_tensors, write_tensors
 
 STEPS = 3

@@ -104,7 +104,7 @@ def test_of_the_address_space(system, monkeypatch):
 @pytest.mark.parametrize("keep, kinds", [("both", 3), ("query", 1), ("keys", 2), ("none", 0)])
 def test_features_are_predicted_to_the_byte(model, height, width, keep, kinds):
     inversion = styleid.invert(picture(0, height, width), model, STEPS, keep=keep, layers=(4, 5, 6, 7))
-    kept = inversion.nbytes - inversion.latents.nbytes - inversion.context.nbytes
+    kept = sum(array.nbytes for layers in inversion.features.values() for array in layers.values())
     assert memory.of_inversion(model, (height, width), STEPS, (4, 5, 6, 7), kinds, "float32").features == kept
     assert memory.of_inversion(model, (height, width), STEPS, (4, 5, 6, 7), kinds, "bfloat16").features == kept // 2
 
