@@ -7,6 +7,7 @@
 #define PRODUCTS 36        /* 6 x 6: elements of a transformed tile */
 #define OUTPUT 4           /* rows and columns of an output tile */
 #define CHANNEL_MULTIPLE 16
+#define BLOCK CHANNEL_MULTIPLE
 #define LEAST_CHANNELS 64
 /* Below, the larger weights cost more to read than the multiplications saved; in bfloat16, where products are twice as fast
  * and weights half as large, below more. */
@@ -44,29 +45,37 @@ void sid_winograd_close(sid_winograd **winograd) {
     *winograd = NULL;
 }
 
-/* Three taps to six, `step` apart: G x for the points 0, s, -s, 1/s, -1/s, infinity, s = sqrt(2). */
+/* Three rows of taps to six, BLOCK columns at a time: G x for the points 0, s, -s, 1/s, -1/s, infinity, s = sqrt(2).
+ * Rows are `step` and `x_step` apart. */
 static void transform_taps(double *six, size_t step, const double *x, size_t x_step) {
-    const double s = 1.4142135623730951, a = x[0], b = x[x_step], c = x[2 * x_step];
-    six[0] = a;
-    six[step] = (a + s * b + 2 * c) / 6;
-    six[2 * step] = (a - s * b + 2 * c) / 6;
-    six[3 * step] = -(a + b / s + c / 2) / 1.5;
-    six[4 * step] = -(a - b / s + c / 2) / 1.5;
-    six[5 * step] = c;
+    const double s = 1.4142135623730951;
+#pragma omp simd
+    for (size_t j = 0; j < BLOCK; j++) {
+        double a = x[j], b = x[x_step + j], c = x[2 * x_step + j];
+        six[j] = a;
+        six[step + j] = (a + s * b + 2 * c) / 6;
+        six[2 * step + j] = (a - s * b + 2 * c) / 6;
+        six[3 * step + j] = -(a + b / s + c / 2) / 1.5;
+        six[4 * step + j] = -(a - b / s + c / 2) / 1.5;
+        six[5 * step + j] = c;
+    }
 }
 
-/* transformed [36][out / width][in][width] from taps (out, in, 3, 3). */
+/* transformed [36][out / width][in][width] from taps (out, in, 3, 3), BLOCK columns of one row at a time, so that what is
+ * read and what is written lies in a few streams. */
 static void transform_weights(float *transformed, const float *taps, size_t in, size_t out, size_t width, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (size_t pair = 0; pair < in * out; pair++) {
-        size_t i = pair / out, o = pair % out;
-        double kernel[9], lines[18], tile[PRODUCTS];
-        for (size_t k = 0; k < 9; k++) kernel[k] = taps[(o * in + i) * 9 + k];
-        for (size_t x = 0; x < 3; x++) transform_taps(lines + x, 3, kernel + x, 3);
-        for (size_t y = 0; y < 6; y++) transform_taps(tile + 6 * y, 1, lines + 3 * y, 1);
-        size_t at = (o / width * in + i) * width + o % width;
-        for (size_t k = 0; k < PRODUCTS; k++) transformed[k * in * out + at] = (float)tile[k];
-    }
+    for (size_t o = 0; o < out; o += BLOCK)
+        for (size_t i = 0; i < in; i++) {
+            double kernel[9 * BLOCK], lines[18 * BLOCK], tile[PRODUCTS * BLOCK];
+            for (size_t j = 0; j < BLOCK; j++)
+                for (size_t k = 0; k < 9; k++) kernel[k * BLOCK + j] = taps[((o + j) * in + i) * 9 + k];
+            for (size_t x = 0; x < 3; x++) transform_taps(lines + x * BLOCK, 3 * BLOCK, kernel + x * BLOCK, 3 * BLOCK);
+            for (size_t y = 0; y < 6; y++) transform_taps(tile + 6 * y * BLOCK, BLOCK, lines + 3 * y * BLOCK, BLOCK);
+            float *to = transformed + (o / width * in + i) * width + o % width;
+            for (size_t k = 0; k < PRODUCTS; k++, to += in * out)
+                for (size_t j = 0; j < BLOCK; j++) to[j] = (float)tile[k * BLOCK + j];
+        }
 }
 
 /* One count of tiles. */
@@ -92,9 +101,8 @@ static int pack_transformed(sid_winograd *w, const float *transformed, const_dnn
 }
 
 static int transform(const sid_winograd *w, float *transformed, size_t width) {
-    float *taps = malloc(w->in * w->out * 9 * sizeof *taps);
-    if (!taps) return sid_fail(SID_EMEMORY, "out of memory for weights");
-    sid_weight_floats(taps, &w->weight);
+    void *taps;
+    SID_TRY(sid_stack(w->product.cpu, &taps, SID_F32, 1, &w->weight));
     transform_weights(transformed, taps, w->in, w->out, width, w->product.cpu->base.threads);
     free(taps);
     return SID_OK;
