@@ -1,7 +1,7 @@
 """Where one UNet evaluation's time goes: `python -m benchmarks.profile MODEL [--dtype ...] [--size LATENT]`.
 
 oneDNN reports every convolution and matrix product with its shape and time; what is left are the engine's own kernels:
-attention, norms, and the passes that only move or scale."""
+attention, norms, the passes that only move or scale, and below AVX-512 all matrix products."""
 
 import argparse
 import os

@@ -90,8 +90,7 @@ TARGET static void attention_pack(void *dst, const void *src, size_t row_stride,
 ATTENTION_TABLE(attention_bf16, SID_BF16, attention_tile, attention_pack)
 
 void sid_kernels_amx(sid_kernels *kernels) {
-    kernels->attention_scratch[SID_BF16] = attention_bf16_scratch;
-    kernels->attention[SID_BF16] = attention_bf16;
+    FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
 }
 
 #else

@@ -322,4 +322,11 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     ATTENTION_TILE(name, dtype) \
     ATTENTION_TABLE(name, dtype, name##_tile, name##_pack)
 
+/* Puts them into the table. */
+#define FILL_ATTENTION(kernels, dtype, name)                  \
+    do {                                                      \
+        (kernels)->attention_scratch[dtype] = name##_scratch; \
+        (kernels)->attention[dtype] = name;                   \
+    } while (0)
+
 #endif

@@ -28,10 +28,8 @@ ATTENTION(attention_f32, SID_F32)
 ATTENTION(attention_bf16, SID_BF16)
 
 void sid_kernels_avx2(sid_kernels *kernels) {
-    kernels->attention_scratch[SID_F32] = attention_f32_scratch;
-    kernels->attention_scratch[SID_BF16] = attention_bf16_scratch;
-    kernels->attention[SID_F32] = attention_f32;
-    kernels->attention[SID_BF16] = attention_bf16;
+    FILL_ATTENTION(kernels, SID_F32, attention_f32);
+    FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
     fill_norms(kernels);
     fill_pointwise(kernels);
     fill_winograd(kernels);

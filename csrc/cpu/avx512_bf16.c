@@ -19,8 +19,7 @@
 ATTENTION(attention_bf16, SID_BF16)
 
 void sid_kernels_avx512_bf16(sid_kernels *kernels) {
-    kernels->attention_scratch[SID_BF16] = attention_bf16_scratch;
-    kernels->attention[SID_BF16] = attention_bf16;
+    FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
 }
 
 #endif
