@@ -24,12 +24,16 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow"
 	$(BIN)/python -m pytest -q -m slow
 
-# The C code under AddressSanitizer and UndefinedBehaviorSanitizer, with many more random arguments than `make test`.
-# oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module_runs.py looks for.
+# The C code under AddressSanitizer and UndefinedBehaviorSanitizer: random files and arguments for FUZZ_SECONDS, and the tests
+# of the module. oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module_runs.py
+# looks for.
+FUZZ_SECONDS ?= 180
+SANITIZE := LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1
+
 fuzz: $(SANITIZED)/.styleid
-	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 STYLEID_FUZZ=$(or $(EXAMPLES_EACH),1000) \
-	$(SANITIZED)/bin/pytest -q tests/test_fuzz.py tests/test_module*.py
+	$(SANITIZE) $(SANITIZED)/bin/python tests/fuzz --seconds $(FUZZ_SECONDS) $(ENTRIES)
+	$(SANITIZE) $(SANITIZED)/bin/pytest -q tests/test_module*.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
@@ -75,5 +79,5 @@ $(VENV)/.test $(VENV)/.bench $(VENV)/.train $(VENV)/.docs $(VENV)/.format: $(VEN
 	@touch $@
 
 $(SANITIZED)/.styleid: $(SANITIZED)/bin/python $(SOURCES) $(wildcard styleid/*.py)
-	STYLEID_SANITIZE=address,undefined $(SANITIZED)/bin/python -m pip install -q . pytest hypothesis
+	STYLEID_SANITIZE=address,undefined $(SANITIZED)/bin/python -m pip install -q . pytest
 	@touch $@

@@ -69,7 +69,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def _shard_path(index: Path, shard: str) -> Path:
     """The path of a shard, which must be a file of the index's own folder."""
     path = index.parent / shard
-    if Path(shard).name != shard or "\0" in shard:
+    if Path(shard).name != shard or not shard.isprintable() or len(shard.encode()) > 255:
         raise ValueError(f"{index}: the shard {shard!r} is not a plain file name")
     folder = index.parent.resolve()
     # The hub's cache keeps files as links from snapshots/<revision>/<part>/ into its own blobs/.

@@ -393,6 +393,19 @@ def test_a_forged_inversion_does_no_harm(content, model, tmp_path):
         Inversion.load(tmp_path / "b.inv").reconstruct(model)
 
 
+@pytest.mark.parametrize(
+    "shape, end",
+    [([2**63, 4, 2, 2], 8), ([2**64], 8), ([0, 4, 8, 8], 0), ([-1, -2], 8), ([1] * 100_000, 4), ([2**32, 2**32], 0)],
+    ids=lambda value: str(value)[:20],
+)
+def test_impossible_shapes(content, shape, end, tmp_path):
+    """Products that wrap, nothing at all, and a hundred thousand dimensions."""
+    _, metadata = content
+    header = json.dumps({"__metadata__": metadata, "latents": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}})
+    (tmp_path / "a.inv").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(end))
+    refused(tmp_path / "a.inv", "not a sound|damaged inversion")
+
+
 def test_file_without_metadata(tmp_path):
     header = b'{"__metadata__":null,"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (tmp_path / "a.inv").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))

@@ -647,6 +647,7 @@ HOSTILE = {
     "negative shape": file_of({"a": entry(0, 8, [-1, -2])}, bytes(8)),
     "shape of floats": file_of({"a": entry(0, 8, [2.0])}, bytes(8)),
     "shape that is no list": file_of({"a": entry(0, 8, 2)}, bytes(8)),
+    "zero dimension of something": file_of({"a": entry(0, 8, [0, 2])}, bytes(8)),
     "unknown dtype": file_of({"a": entry(0, 8, [2], "F33")}, bytes(8)),
     "dtype F64": file_of({"a": entry(0, 8, [1], "F64")}, bytes(8)),
     "dtype F8": file_of({"a": entry(0, 8, [8], "F8_E4M3")}, bytes(8)),
@@ -677,6 +678,13 @@ def test_hostile_headers(folder, content):
     (folder / UNET).unlink()
     (folder / UNET).write_bytes(content)
     with pytest.raises(ModelError, match=UNET):
+        load(folder)
+
+
+def test_weight_of_no_numbers(folder):
+    (folder / UNET).unlink()
+    (folder / UNET).write_bytes(file_of({"conv_in.weight": entry(0, 0, [0, 4, 3, 3])}))
+    with pytest.raises(ModelError, match=r"model: weight unet.conv_in.weight: .*positive sizes, got \(0, 4, 3, 3\)"):
         load(folder)
 
 
@@ -719,7 +727,7 @@ def break_index(folder, change):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/passwd", "..", "", ".", "a/b.safetensors", "a\0b", "none"]
+    "name", ["../secret.safetensors", "/etc/passwd", "..", "", ".", "a/b.safetensors", "a\0b", "none", "x" * 300, "\ud800", "a\nb"]
 )
 def test_shard_names(folder, name):
     break_index(folder, lambda values, weights: weights.update({next(iter(weights)): name}))

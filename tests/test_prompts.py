@@ -99,6 +99,27 @@ def test_as_transformers_does(folder):
             assert tokenizer(text).tolist() == [expected], repr(text)
 
 
+def test_characters_of_all_planes(folder):
+    """Alone, and between letters, where they may join or part what is beside them."""
+    characters = [chr(code) for code in range(1, 0x110000, 1999) if not 0xD800 <= code < 0xE000]
+    texts = [text for c in characters for text in (c, f"the{c}cat")]
+    tokenizer = read_tokenizer(folder, 77, 1000)
+    assert [tokenizer(text).tolist()[0] for text in texts] == theirs(folder, texts)
+
+
+@pytest.mark.parametrize("count", [74, 75, 76, 77, 500])
+def test_prompts_about_as_long_as_there_is_room(folder, count):
+    """As transformers cuts them; with a warning where something was lost, and only there."""
+    text = "the " * count
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = read_tokenizer(folder, 77, 1000)(text)
+    assert out.tolist() == theirs(folder, [text])
+    assert [str(warning.message) for warning in caught] == (
+        [f"the prompt has {count} tokens; only the first 75 are used"] if count > 75 else []
+    )
+
+
 def test_tokenizer_json_gives_the_same(folder):
     transformers = pytest.importorskip("transformers")
     transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder / "saved")

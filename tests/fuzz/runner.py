@@ -1,0 +1,116 @@
+"""Runs inputs, one after the other, and watches what each costs."""
+
+import faulthandler
+import os
+import time
+import warnings
+from contextlib import contextmanager
+from random import Random
+from typing import NamedTuple
+
+from fuzz import engine, files, pictures
+
+ENTRIES = {entry.__name__: entry for entry in (*files.ENTRIES, pictures.picture, *engine.ENTRIES)}
+REFUSED = (
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)  # of the engine; of files a ValueError that names the file
+SECONDS, MEGABYTES = 20, 300  # of one input: generous, for machines with much else to do
+HANG = 120  # seconds without an end, after which the process shows where it is, and dies
+
+
+class Result(NamedTuple):
+    """What came of some inputs."""
+
+    inputs: int
+    accepted: int
+    refusals: int  # different ones, numbers and names in them not counted
+    seconds: float
+    slowest: float  # seconds of an input
+    grown: int  # bytes
+
+
+@contextmanager
+def _quietly(folder):
+    """Without warnings, and with what C libraries print in a file of the folder."""
+    before = os.dup(2)
+    with open(folder / "stderr", "ab", buffering=0) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(file.fileno(), 2)
+        try:
+            yield before
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def run(name, place, first=0, count=10**12, seconds=float("inf"), seed=0):
+    """Inputs of an entry point from a number on, so many or so long, with `place` as the folder for files.
+
+    AssertionError naming the first input that is not survived.
+    """
+    with _quietly(place) as screen:
+        return _run(name, place, first, count, seconds, seed, screen)
+
+
+def _run(name, place, first, count, seconds, seed, screen):
+    make, attempt = ENTRIES[name](place)
+    home = place if ENTRIES[name] not in engine.ENTRIES else None
+    for number in range(20):  # what is prepared once does not count
+        _survive(attempt, make(_random(name, seed, number)), home)
+    accepted, refusals, slowest, base, number = 0, set(), 0.0, _peak(), first
+    start = now = time.monotonic()
+    armed = -HANG
+    with open(place / "number", "w") as trying:  # which input it was, if the process dies
+        while number < first + count and now - start < seconds:
+            if now - armed > 1:
+                faulthandler.dump_traceback_later(HANG, exit=True, file=screen)
+                os.ftruncate(2, 0)
+                armed = now
+            os.pwrite(trying.fileno(), b"%d" % number, 0)
+            given = make(_random(name, seed, number))
+            begin = time.monotonic()
+            try:
+                message = _survive(attempt, given, home)
+            except BaseException as error:
+                raise AssertionError(f"{name}, seed {seed}, input {number}: {type(error).__name__}: {error}") from error
+            now = time.monotonic()
+            slowest = max(slowest, now - begin)
+            assert now - begin < SECONDS, f"{name}, seed {seed}, input {number}: {now - begin:.1f} s"
+            assert _peak() - base < MEGABYTES << 20, f"{name}, seed {seed}, input {number}: {_peak() - base >> 20} MB"
+            if message is None:
+                accepted += 1
+            else:
+                refusals.add("".join(c for c in message if c.isalpha() or c == " ")[-60:])
+            number += 1
+    faulthandler.cancel_dump_traceback_later()
+    return Result(number - first, accepted, len(refusals), now - start, slowest, _peak() - base)
+
+
+def _random(name, seed, number):
+    return Random(f"{name} {seed} {number}")
+
+
+def _survive(attempt, given, place):
+    """None if it was accepted, else the refusal's text."""
+    try:
+        attempt(given)
+    except REFUSED as error:
+        if place is None:
+            assert str(error) or isinstance(error, MemoryError)
+        elif not isinstance(error, ValueError) or str(place) not in str(error):
+            raise
+        return str(error)
+    return None
+
+
+def _peak():
+    """The most bytes that this process had in memory so far."""
+    status = os.pread(_STATUS, 4096, 0)
+    begin = status.index(b"VmHWM:") + 6
+    return int(status[begin : status.index(b"kB", begin)]) << 10
+
+
+_STATUS = os.open("/proc/self/status", os.O_RDONLY)
