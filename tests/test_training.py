@@ -135,6 +135,15 @@ def test_sharing_within_a_batch_is_saving_and_injecting():
     torch.testing.assert_close(shared, torch.cat([kept[0][0], kept[1][0], injected]), rtol=1e-3, atol=1e-4)
 
 
+def test_the_noise_estimate_follows_from_v():
+    model = method.Denoiser(networks.new_unet(), torch.randn(1, 1, networks.CONTEXT_WIDTH))
+    clean, noise = torch.randn(2, 3, networks.LATENT_CHANNELS, 8, 8)
+    times = torch.tensor([1, 501, 981])
+    level = networks.noise_levels()[times].view(-1, 1, 1, 1)
+    model.velocity = lambda latent, timestep: level.sqrt() * noise - (1 - level).sqrt() * clean
+    torch.testing.assert_close(model(level.sqrt() * clean + (1 - level).sqrt() * noise, times), noise)
+
+
 def test_sampling_undoes_inversion_for_a_linear_denoiser():
     class Shrink(torch.nn.Module):
         tap = method.Tap()

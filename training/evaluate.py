@@ -53,7 +53,7 @@ class Bench:
     """A loaded model with held-out pictures; each is inverted once, by the corrected schedule."""
 
     def __init__(self, folder: Path, squares: dict[str, np.ndarray], steps: int) -> None:
-        self.model = styleid.load_model(str(folder), threads=1)
+        self.model = styleid.load_model(str(folder))
         self.squares = squares
         self.steps = steps
         self.inversions: dict[tuple[str, str], styleid.Inversion] = {}

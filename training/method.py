@@ -11,17 +11,29 @@ from training.attention import Tap, install
 
 
 class Denoiser(torch.nn.Module):
-    """The UNet with its one learned context token, and the tap on its self-attention."""
+    """The UNet with its one learned context token, and the tap on its self-attention.
+
+    The UNet predicts v = sqrt(alpha) e - sqrt(1 - alpha) x0 (Salimans and Ho, 2022): at high noise that is the picture
+    itself. A network that predicts the noise e has to pass it through untouched there, and the palette, which is what
+    is left when the noise is taken off, drowns in its errors.
+    """
 
     def __init__(self, unet: torch.nn.Module, context: torch.Tensor) -> None:
         super().__init__()
         self.unet = unet
         self.context = torch.nn.Parameter(context.clone())
         self.tap: Tap = install(unet)
+        self.register_buffer("alpha", networks.noise_levels(), persistent=False)
 
-    def forward(self, latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def velocity(self, latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The UNet's own output, v."""
         context = self.context.expand(latent.shape[0], -1, -1)
         return self.unet(latent, timestep, context).sample
+
+    def forward(self, latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The noise estimate, e = sqrt(alpha) v + sqrt(1 - alpha) z."""
+        level = self.alpha[timestep].view(-1, 1, 1, 1)
+        return level.sqrt() * self.velocity(latent, timestep).float() + (1 - level).sqrt() * latent
 
 
 @dataclass

@@ -50,12 +50,18 @@ def new_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        prediction_type="v_prediction",
     )
 
 
 def noise_levels() -> torch.Tensor:
     """alpha[t], the cumulative product of 1 - beta, (1000,)."""
     return new_scheduler().alphas_cumprod
+
+
+def quick_arithmetic() -> torch.autocast:
+    """bfloat16 where the processor has vectors for it, float32 elsewhere."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
 
 
 def load_vae(folder: Path) -> AutoencoderKL:

@@ -7,7 +7,7 @@ style    another crop, of the same picture or of any other,
 result   what style injection should make of the two.
 
 Content and style are denoised as they are. The result takes the style's keys and values and a mix of its own and the
-content's queries, as in the method. There are two kinds of results, drawn evenly:
+content's queries, as in the method. There are two kinds of results, drawn at random:
 
 same picture   content is a recoloured, smoothed copy of the result, and style is another crop of the result's picture:
                palette and texture have to come from the style.
@@ -30,9 +30,13 @@ from torch.nn import functional as F
 from training import checkpoint, log, method, networks, pictures, recolour, scores, sheets, workers
 from training.attention import DECODER_LAYERS
 
-SIDES = (400, 256)
+# Small copies show a crop the palette of nearly the whole picture, as the method does; large ones show strokes.
+SIDES = (400, 256, 160, 104)
 # Latent crop, triples a process takes at each step, and how often. Larger crops are for attention among more tokens.
 SHAPES = ((24, 3, 0.7), (32, 2, 0.2), (48, 1, 0.1))
+SAME_PICTURE = 0.4
+# The weight of the errors' local means: they are few numbers among many, but they are the palette.
+COARSE_WEIGHT, COARSE_PIXELS = 3.0, 8
 SCORED_TIMES = (1, 101, 301, 501, 701, 901, 981)
 SHEET_LAYERS = tuple(range(6, 12))
 
@@ -45,8 +49,8 @@ class Settings:
     init: Path | None
     steps: int
     seed: int
-    rate: float = 8e-4
-    score_every_steps: int = 250
+    rate: float = 6e-4
+    score_every_steps: int = 400
 
 
 class Triples:
@@ -59,7 +63,7 @@ class Triples:
         """Three (3, crop, crop) pictures in [-1, 1]."""
         scale = self.scales[random.integers(len(self.scales))]
         one, other = scale[random.integers(len(scale))], scale[random.integers(len(scale))]
-        if random.random() < 0.5:
+        if random.random() < SAME_PICTURE:
             result, style = self._cut(one, crop, random), self._cut(one, crop, random)
             return self._disguised(result, random), style, result
         content, style = self._cut(one, crop, random), self._cut(other, crop, random)
@@ -76,10 +80,9 @@ class Triples:
     @staticmethod
     def _disguised(image: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         changed = recolour.jittered(image[None], random)
-        if random.random() < 0.4:
-            small = F.interpolate(changed, scale_factor=0.5, mode="area")
-            changed = F.interpolate(small, size=image.shape[1:], mode="bilinear")
-        return changed[0]
+        shrunk = random.choice((1, 2, 4), p=(0.4, 0.35, 0.25))
+        small = F.avg_pool2d(changed, int(shrunk))
+        return F.interpolate(small, size=image.shape[1:], mode="bilinear")[0]
 
 
 def draw_times(count: int, random: np.random.Generator) -> torch.Tensor:
@@ -91,13 +94,13 @@ def draw_times(count: int, random: np.random.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with networks.quick_arithmetic():
         latent = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
     return latent.float() * vae.config.scaling_factor
 
 
 def step_loss(
-    model: method.Denoiser, vae: AutoencoderKL, triples: Triples, alpha: torch.Tensor, random: np.random.Generator
+    model: method.Denoiser, vae: AutoencoderKL, triples: Triples, random: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted losses of the plain and of the injected thirds."""
     size, count, _ = SHAPES[random.choice(len(SHAPES), p=[share for _, _, share in SHAPES])]
@@ -105,26 +108,29 @@ def step_loss(
     clean = latents_of(vae, torch.cat([torch.stack(part) for part in zip(*drawn)]))
     content, _, result = clean.chunk(3)
     times = draw_times(count, random)
-    level = alpha[times].view(-1, 1, 1, 1)
+    level = model.alpha[times].view(-1, 1, 1, 1)
     noise = torch.randn_like(clean)
     # Content and result share their noise, as they share the inverted latent in the method.
     noise = torch.cat([noise[: 2 * count], noise[:count]])
     if random.random() < 0.5:
         content = method.adain(content, result)
-    lean = torch.from_numpy(random.random((count, 1, 1, 1))).float()
-    leaning = result + lean * (1 - level).sqrt() * (content - result)
+    lean = torch.from_numpy(random.random((count, 1, 1, 1))).float() * (2 * (1 - level).sqrt()).clamp_max(1)
+    leaning = result + lean * (content - result)
     noisy = level.sqrt().repeat(3, 1, 1, 1) * torch.cat([clean[: 2 * count], leaning])
     noisy = noisy + (1 - level).sqrt().repeat(3, 1, 1, 1) * noise
-    target = torch.cat([noise[: 2 * count], noise[:count] + lean * level.sqrt() * (content - result)])
+    # v of the clean result, given the leaning latent: what takes the content's palette off in one step.
+    velocity = level.sqrt().repeat(3, 1, 1, 1) * noise - (1 - level).sqrt().repeat(3, 1, 1, 1) * clean
+    correction = lean * level / (1 - level).sqrt() * (content - result)
+    target = torch.cat([velocity[: 2 * count], velocity[2 * count :] + correction])
     tap = model.tap
     tap.mode, tap.layers = "share", DECODER_LAYERS[0 if random.random() < 0.3 else 3 :]
     tap.gamma, tap.temperature = random.uniform(0.2, 1.0), random.uniform(1.0, 1.7)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(noisy.contiguous(memory_format=torch.channels_last), times.repeat(3))
+    with networks.quick_arithmetic():
+        output = model.velocity(noisy.contiguous(memory_format=torch.channels_last), times.repeat(3))
     tap.mode = "none"
-    # At high noise the loss is small for any model, yet an error there moves the whole palette: weigh it up.
-    weight = ((1 + 0.03) / (level + 0.03)).sqrt().repeat(3, 1, 1, 1)
-    losses = (weight * (output.float() - target).square()).mean((1, 2, 3))
+    error = output.float() - target
+    coarse = F.avg_pool2d(error, COARSE_PIXELS)
+    losses = error.square().mean((1, 2, 3)) + COARSE_WEIGHT * coarse.square().mean((1, 2, 3))
     return losses[: 2 * count].mean(), losses[2 * count :].mean()
 
 
@@ -144,7 +150,7 @@ def denoising_losses(model: method.Denoiser, latents: torch.Tensor) -> dict[int,
 def sheet(model: method.Denoiser, vae: AutoencoderKL, contents: list, styles: list, target: Path) -> dict[str, float]:
     """A few quick transfers at the published defaults, to look at; returns their mean scores."""
     latents = method.encode(vae, contents), method.encode(vae, styles)
-    with torch.autocast("cpu", torch.bfloat16):
+    with networks.quick_arithmetic():
         content, style = (method.invert(model, x, 10, SHEET_LAYERS) for x in latents)
         results = method.decode(vae, method.transfer(model, content, style, 10, SHEET_LAYERS).float())
     sheets.save(sheets.grid([contents, styles, results]), target)
@@ -176,11 +182,10 @@ def train(settings: Settings) -> None:
     held_out = [pictures.centre_square(pixels, 256) for pixels in settings.held_out]
     model = start(settings)
     run = checkpoint.Run(model, work / "unet.ckpt", settings.seed, settings.rate, decay=0.997)
-    alpha = networks.noise_levels()
     totals, began = np.zeros(2), time.monotonic() - run.seconds
     while run.step < settings.steps:
         random = run.begin_step(settings.steps, warmup=40)
-        plain, injected = step_loss(model, vae, triples, alpha, random)
+        plain, injected = step_loss(model, vae, triples, random)
         run.finish_step(2 * plain + injected, clip=2.0)
         run.seconds = time.monotonic() - began
         totals += plain.item(), injected.item()
@@ -204,7 +209,7 @@ def report(run: checkpoint.Run, model: method.Denoiser, vae: AutoencoderKL, held
     styles = held_out[half:][::4][: len(contents)]
     row = {"step": run.step, "seconds": round(run.seconds)}
     row |= dict(zip(("plain", "injected"), losses.round(4).tolist()))
-    with torch.autocast("cpu", torch.bfloat16):
+    with networks.quick_arithmetic():
         by_time = denoising_losses(model, method.encode(vae, held_out[::5]))
     row |= {f"t{moment}": round(value, 4) for moment, value in by_time.items()}
     row |= sheet(model, vae, contents, styles, work / f"unet-sheet-{run.step:05d}.jpg")

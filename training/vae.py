@@ -120,7 +120,7 @@ def train_linear(settings: Settings) -> None:
 
 
 def step_loss(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with networks.quick_arithmetic():
         with torch.no_grad():
             latent = moments(vae, image)
             latent = latent + linear.LATENT_NOISE * torch.randn_like(latent)
