@@ -12,6 +12,7 @@ from styleid.colours import keep_colours
 from styleid.images import load_image, save_image, to_array
 from styleid.inversion import Inversion
 from styleid.loading import load_model
+from styleid.logits import LogitStatistics
 from styleid.memory import free_memory, predict_memory
 from styleid.method import inject_styles, invert, transfer
 from styleid.model import Model
@@ -20,6 +21,7 @@ from styleid.rates import decreasing
 __all__ = [
     "Cache",
     "Inversion",
+    "LogitStatistics",
     "Model",
     "ModelError",
     "__version__",

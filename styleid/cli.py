@@ -88,6 +88,8 @@ def run_transfer(options: argparse.Namespace) -> None:
             "--style-mask", options.style_mask, [style.shape[:2] for style in styles], options.resize
         ),
         features=options.features,
+        strength=options.strength,
+        refine=options.refine,
     )
     save_image(options.output, picture)
 
@@ -131,6 +133,7 @@ def run_invert(options: argparse.Namespace) -> None:
         negative_prompt=options.negative_prompt,
         guidance=options.guidance,
         features=options.features,
+        refine=options.refine,
     ).save(options.output)
 
 
@@ -159,6 +162,7 @@ def run_inject(options: argparse.Namespace) -> None:
         guidance=options.guidance,
         masks=_load_masks("--mask", options.mask, [size] * len(styles)),
         style_masks=_load_masks("--style-mask", options.style_mask, style_sizes),
+        strength=options.strength,
     )
     save_image(options.output, picture)
 
@@ -318,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("contents", metavar="CONTENTS", help="a folder of pictures, or one picture")
     command.add_argument("styles", metavar="STYLES", help="a folder of pictures, or one picture")
     command.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
-    _add_inversion(command)
+    _add_inversion(command, refine=False)
     _add_layers(command)
     command.add_argument("--gamma", type=_list, default=["0.75"], help="as for transfer, several with commas (0.75)")
     command.add_argument(
@@ -366,9 +370,11 @@ def _add_guidance(command: argparse.ArgumentParser) -> None:
     command.add_argument("--negative-prompt", default="", help="text that --guidance leads away from (empty)")
 
 
-def _add_inversion(command: argparse.ArgumentParser) -> None:
+def _add_inversion(command: argparse.ArgumentParser, refine: bool = True) -> None:
     command.add_argument("--steps", type=int, default=50, help="DDIM steps, 2 to 1000 (50)")
     command.add_argument("--schedule", choices=SCHEDULES, default="paper", help="which timesteps (paper)")
+    if refine:
+        command.add_argument("--refine", type=int, default=0, metavar="K", help="K more evaluations a step (0)")
     command.add_argument("--size", type=_size, help="N, or HEIGHTxWIDTH (the model's native size)")
     _add_resize(command)
 
@@ -397,6 +403,7 @@ def _add_injection(command: argparse.ArgumentParser) -> None:
     start = command.add_mutually_exclusive_group()
     start.add_argument("--no-adain", dest="adain", action="store_false", help="keep the content's initial latent")
     start.add_argument("--initial", choices=NAMES, help="what the initial latent is made by (adain)")
+    command.add_argument("--strength", type=float, default=1.0, help="above 0: the part of the steps that is sampled (1)")
     parts = command.add_mutually_exclusive_group()
     parts.add_argument(
         "--no-injection", dest="injection", action="store_false", default=True, help="touch no attention layer"

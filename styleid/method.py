@@ -24,11 +24,12 @@ from styleid.initial import Initial
 from styleid.inversion import Inversion
 from styleid.inversion_file import KEEP
 from styleid.loading import default_model
+from styleid.logits import LogitStatistics
 from styleid.masks import Float64, Masks, over_padding, pixel_shares, read_masks, regions, visible
 from styleid.memory import check_memory, of_inversion, of_transfer
 from styleid.model import Model
 from styleid.progress import Progress, part, reporter
-from styleid.rates import Rate, per_step_and_layer
+from styleid.rates import LayersByStep, Rate, layers_by_step, per_step_and_layer
 from styleid.recording import FEATURES, draft_of, run_inversions
 
 Float32 = NDArray[np.float32]
@@ -59,6 +60,7 @@ def invert(
     size: Size | None = None,
     resize: str = "crop",
     features: str = "memory",
+    refine: int = 0,
 ) -> Inversion:
     """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
 
@@ -82,7 +84,8 @@ def invert(
         negative_prompt, guidance: as in `inject_styles`; features are kept of the evaluation under `prompt`. Above 1 an
             inversion strays from what the sampling can undo, so the paper's 1 is what `transfer` always takes here
         on_attention: called as on_attention(step, layer, query, key, value) before each self-attention of `layers`, after
-            its features were kept; step counts the timesteps upwards, as in `Inversion.query`. The arrays are float32,
+            its features were kept; step counts the timesteps upwards, as in `Inversion.query`, and is `steps` at
+            the level above them, where `refine` may look. The arrays are float32,
             query (tokens, channels), key and value (keys, channels), the heads' channels one after the other. It returns
             None, and changes in place count, or (query, key, value) of such shapes, where key and value may have any
             number of rows, and None stands for what was given. A bfloat16 model's are converted, and rounded back
@@ -93,6 +96,9 @@ def invert(
         features: where they are kept: "memory"; "disk": in a file, from which they are mapped, the entry of `cache` or
             else a nameless one in the temporary folder (environment variable TMPDIR); "recompute": nowhere, they are
             evaluated again whenever they are asked for, at the cost of most of an evaluation. All give the same results
+        refine: k: after every move from z to z' = M(z, e), k times z' = M(z, e(z', t')), with t' the timestep of the level
+            that it leads to: the fixed point is what the sampling's move leads back to z. k more evaluations a step. Where
+            a schedule samples at t' in this step, as "diffusers" does, features are kept of the last one
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
@@ -111,6 +117,8 @@ def invert(
     _check_features(features)
     if features == "recompute" and on_attention is not None:
         raise ValueError("features: those that on_attention takes part in cannot be recomputed")
+    if features == "recompute" and refine and schedule == "diffusers":
+        raise ValueError("features: those of a refined inversion with the schedule 'diffusers' cannot be recomputed")
     draft = draft_of(
         model, pixels, plan["timesteps"], schedule, chosen, keep, prompt, context, dtype, features == "recompute"
     )
@@ -121,7 +129,7 @@ def invert(
         check_memory(need, model, "this inversion")
         with reporter(progress, "inversion") as report:
             files = [] if file is None else [file]
-            return run_inversions([draft], [pixels], files, negative, report, on_step, on_attention)[0]
+            return run_inversions([draft], [pixels], files, negative, report, on_step, on_attention, refine)[0]
 
     if cache is None and features == "disk":
         with TemporaryFile(prefix="styleid-") as file:
@@ -134,7 +142,7 @@ def invert(
     settings = {
         "steps": operator.index(steps), "schedule": schedule, "layers": list(chosen), "keep": keep, "prompt": prompt,
         "feature_dtype": dtype, "negative_prompt": negative_prompt, "guidance": float(guidance),
-        "recompute": features == "recompute",
+        "recompute": features == "recompute", "refine": operator.index(refine),
     }  # fmt: skip
     store = cache if isinstance(cache, Cache) else Cache(cache)
     return store.get(key_of(pixels, model, settings), model, run, features == "disk")
@@ -148,7 +156,7 @@ def inject_styles(
     temperature: Rate = 1.5,
     adain: bool = True,
     inject: bool | str = True,
-    layers: Iterable[int] | None = None,
+    layers: LayersByStep | None = None,
     progress: Progress = False,
     weights: Sequence[float] | None = None,
     initial: Initial | None = None,
@@ -159,6 +167,8 @@ def inject_styles(
     masks: Masks | None = None,
     style_masks: Masks | None = None,
     on_attention: OnAttention | None = None,
+    strength: float = 1.0,
+    statistics: LogitStatistics | None = None,
 ) -> NDArray[np.uint8]:
     """Samples a picture from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
 
@@ -179,7 +189,8 @@ def inject_styles(
         inject: True: queries of the content, keys and values of the style; False: no layer is touched; or a string of
             those letters of "qkv" that are injected, such as "kv" (as with gamma 0) or "v". What is not stays the
             layer's own, also where it is the keys alone or the values alone, which then must be of one number
-        layers: decoder layers to inject into; None: those that `content` was inverted with
+        layers: decoder layers to inject into; None: those that `content` was inverted with. By step: a bool array that
+            broadcasts to (steps, decoder layers), or a function of (fraction, layer), as for gamma
         progress: True for a bar, or a function that is called with (step, total)
         weights: with several styles, the share of each; None: equal. log(weight) is added to the logits of a style's
             keys, and the initial latent is the mean with these weights: two styles are interpolated by (1 - s, s)
@@ -198,6 +209,9 @@ def inject_styles(
         on_attention: as in `invert`; step counts downwards, and the arrays are what is injected: of several styles, keys
             and values one after the other, whose weights and masks apply as long as their number is the same. With
             inject=False they are the layers' own, and `layers` may be any that have self-attention
+        strength: above 0, at most 1: below 1 the sampling is the last k = round(strength * steps) evaluations, at least one,
+            from the latents that the inversions had at that level in place of zT
+        statistics: a `styleid.LogitStatistics`, which is filled with statistics of all self-attention's logits
 
     Returns:
         (H, W, 3) uint8 of the content's size
@@ -216,6 +230,9 @@ def inject_styles(
     context = content.context if prompt is None else _context(model, "prompt", prompt)
     negative = _negative_context(model, context, negative_prompt, guidance)
     parts = _parts(inject)
+    layers, where = layers_by_step(
+        layers, content.layers if parts else model.attention_layers, content.steps, model.layer_count
+    )
     chosen = _kept_layers(content, styles, layers, parts, model) if parts or on_attention else ()
     plan = _core.schedule(model.engine, content.schedule, content.steps)
     content_masks, style_masks = (
@@ -227,10 +244,12 @@ def inject_styles(
     )
     if initial is None:
         initial = "adain" if adain else "content"
-    latent = _initial_latent(initial, content, styles, shares, plan["adain_epsilon"], *placed)
+    skip, level = _start(strength, content, len(plan["sampling"]))
+    latent = _initial_latent(initial, content, styles, shares, plan["adain_epsilon"], *placed, level)
     sizes = [one.latent_size for one in styles]
     need = of_inversion(model, content.image_size(model), content.steps, (), 0, model.dtype)
     check_memory(need, model, "this sampling")
+    numbers = None if statistics is None else np.zeros((content.steps, model.layer_count, 5))
     with reporter(progress, "sampling") as report:
         z0 = _core.sample(
             model.engine,
@@ -251,7 +270,12 @@ def inject_styles(
             inject=parts,
             regions=regions(model, chosen, placed[0], content.latent_size, placed[1], sizes),
             on_attention=on_attention,
+            skip=skip,
+            where=where,
+            logits=numbers,
         )
+    if statistics is not None and numbers is not None:
+        statistics.take(numbers)
     return content.crop(model.engine.decode(z0, plan["truncate"])[0])
 
 
@@ -263,7 +287,7 @@ def transfer(
     schedule: str = "paper",
     gamma: Rate = 0.75,
     temperature: Rate = 1.5,
-    layers: Iterable[int] | None = None,
+    layers: LayersByStep | None = None,
     adain: bool = True,
     inject: bool | str = True,
     progress: Progress = False,
@@ -280,6 +304,8 @@ def transfer(
     size: Size | None = None,
     resize: str = "crop",
     features: str = "memory",
+    strength: float = 1.0,
+    refine: int = 0,
 ) -> NDArray[np.uint8]:
     """Gives the content picture the style of the other, or of several: the whole method.
 
@@ -291,6 +317,7 @@ def transfer(
     """
     model = _model(model)
     plan = _core.schedule(model.engine, schedule, steps)
+    layers, where = layers_by_step(layers, plan["layers"], steps, model.layer_count)
     chosen = plan["layers"] if layers is None else _layers(layers, model.attention_layers)
     gamma = per_step_and_layer("gamma", gamma, steps, model.layer_count)
     temperature = per_step_and_layer("temperature", temperature, steps, model.layer_count)
@@ -312,6 +339,7 @@ def transfer(
     check_memory(need, model, "this transfer")
     with reporter(progress, "transfer") as report:
         plain = initial is None and parts in ("", "qkv") and masks is None and style_masks is None
+        plain = plain and where is None and strength == 1 and not refine
         plain = plain and len(styles) == 1 and cache is None and prompts == [prompt, prompt] and not guided
         if plain and features != "disk":
             picture = _core.transfer(
@@ -356,6 +384,7 @@ def transfer(
                     part(report, i * steps, total),
                     cache=cache,
                     features=features,
+                    refine=refine,
                 )
                 for i, (pixels, keep, text) in enumerate(pictures)
             ]
@@ -368,7 +397,7 @@ def transfer(
             temperature,
             adain,
             inject,
-            chosen,
+            chosen if where is None else where.astype(bool),
             sampling,
             shares,
             initial,
@@ -377,6 +406,7 @@ def transfer(
             guidance=guidance if guided else 1.0,
             masks=placed[0],
             style_masks=placed[1],
+            strength=strength,
         )
 
 
@@ -398,6 +428,20 @@ def _check_features(features: str) -> None:
         raise ValueError(f"features: expected one of {list(FEATURES)}, got {features!r}")
 
 
+def _start(strength: float, content: Inversion, evaluations: int) -> tuple[int, int]:
+    """How many evaluations of the sampling are left out, and the index of the latents that it starts from.
+
+    The evaluation of slot k - 1 takes a latent of its timestep's level: of "diffusers", whose moves lead up to it, the k-th
+    of `Inversion.latents`, of the others the one before. All of the sampling starts from zT, as published.
+    """
+    if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+        raise ValueError(f"strength: expected a number above 0 and at most 1, got {strength!r}")
+    count = max(round(strength * content.steps), 1)
+    if count == content.steps:
+        return 0, count
+    return evaluations - count, count if content.schedule == "diffusers" else count - 1
+
+
 def _initial_latent(
     initial: Initial,
     content: Inversion,
@@ -406,17 +450,19 @@ def _initial_latent(
     epsilon: float,
     masks: Sequence[Float64 | None],
     style_masks: Sequence[Float64 | None],
+    level: int,
 ) -> NDArray[np.float32]:
-    """What the sampling starts from: the content's zT, or a mean of what `initial` makes of it and each style's."""
-    latents = [one.latent for one in styles]
+    """What the sampling starts from: the content's latent of that level, or a mean of what `initial` makes of it and each
+    style's."""
+    source, *latents = [np.ascontiguousarray(one.latents[level : level + 1]) for one in (content, *styles)]
     if isinstance(initial, str) and initial == "content":
-        return content.latent
+        return source
     if isinstance(initial, str) and initial == "adain":
         initial = partial(_core.adain, epsilon=epsilon)
         latents = [visible(latent, mask) for latent, mask in zip(latents, style_masks, strict=True)]
     if all(mask is None for mask in masks):
-        return initial_latents.mix(initial, content.latent, latents, shares)
-    return initial_latents.mix(initial, content.latent, latents, *pixel_shares(masks, shares, content.latent_size))
+        return initial_latents.mix(initial, source, latents, shares)
+    return initial_latents.mix(initial, source, latents, *pixel_shares(masks, shares, content.latent_size))
 
 
 def _model(model: Model | None) -> Model:

@@ -6,12 +6,14 @@ does better than a straight line.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Rate = ArrayLike | Callable[[float, int], float]
+LayersByStep = Iterable[int] | NDArray[np.bool_] | Callable[[float, int], object]
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda p: p,
@@ -77,13 +79,40 @@ def per_step_and_layer(name: str, value: Rate, steps: int, layers: int) -> NDArr
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected a number, an array of numbers or a function that gives one, got {value!r}")
     shape = (steps, layers)
-    if array.ndim not in (0, 2) or any(n not in (1, of) for n, of in zip(array.shape, shape, strict=False)):
-        raise ValueError(
-            f"{name}: expected one number or an array of steps x decoder layers, {shape}, either of which may be 1; "
-            f"got the shape {array.shape}"
-        )
+    if array.ndim:
+        _check_shape(name, array, shape)
     fits = (array >= 0) & (array <= 1) if name == "gamma" else (array > 0) & np.isfinite(array)
     if not fits.all():
         wanted = "0 to 1" if name == "gamma" else "numbers above 0"
         raise ValueError(f"{name}: expected {wanted}, got {array[~fits].flat[0] if array.ndim else array}")
     return np.ascontiguousarray(np.broadcast_to(array, shape), dtype=np.float32)
+
+
+def layers_by_step(
+    layers: LayersByStep | None, allowed: Sequence[int], steps: int, count: int
+) -> tuple[Iterable[int] | None, NDArray[np.uint8] | None]:
+    """Which layers are injected at any step, and at which steps: (steps, count), by ascending timesteps and decoder layers.
+
+    Args:
+        layers: numbers, or None: as they are, at all steps; a bool array that broadcasts to (steps, count); or a function
+            of (fraction, layer), with fractions as for `per_step_and_layer`, which is asked about the allowed layers
+    """
+    if callable(layers):
+        where = np.zeros((steps, count), np.uint8)
+        for step in range(steps):
+            for layer in allowed:
+                where[step, layer] = bool(layers(1 - step / (steps - 1), layer))
+    elif isinstance(layers, np.ndarray) and layers.dtype == np.bool_:
+        _check_shape("layers", layers, (steps, count))
+        where = np.ascontiguousarray(np.broadcast_to(layers, (steps, count)), dtype=np.uint8)
+    else:
+        return layers, None
+    return np.flatnonzero(where.any(axis=0)).tolist(), where
+
+
+def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, int]) -> None:
+    if array.ndim != 2 or any(n not in (1, of) for n, of in zip(array.shape, shape, strict=True)):
+        raise ValueError(
+            f"{name}: expected an array of steps x decoder layers, {shape}, either of which may be 1; "
+            f"got the shape {array.shape}"
+        )

@@ -66,6 +66,7 @@ def run_inversions(
     report: Report = None,
     on_step: Hook | None = None,
     on_attention: OnAttention | None = None,
+    refine: int = 0,
 ) -> list[Inversion]:
     """Inverts pictures of one size as one batch.
 
@@ -84,7 +85,7 @@ def run_inversions(
     results = _core.invert(
         model.engine, np.concatenate(latents), one.context, one.steps, one.schedule,
         () if one.recompute else one.layers, [draft.keep for draft in drafts], one.feature_dtype, report, on_step,
-        negative, one.guidance, on_attention=on_attention, sink=sink if files else None,
+        negative, one.guidance, on_attention=on_attention, sink=sink if files else None, refine=refine,
     )  # fmt: skip
     inversions = [
         replace(

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from styleid.inversion import Inversion
 from styleid.loading import default_model
+from styleid.logits import LogitStatistics
 from styleid.method import inject_styles
 from styleid.model import Model
+from styleid.rates import Rate
 
 Float64 = NDArray[np.float64]
 Point = tuple[float, float]
@@ -135,33 +137,45 @@ def plot_queries(
     return figure
 
 
+def logit_curves(
+    content: Inversion,
+    style: Inversion,
+    layers: Sequence[int] | None = None,
+    gamma: Rate = 0.75,
+    temperature: float = 1.5,
+    model: Model | None = None,
+) -> dict[str, Float64]:
+    """The deviation of the attention logits at every timestep of a sampling, the mean of the layers (None: those of the
+    content): without injection; with it; and with it and the temperature. NaN where the schedule leaves a step out. The
+    engine gathers them, in three samplings."""
+    chosen = list(content.layers if layers is None else layers)
+    settings = {
+        "own keys": (False, 1.0),
+        "injected": (True, 1.0),
+        f"injected, T = {temperature:g}": (True, temperature),
+    }
+    curves = {}
+    for name, (inject, sharpened) in settings.items():
+        statistics = LogitStatistics()
+        inject_styles(content, style, model, gamma, sharpened, inject=inject, layers=chosen, statistics=statistics)
+        curves[name] = statistics.deviation[:, chosen].mean(axis=1)
+    return curves
+
+
 def plot_logits(
     content: Inversion,
     style: Inversion,
     layers: Sequence[int] | None = None,
     temperature: float = 1.5,
     model: Model | None = None,
+    gamma: Rate = 0.75,
 ) -> Figure:
-    """The deviation of the attention logits over the timesteps, the mean of the layers, as in the paper's figure 4: of the
-    content's queries with its own keys, with the style's, and with the style's times the temperature. The content must
-    have kept "both"."""
-    chosen = content.layers if layers is None else layers
-    curves = np.array(
-        [
-            [
-                logit_deviation(content.query(step, layer), source.key(step, layer), head_count(content, layer, model))
-                for source in (content, style)
-            ]
-            for step in range(content.steps)
-            for layer in chosen
-        ]
-    )
-    own, injected = curves.reshape(content.steps, len(chosen), 2).mean(axis=1).T
+    """`logit_curves` over the timesteps, as in the paper's figure 4."""
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(content.timesteps, own, label="own keys")
-    axes.plot(content.timesteps, injected, label="style's keys")
-    axes.plot(content.timesteps, temperature * injected, "--", label=f"style's keys, T = {temperature:g}")
+    curves = logit_curves(content, style, layers, gamma, temperature, model)
+    for (name, curve), line in zip(curves.items(), ("-", "-", "--"), strict=True):
+        axes.plot(content.timesteps, curve, line, label=name)
     axes.set_xlabel("timestep")
     axes.set_ylabel("deviation of the logits")
     axes.legend()

@@ -88,6 +88,8 @@ def test_what_the_model_recommends(place, shared_folder, capsys):
         (["--no-adain"], {"adain": False}),
         (["--no-injection"], {"inject": False}),
         (["--inject", "v"], {"inject": "v"}),
+        (["--strength", "0.6"], {"strength": 0.6}),
+        (["--refine", "1"], {"refine": 1}),
         (["--schedule", "diffusers"], {"schedule": "diffusers"}),
         (["--steps", "5", "--quiet"], {"steps": 5}),
     ],

@@ -52,17 +52,21 @@ def attention_oracle(problem):
     """dst and the moments in float64."""
     size = problem.q.shape[1] // problem.heads
     q = floats(problem.q).astype(np.float64)
-    dst, moments = np.zeros(q.shape), np.zeros(2)
+    dst, moments = np.zeros(q.shape), np.array([0, 0, 0, -np.inf])
     for head in range(problem.heads):
         part = np.s_[:, head * size : (head + 1) * size]
-        logits, values = [], []
+        logits, values, plain = [], [], []
         for source in problem.sources:
             products = np.float32(problem.scale) * (q[part] @ floats(source.k).astype(np.float64)[part].T)
-            moments += products.sum(), (products**2).sum()
+            plain.append(products)
             bias = 0 if source.query_bias is None else source.query_bias[:, None].astype(np.float64)
             of_keys = 0 if source.key_bias is None else source.key_bias.astype(np.float64)
             logits.append(products + source.bias + bias + of_keys)
             values.append(floats(source.v).astype(np.float64)[part])
+        plain = np.concatenate(plain, axis=1)
+        means = plain.mean(axis=1)
+        moments[:3] += plain.sum(), (plain**2).sum(), plain.shape[1] * (means**2).sum()
+        moments[3] = max(moments[3], plain.max())
         logits = np.concatenate(logits, axis=1)
         top = logits.max(axis=1, keepdims=True)
         p = np.exp(logits - np.where(np.isfinite(top), top, 0))
@@ -79,13 +83,13 @@ def problem(seed, queries, tokens, heads, size, dtype, **options):
 
 def check_attention(kernels, problems, dtype):
     for p in problems:
-        p.moments = np.zeros(2)
+        p.moments = np.array([0, 0, 0, -np.inf])
     expected = [attention_oracle(p) for p in problems]
     results = kernels.attention(problems)
     for i, (p, result, (dst, moments)) in enumerate(zip(problems, results, expected, strict=True)):
         check(result, dst, TOLERANCE["attention"][dtype], f"problem {i}")
         count = len(p.q) * p.heads * sum(len(source.k) for source in p.sources)
-        scale = np.sqrt(moments[1] * count), moments[1]
+        scale = np.sqrt(moments[1] * count), moments[1], moments[1], np.sqrt(moments[1])
         assert (np.abs(p.moments - moments) <= TOLERANCE["moments"][dtype] * np.array(scale)).all()
 
 
@@ -215,7 +219,7 @@ def test_attention_is_deterministic(kernels, dtype):
     p = problem(0, 130, 200, 3, 40, dtype)
     results, moments = [], []
     for threads in (1, 2, 2, 5):
-        p.moments = np.zeros(2)
+        p.moments = np.array([0, 0, 0, -np.inf])
         results.append(kernels.attention([replace(p, dst=None)], threads)[0])
         moments.append(p.moments)
     assert all(

@@ -64,6 +64,17 @@ def test_deviation_of_logits(content, style):
     assert viz.logit_deviation(queries, keys, 2) == pytest.approx(np.sqrt(logits.var(axis=-1).mean()), rel=1e-5)
 
 
+def test_curves_of_logits(content, style):
+    """With gamma = 1 the injected ones are known in closed form; the paper's schedule leaves out the last step."""
+    curves = viz.logit_curves(content, style, gamma=1.0, temperature=2.0)
+    assert list(curves) == ["own keys", "injected", "injected, T = 2"]
+    for step in range(STEPS - 1):
+        deviations = [viz.logit_deviation(content.query(step, n), style.key(step, n), 2) for n in content.layers]
+        assert curves["injected"][step] == pytest.approx(np.mean(deviations), rel=1e-4)
+        assert curves["injected, T = 2"][step] == pytest.approx(2 * np.mean(deviations), rel=1e-4)
+    assert all(np.isnan(curve[-1]) for curve in curves.values())
+
+
 def test_layers_by_their_level(model, content):
     """Decoder layers 4 and 5 are at half the resolution, 6 and 7 at the latent's."""
     all_layers = styleid.invert(picture(0, 16, 32), model, STEPS, layers=model.attention_layers)

@@ -63,6 +63,13 @@ typedef struct {
     const float *key_bias;     /* NULL, or [tokens]: added as well, to all logits of a key; may be -INFINITY */
 } sid_keys;
 
+/* Of the logits scale * Q K^T, without biases, of all queries, keys and heads. */
+typedef struct {
+    double sum, squares;
+    double of_means; /* the sum over queries and heads of keys * (mean over the keys)^2 */
+    double largest;  /* from -INFINITY on */
+} sid_moments;
+
 /* softmax(scale * Q K^T + bias) V over the concatenation of all sources, for one sample and all heads.
  * Head i of a token is the channels i * head_size .. (i + 1) * head_size - 1. A query whose logits are all -INFINITY gets zeros. */
 typedef struct {
@@ -73,7 +80,7 @@ typedef struct {
     size_t source_count;
     size_t heads, head_size;
     float scale;
-    double *moments; /* NULL, or [2]: the sum and the sum of squares of scale * Q K^T are added here */
+    sid_moments *moments; /* NULL, or what is added to */
 } sid_attention;
 
 struct sid_backend {

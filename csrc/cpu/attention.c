@@ -7,7 +7,7 @@
 #define PACKED_BYTES ((size_t)12 << 20)
 
 /* A unit is one head of one problem: number problem * heads + head. The scratch is cut into:
- * packed keys and values | a workspace per thread | two sums per tile | where in the packed part each unit starts. */
+ * packed keys and values | a workspace per thread | moments per tile | where in the packed part each unit starts. */
 typedef struct {
     size_t packed, workspace, sums, starts; /* bytes; workspace: of one thread */
     size_t most_tiles, most_blocks;         /* of any unit */
@@ -46,7 +46,7 @@ static layout plan(const sid_attention_isa *isa, const sid_attention *problems, 
     size_t heads = count ? problems[0].heads : 0, head_size = count ? problems[0].head_size : 0;
     l.packed = max(largest, min(total, PACKED_BYTES));
     l.workspace = sid_round_up(isa->workspace(head_size), SID_ALIGN);
-    l.sums = sid_round_up(count * heads * l.most_tiles * 2 * sizeof(double), SID_ALIGN);
+    l.sums = sid_round_up(count * heads * l.most_tiles * sizeof(sid_moments), SID_ALIGN);
     l.starts = count * heads * sizeof(size_t);
     return l;
 }
@@ -79,7 +79,7 @@ static void pack_block(const sid_attention_isa *isa, size_t size, const sid_atte
 }
 
 static void run_tile(const sid_attention_isa *isa, const sid_attention *problem, size_t head, size_t number,
-                     const char *packed, char *workspace, double *sums) {
+                     const char *packed, char *workspace, sid_moments *sums) {
     size_t first = number * isa->query_tile;
     if (first >= problem->queries) return;
     sid_attention_tile tile = {.problem = problem,
@@ -94,16 +94,13 @@ static void run_tile(const sid_attention_isa *isa, const sid_attention *problem,
 
 /* In a fixed order, so that the result does not depend on the threads. */
 static void add_moments(const sid_attention_isa *isa, const sid_attention *problems, size_t count, size_t most_tiles,
-                        const double *sums) {
+                        const sid_moments *sums) {
     for (size_t i = 0; i < count; i++) {
         const sid_attention *p = &problems[i];
         size_t tiles = (p->queries + isa->query_tile - 1) / isa->query_tile;
         for (size_t head = 0; p->moments && head < p->heads; head++)
-            for (size_t t = 0; t < tiles; t++) {
-                const double *of_tile = sums + 2 * ((i * p->heads + head) * most_tiles + t);
-                p->moments[0] += of_tile[0];
-                p->moments[1] += of_tile[1];
-            }
+            for (size_t t = 0; t < tiles; t++)
+                sid_add_moments(p->moments, &sums[(i * p->heads + head) * most_tiles + t]);
     }
 }
 
@@ -112,7 +109,7 @@ void sid_attention_run(const sid_attention_isa *isa, sid_dtype dtype, const sid_
     if (count == 0) return;
     layout l = plan(isa, problems, count);
     char *packed = scratch, *workspaces = packed + l.packed;
-    double *sums = (double *)(workspaces + (size_t)threads * l.workspace);
+    sid_moments *sums = (sid_moments *)(workspaces + (size_t)threads * l.workspace);
     size_t *starts = (size_t *)((char *)sums + l.sums);
     size_t heads = problems[0].heads, units = count * heads;
 
@@ -134,7 +131,7 @@ void sid_attention_run(const sid_attention_isa *isa, sid_dtype dtype, const sid_
             for (size_t i = 0; i < (end - first) * l.most_tiles; i++) {
                 size_t unit = first + i / l.most_tiles, number = i % l.most_tiles;
                 run_tile(isa, &problems[unit / heads], unit % heads, number, packed + starts[unit], workspace,
-                         sums + 2 * (unit * l.most_tiles + number));
+                         sums + unit * l.most_tiles + number);
             }
         }
     }

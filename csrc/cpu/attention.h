@@ -18,7 +18,7 @@ typedef struct {
     size_t head, first_query, query_count;
     const void *packed; /* the head's keys and values, source after source */
     void *workspace;    /* workspace() bytes */
-    double *moments;    /* NULL, or [2] to be set */
+    sid_moments *moments; /* NULL, or to be set */
 } sid_attention_tile;
 
 typedef struct {
@@ -33,6 +33,13 @@ typedef struct {
 
 static inline size_t sid_round_up(size_t value, size_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
+}
+
+static inline void sid_add_moments(sid_moments *all, const sid_moments *part) {
+    all->sum += part->sum;
+    all->squares += part->squares;
+    all->of_means += part->of_means;
+    if (part->largest > all->largest) all->largest = part->largest;
 }
 
 size_t sid_attention_scratch(const sid_attention_isa *isa, const sid_attention *problems, size_t count, int threads);

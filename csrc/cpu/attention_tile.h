@@ -140,21 +140,39 @@ SIMD void store_output(const float *out, const vec *total, const sid_attention_t
     }
 }
 
-/* Adds the sum and the sum of squares of count * LANES values. */
-TARGET static void add_moments(double sums[2], const float *values, size_t count) {
-    vec sum = v_set(0), squares = v_set(0);
-    for (size_t i = 0; i < count; i++) {
-        vec x = v_load(values + i * LANES);
-        sum = v_add(sum, x);
-        squares = v_fma(x, x, squares);
+/* Adds scores[keys][columns * LANES] to the moments, but for their sums, which are kept by query. */
+TARGET static void add_moments(sid_moments *moments, double *sums, const float *scores, size_t keys, size_t queries,
+                               size_t columns) {
+    for (size_t v = 0; v < columns; v++) {
+        vec sum = v_set(0), squares = v_set(0), top = v_set(-FLT_MAX);
+        for (size_t key = 0; key < keys; key++) {
+            vec x = v_load(scores + (key * columns + v) * LANES);
+            sum = v_add(sum, x);
+            squares = v_fma(x, x, squares);
+            top = v_max(top, x);
+        }
+        float lanes[3][LANES];
+        v_store(lanes[0], sum);
+        v_store(lanes[1], squares);
+        v_store(lanes[2], top);
+        for (size_t i = 0; i < LANES && v * LANES + i < queries; i++) {
+            sums[v * LANES + i] += lanes[0][i];
+            moments->squares += lanes[1][i];
+            if (lanes[2][i] > moments->largest) moments->largest = lanes[2][i];
+        }
     }
-    float lanes[2][LANES];
-    v_store(lanes[0], sum);
-    v_store(lanes[1], squares);
-    for (size_t i = 0; i < LANES; i++) {
-        sums[0] += lanes[0][i];
-        sums[1] += lanes[1][i];
+}
+
+/* The moments of scores times scale, once all of each query's `keys` are added. */
+static void finish_moments(sid_moments *moments, const double *sums, size_t queries, size_t keys, double scale) {
+    for (size_t q = 0; q < queries && keys; q++) {
+        moments->sum += sums[q];
+        moments->of_means += sums[q] * sums[q] / (double)keys;
     }
+    moments->sum *= scale;
+    moments->squares *= scale * scale;
+    moments->of_means *= scale * scale;
+    moments->largest *= scale;
 }
 
 /* What the online softmax knows of the queries, a lane each, in powers of 2: probabilities are relative to the largest
@@ -261,22 +279,25 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     float *score = (float *)tile->workspace + layout.score, *out = (float *)tile->workspace + layout.out;
     const float scale = fabsf(p->scale) * SID_LOG2E;
     const element *packed = tile->packed;
-    double sums[2] = {0, 0};
+    double sums[QUERY_TILE] = {0}; /* of each query's logits, for the moments */
+    size_t all_keys = 0;
     softmax_state state;
 
     pack_queries(query, tile, dtype, columns);
     memset(out, 0, sid_round_up(p->head_size, LANES) * width * sizeof *out);
     for (int v = 0; v < columns; v++) state.largest[v] = v_set(-FLT_MAX), state.total[v] = v_set(0);
 
+    if (tile->moments) *tile->moments = (sid_moments){.largest = -INFINITY};
     for (size_t i = 0; i < p->source_count; i++) {
         const sid_keys *source = &p->sources[i];
+        all_keys += source->tokens;
         load_bias(&state, source, tile, columns);
         for (size_t token = 0; token < source->tokens; token += KEY_BLOCK) {
             size_t keys = source->tokens - token < KEY_BLOCK ? source->tokens - token : KEY_BLOCK;
             const element *values = packed + sid_round_up(keys, TOKEN_STEP) * depth;
             for (size_t key = 0; key < keys; key += ROWS)
                 multiply(score + key * width, packed + key * depth, query, depth / PAIR, 0, columns);
-            if (tile->moments) add_moments(sums, score, keys * (size_t)columns);
+            if (tile->moments) add_moments(tile->moments, sums, score, keys, tile->query_count, (size_t)columns);
             if (source->key_bias) add_key_bias(score, source->key_bias + token, keys, scale, columns);
             const float factor = source->key_bias ? 1 : scale;
             raise_largest(&state, score, keys, factor, out, channels, columns);
@@ -288,10 +309,7 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
         }
     }
     store_output(out, state.total, tile, dtype, columns);
-    if (tile->moments) {
-        tile->moments[0] = sums[0] * fabsf(p->scale);
-        tile->moments[1] = sums[1] * p->scale * p->scale;
-    }
+    if (tile->moments) finish_moments(tile->moments, sums, tile->query_count, all_keys, fabsf(p->scale));
 }
 
 /* What sid_attention_isa needs for one stored dtype: name_tile() and name_pack(). */

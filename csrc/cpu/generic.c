@@ -1,5 +1,6 @@
 /* Every kernel in plain C: what the others must agree with, and all there is on other processors. */
 #define TARGET
+#include "cpu/attention.h"
 #include "cpu/norm.h"
 #include "cpu/pointwise.h"
 #include "cpu/winograd_tile.h"
@@ -21,20 +22,24 @@ static size_t most_queries(const sid_attention *problems, size_t count) {
 }
 static size_t query_blocks(size_t queries) { return (queries + QUERY_BLOCK - 1) / QUERY_BLOCK; }
 
-/* The scratch: two sums per block of queries | an accumulator [head_size] per thread. */
+/* The scratch: moments per block of queries | an accumulator [head_size] per thread. */
 static size_t attention_scratch(const sid_attention *problems, size_t count, int threads) {
     if (count == 0) return 0;
-    return count * problems[0].heads * query_blocks(most_queries(problems, count)) * 2 * sizeof(double) +
+    return count * problems[0].heads * query_blocks(most_queries(problems, count)) * sizeof(sid_moments) +
            (size_t)threads * problems[0].head_size * sizeof(float);
 }
 
-/* One query of one head: online softmax over blocks of keys. Adds to the sums. Inlined for either dtype. */
-INLINE void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t query, float *out, double *sums) {
+/* One query of one head: online softmax over blocks of keys. Adds to the moments. Inlined for either dtype. */
+INLINE void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t query, float *out,
+                   sid_moments *moments) {
     const size_t size = p->head_size, first = head * size;
     float largest = -FLT_MAX, total = 0;
+    double sum = 0;
+    size_t all_keys = 0;
     for (size_t c = 0; c < size; c++) out[c] = 0;
     for (size_t s = 0; s < p->source_count; s++) {
         const sid_keys *source = &p->sources[s];
+        all_keys += source->tokens;
         float bias = source->bias + (source->query_bias ? source->query_bias[query] : 0);
         for (size_t token = 0; token < source->tokens; token += KEY_BLOCK) {
             size_t keys = source->tokens - token < KEY_BLOCK ? source->tokens - token : KEY_BLOCK;
@@ -46,8 +51,9 @@ INLINE void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t 
 #pragma omp simd reduction(+ : dot)
                 for (size_t c = 0; c < size; c++) dot += sid_load(q, dtype, q_at + c) * sid_load(key, dtype, k_at + c);
                 dot *= p->scale;
-                sums[0] += dot;
-                sums[1] += (double)dot * dot;
+                sum += dot;
+                moments->squares += (double)dot * dot;
+                if (dot > moments->largest) moments->largest = dot;
                 logit[k] = dot + bias + (source->key_bias ? source->key_bias[token + k] : 0);
                 if (logit[k] > top) top = logit[k];
             }
@@ -63,6 +69,8 @@ INLINE void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t 
             }
         }
     }
+    moments->sum += sum;
+    if (all_keys) moments->of_means += sum * sum / (double)all_keys;
     for (size_t c = 0; c < size; c++)
         sid_store(p->dst, dtype, query * p->dst_stride + first + c, total == 0 ? 0 : out[c] / total);
 }
@@ -70,22 +78,22 @@ INLINE void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t 
 static void attention(const sid_attention *problems, size_t count, void *scratch, int threads, sid_dtype dtype) {
     if (count == 0) return;
     const size_t heads = problems[0].heads, blocks = query_blocks(most_queries(problems, count));
-    double *sums = scratch;
-    float *accumulators = (float *)(sums + count * heads * blocks * 2);
+    sid_moments *sums = scratch;
+    float *accumulators = (float *)(sums + count * heads * blocks);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (size_t i = 0; i < count * heads * blocks; i++) {
         const sid_attention *p = &problems[i / blocks / heads];
         float *out = accumulators + (size_t)omp_get_thread_num() * p->head_size;
         size_t first = i % blocks * QUERY_BLOCK;
-        sums[2 * i] = sums[2 * i + 1] = 0;
+        sums[i] = (sid_moments){.largest = -INFINITY};
         for (size_t query = first; query < p->queries && query < first + QUERY_BLOCK; query++) {
-            if (dtype == SID_F32) attend(p, SID_F32, i / blocks % heads, query, out, sums + 2 * i);
-            else attend(p, SID_BF16, i / blocks % heads, query, out, sums + 2 * i);
+            if (dtype == SID_F32) attend(p, SID_F32, i / blocks % heads, query, out, &sums[i]);
+            else attend(p, SID_BF16, i / blocks % heads, query, out, &sums[i]);
         }
     }
     for (size_t i = 0; i < count * heads * blocks; i++) { /* in a fixed order */
-        double *moments = problems[i / blocks / heads].moments;
-        if (moments) moments[0] += sums[2 * i], moments[1] += sums[2 * i + 1];
+        sid_moments *moments = problems[i / blocks / heads].moments;
+        if (moments) sid_add_moments(moments, &sums[i]);
     }
 }
 

@@ -15,9 +15,15 @@ static sid_keys source_of(const sid_tensor *key, const sid_tensor *value) {
         .k = key->data, .v = value->data, .tokens = sid_rows(key), .k_stride = key->stride, .v_stride = value->stride};
 }
 
-/* All of one sample's queries against `sources`. */
+static size_t key_count(const sid_keys *sources, size_t count) {
+    size_t tokens = 0;
+    for (size_t i = 0; i < count; i++) tokens += sources[i].tokens;
+    return tokens;
+}
+
+/* All of one sample's queries against `sources`. logits: NULL, or what is added to. */
 static int attend(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_keys *sources, size_t count,
-                  size_t heads, float temperature) {
+                  size_t heads, float temperature, sid_logits *logits) {
     size_t head_size = q->c / heads;
     sid_attention problem = {
         .dst = dst->data,
@@ -30,14 +36,11 @@ static int attend(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const si
         .heads = heads,
         .head_size = head_size,
         .scale = temperature / sqrtf((float)head_size),
+        .moments = logits ? &logits->moments : NULL,
     };
+    if (logits && !sid_measuring(&exec->arena))
+        logits->count += (double)problem.queries * (double)key_count(sources, count) * (double)heads;
     return sid_attend(exec, &problem, 1);
-}
-
-static size_t key_count(const sid_keys *sources, size_t count) {
-    size_t tokens = 0;
-    for (size_t i = 0; i < count; i++) tokens += sources[i].tokens;
-    return tokens;
 }
 
 /* ---- a hook's attention ---- */
@@ -48,6 +51,7 @@ typedef struct {
     sid_keys sources[SID_MAX_STYLES];
     size_t count;
     float temperature;
+    sid_logits *logits;
     sid_attention_inputs inputs;
 } hooked;
 
@@ -98,7 +102,7 @@ static int attend_to_inputs(sid_exec *exec, hooked *h) {
         s->k_stride = s->v_stride = in->channels;
         first += s->tokens * in->channels * size;
     }
-    return attend(exec, h->dst, &q, h->sources, h->count, h->t->heads, h->temperature);
+    return attend(exec, h->dst, &q, h->sources, h->count, h->t->heads, h->temperature, h->logits);
 }
 
 /* In memory of its own, because what the hook gives may be larger than what was measured. */
@@ -124,8 +128,10 @@ static int attend_hooked(sid_exec *exec, const sid_tap *tap, hooked *h, const si
 /* One sample's attention in a layer with a tap. */
 static int attend_tapped(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst,
                          const sid_tensor *q, const sid_keys *sources, size_t count, float temperature) {
-    if (!tap->hook || !tap->hook->layers[t->layer]) return attend(exec, dst, q, sources, count, t->heads, temperature);
-    hooked h = {.t = t, .dst = dst, .count = count, .temperature = temperature};
+    sid_logits *logits = tap->logits ? &tap->logits[t->layer] : NULL;
+    if (!tap->hook || !tap->hook->layers[t->layer])
+        return attend(exec, dst, q, sources, count, t->heads, temperature, logits);
+    hooked h = {.t = t, .dst = dst, .count = count, .temperature = temperature, .logits = logits};
     memcpy(h.sources, sources, count * sizeof *sources);
     return attend_hooked(exec, tap, &h, q);
 }
@@ -138,7 +144,7 @@ int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, con
         sid_tensor d = sid_sample(dst, i), query = sid_sample(q, i), own = sid_sample(kv, kv->n == 1 ? 0 : i);
         sid_tensor key = keys_of(&own), value = values_of(&own);
         sid_keys source = source_of(&key, &value);
-        SID_TRY(attend(exec, &d, &query, &source, 1, heads, temperature));
+        SID_TRY(attend(exec, &d, &query, &source, 1, heads, temperature, NULL));
     }
     return SID_OK;
 }
@@ -242,7 +248,7 @@ static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, 
 /* All samples' attention to their own keys. */
 static int attend_own(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst,
                       const sid_tensor *q, const sid_tensor *kv) {
-    if (!tap || !tap->hook) return sid_attend_samples(exec, dst, q, kv, t->heads, 1);
+    if (!tap || (!tap->hook && !tap->logits)) return sid_attend_samples(exec, dst, q, kv, t->heads, 1);
     for (size_t i = 0; i < q->n; i++) {
         sid_tensor d = sid_sample(dst, i), query = sid_sample(q, i), own = sid_sample(kv, i);
         sid_tensor key = keys_of(&own), value = values_of(&own);
@@ -252,7 +258,9 @@ static int attend_own(sid_exec *exec, const sid_transformer *t, const sid_tap *t
     return SID_OK;
 }
 
-static int injects(const sid_tap *tap, int layer) { return injects_query(tap, layer) || injects_keys(tap, layer); }
+static int injects(const sid_tap *tap, int layer) {
+    return (!tap->where || tap->where[layer]) && (injects_query(tap, layer) || injects_keys(tap, layer));
+}
 
 int sid_self_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst, const sid_tensor *x,
                        const sid_tap *tap) {

@@ -2,6 +2,7 @@
 #ifndef SID_MODEL_TAP_H
 #define SID_MODEL_TAP_H
 
+#include "core/backend.h"
 #include "model/bank.h"
 
 #define SID_MAX_STYLES 64
@@ -28,9 +29,16 @@ typedef struct {
     uint8_t layers[SID_MAX_LAYERS]; /* whether the layer's attention is seen */
 } sid_attention_hook;
 
+/* What is known of the logits of a layer at a step, temperature included. */
+typedef struct {
+    double count; /* of logits: queries, keys and heads; 0: nothing is known */
+    sid_moments moments;
+} sid_logits;
+
 typedef struct {
     size_t step; /* feature slot */
     const sid_attention_hook *hook; /* NULL: none */
+    sid_logits *logits;             /* NULL, or [layers], added to: of what is injected, or of the layer's own */
     sid_bank *const *saved;         /* one bank per sample of the batch, all of the same layers, to keep features in;
                                      * NULL: none are kept */
     /* What is injected into a batch of one, in the layers that the banks have features of. */
@@ -41,6 +49,7 @@ typedef struct {
     size_t style_count; /* at most SID_MAX_STYLES */
     const float *gamma, *temperature; /* [layers], of this step */
     const sid_region *regions;        /* NULL, or [layers] */
+    const uint8_t *where;             /* NULL, or [layers]: whether this step injects */
 } sid_tap;
 
 /* The last layer that features are kept of. */

@@ -6,6 +6,7 @@
 #include "core/err.h"
 
 #define MAX_BATCH 64
+#define MAX_REFINE 1000
 
 static int read_keep(unsigned *keep, PyObject *object, size_t n) {
     static const char *const names[] = {"none", "query", "keys", "both", NULL};
@@ -81,7 +82,7 @@ static PyObject *list_features(const sid_inversion *inversions, size_t n, const 
 }
 
 /* Inverts z in place. */
-static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype) {
+static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype, size_t refine) {
     size_t n = z->shape[0], h = z->shape[2], w = z->shape[3];
     sid_bank *banks[MAX_BATCH];
     PyObject *result = NULL;
@@ -96,7 +97,8 @@ static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_
     r->callbacks.features = list_features(inversions, n, &r->layers);
     if (!r->callbacks.features) goto done;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, &trajectory, r->hook, &r->progress);
+    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, &trajectory, refine, r->hook,
+                        &r->progress);
     Py_END_ALLOW_THREADS
     if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, &trajectory);
     else sid_raise(r->state, status);
@@ -109,23 +111,26 @@ done:
 }
 
 PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",    "latents",  "context",       "steps",    "schedule",
-                            "layers",   "keep",     "feature_dtype", "progress", "hook",
-                            "negative", "guidance", "on_attention",  "sink",     NULL};
+    static char *names[] = {"model",        "latents",       "context",  "steps", "schedule", "layers",
+                            "keep",         "feature_dtype", "progress", "hook",  "negative", "guidance",
+                            "on_attention", "sink",          "refine",   NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None, .sink = Py_None};
-    PyObject *latents_object, *keep_object, *dtype_object, *result = NULL;
+    PyObject *latents_object, *keep_object, *dtype_object, *refine_object = NULL, *result = NULL;
     sid_request r = {0};
     sid_array latents = {0}, z = {0};
     unsigned keep[MAX_BATCH];
     sid_dtype dtype;
+    size_t refine = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$OO:invert", names, &o.model, &latents_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$OOO:invert", names, &o.model, &latents_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object,
-                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention, &o.sink) ||
+                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention, &o.sink,
+                                     &refine_object) ||
+        (refine_object && sid_read_size(&refine, refine_object, "refine", 0, MAX_REFINE)) ||
         sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
         sid_read_dtype(&dtype, dtype_object, "feature_dtype") || sid_array_copy(&z, &latents))
         goto done;
-    result = invert(&r, &z, keep, dtype);
+    result = invert(&r, &z, keep, dtype, refine);
 done:
     sid_request_close(&r);
     sid_array_close(&latents);

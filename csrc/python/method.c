@@ -2,6 +2,7 @@
  * gives back what that filled. */
 #include "python/request.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "core/err.h"
@@ -64,24 +65,55 @@ static int read_parts(unsigned *parts, PyObject *object) {
     return 0;
 }
 
+/* Whether a step injects into a layer. */
+static int read_where(sid_array *where, PyObject *object, const sid_request *r) {
+    const sid_array_spec spec = {.name = "where",
+                                 .elements = SID_UINT8,
+                                 .rank = 2,
+                                 .shape = {r->schedule->steps, sid_layer_count(&r->config->unet)}};
+    return sid_array_read(where, object, &spec);
+}
+
+/* (steps, decoder layers, numbers of sid_logits), to be filled: nothing is known yet. */
+static int read_logits(sid_array *array, PyObject *object, const sid_request *r) {
+    const sid_array_spec spec = {
+        .name = "logits",
+        .elements = SID_FLOAT64,
+        .rank = 3,
+        .shape = {r->schedule->steps, sid_layer_count(&r->config->unet), sizeof(sid_logits) / sizeof(double)},
+        .in_place = 1};
+    if (object == Py_None) return 0;
+    if (sid_array_read(array, object, &spec)) return -1;
+    sid_logits *logits = array->data;
+    for (size_t i = 0; i < spec.shape[0] * spec.shape[1]; i++) logits[i] = (sid_logits){.moments.largest = -INFINITY};
+    return 0;
+}
+
 PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",    "latent",  "context", "steps",        "schedule", "layers", "content",
-                            "styles",   "weights", "gamma",   "temperature",  "progress", "hook",   "negative",
-                            "guidance", "inject",  "regions", "on_attention", NULL};
+    static char *names[] = {"model",   "latent",   "context",  "steps",  "schedule",    "layers",
+                            "content", "styles",   "weights",  "gamma",  "temperature", "progress",
+                            "hook",    "negative", "guidance", "inject", "regions",     "on_attention",
+                            "skip",    "where",    "logits",   NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
     PyObject *latent_object, *content, *styles, *weights, *inject = NULL, *regions = NULL, *result = NULL;
+    PyObject *skip_object = NULL, *where_object = NULL, *logits_object = Py_None;
     sid_request r = {0};
     sid_sources s = {0};
     sid_array latent = {0}, z = {0};
+    sid_array where = {0}, logits = {0};
     unsigned parts;
+    size_t skip = 0;
     int status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$OOO:sample", names, &o.model, &latent_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$OOOOOO:sample", names, &o.model, &latent_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights,
                                      &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance, &inject,
-                                     &regions, &o.on_attention) ||
+                                     &regions, &o.on_attention, &skip_object, &where_object, &logits_object) ||
         sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
         read_parts(&parts, inject) ||
+        (skip_object && sid_read_size(&skip, skip_object, "skip", 0, r.schedule->sampling_steps - 1)) ||
+        (where_object && where_object != Py_None && read_where(&where, where_object, &r)) ||
+        read_logits(&logits, logits_object, &r) ||
         (r.layers.count && sid_sources_read(&s, &r, content, styles, weights, parts, regions)) ||
         sid_array_copy(&z, &latent))
         goto done;
@@ -91,15 +123,18 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
                      s.content.w, h, w);
         goto done;
     }
+    s.injection.where = where.data;
     r.callbacks.latents = &z;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_denoise(r.model, r.schedule, z.data, h, w, &r.prompt, s.injection.content ? &s.injection : NULL,
-                         r.hook, &r.progress);
+    status = sid_denoise(r.model, r.schedule, z.data, h, w, &r.prompt, skip, s.injection.content ? &s.injection : NULL,
+                         r.hook, logits.data, &r.progress);
     Py_END_ALLOW_THREADS
     result = finish(&r, &z, status);
 done:
     sid_request_close(&r);
     sid_sources_close(&s);
+    sid_array_close(&logits);
+    sid_array_close(&where);
     sid_array_close(&latent);
     sid_array_close(&z);
     return result;

@@ -102,9 +102,15 @@ static int read_held(sid_array *array, PyObject *object, const sid_array_spec *s
     if (!shape_fits(source, spec)) return mismatch(PyExc_ValueError, object, spec);
     if (spec->limit && (size_t)PyArray_SIZE(source) > spec->limit) return too_large(object, spec);
 
-    PyArrayObject *dense = (PyArrayObject *)PyArray_FromArray(source, PyArray_DescrFromType(elements[kind].number),
-                                                              NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED);
+    const int flags = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | (spec->in_place ? NPY_ARRAY_WRITEABLE : 0);
+    PyArrayObject *dense =
+        (PyArrayObject *)PyArray_FromArray(source, PyArray_DescrFromType(elements[kind].number), flags);
     if (!dense) return -1;
+    if (spec->in_place && dense != source) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a writable array in C order", spec->name);
+        Py_DECREF(dense);
+        return -1;
+    }
     *array = (sid_array){(PyObject *)dense, PyArray_DATA(dense), elements[kind].element, spec->rank, {0}};
     for (size_t i = 0; i < spec->rank; i++) array->shape[i] = (size_t)PyArray_DIM(dense, (int)i);
     return 0;

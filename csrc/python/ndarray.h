@@ -26,6 +26,7 @@ typedef struct {
     const char *letters;        /* what error texts call the axes of any size; one for each axis */
     size_t sides, multiple;     /* unless multiple is 0: axes sides and sides + 1 are multiples of it */
     size_t limit;               /* most numbers in all; 0: any */
+    int in_place;               /* to be written: never a copy */
 } sid_array_spec;
 
 int sid_numpy_import(void);

@@ -17,8 +17,8 @@ static void fill_inversion(sid_schedule *s, sid_schedule_name name, int stride, 
     for (size_t i = 0; i < s->steps; i++) {
         int t = 1 + (int)i * stride, above = i + 1 < s->steps ? t + stride : LAST_LEVEL;
         s->inversion[i] = name == SID_DIFFUSERS
-                              ? (sid_move){clamp(t), alphas[clamp(t - stride)], alphas[clamp(t)], i}
-                              : (sid_move){clamp(t), alphas[clamp(t)], alphas[clamp(above)], i};
+                              ? (sid_move){clamp(t), alphas[clamp(t - stride)], alphas[clamp(t)], clamp(t), i}
+                              : (sid_move){clamp(t), alphas[clamp(t)], alphas[clamp(above)], clamp(above), i};
     }
 }
 
@@ -28,7 +28,7 @@ static void fill_sampling(sid_schedule *s, sid_schedule_name name, int stride, c
     for (size_t i = 0; i < s->sampling_steps; i++) {
         size_t slot = s->sampling_steps - 1 - i;
         int t = 1 + (int)slot * stride;
-        s->sampling[i] = (sid_move){clamp(t), alphas[clamp(t)], alphas[clamp(t - stride)], slot};
+        s->sampling[i] = (sid_move){clamp(t), alphas[clamp(t)], alphas[clamp(t - stride)], clamp(t - stride), slot};
     }
 }
 
@@ -54,6 +54,12 @@ void sid_ddim_move(float *z, const float *prediction, size_t count, sid_predicti
     /* e = a v + b z for a v-prediction; e = the prediction itself otherwise. */
     double a = kind == SID_V_PREDICTION ? sqrt(alpha_t) : 1, b = kind == SID_V_PREDICTION ? sqrt(1 - alpha_t) : 0;
     for (size_t i = 0; i < count; i++) z[i] = (float)(up * z[i] + down * (a * prediction[i] + b * z[i]));
+}
+
+void sid_to_noise(float *prediction, const float *z, size_t count, sid_prediction kind, double alpha_t) {
+    if (kind != SID_V_PREDICTION) return;
+    double a = sqrt(alpha_t), b = sqrt(1 - alpha_t);
+    for (size_t i = 0; i < count; i++) prediction[i] = (float)(a * prediction[i] + b * z[i]);
 }
 
 static void moments(double *mean, double *deviation, const float *plane, size_t pixels) {

@@ -9,6 +9,7 @@ typedef enum { SID_PAPER, SID_DIFFUSERS, SID_CORRECTED } sid_schedule_name;
 typedef struct {
     int timestep;
     double from, to; /* alpha of the latent before and after */
+    int target;      /* the timestep of level `to` */
     size_t slot;     /* features of this timestep: the index of its inversion step */
 } sid_move;
 
@@ -29,6 +30,9 @@ int sid_schedule_open(sid_schedule *schedule, sid_schedule_name name, size_t ste
  * prediction: the model's raw output (count), epsilon or v at alpha_t, the alpha of the evaluated timestep. */
 void sid_ddim_move(float *z, const float *prediction, size_t count, sid_prediction kind, double alpha_t,
                    const sid_move *move);
+
+/* The noise e in place of the model's raw output for z (count); nothing to do for an epsilon. */
+void sid_to_noise(float *prediction, const float *z, size_t count, sid_prediction kind, double alpha_t);
 
 /* dst = std(style) * (content - mean(content)) / (std(content) + epsilon) + mean(style) per channel; (c, pixels) planes.
  * Statistics over each picture's own pixels; std unbiased. */

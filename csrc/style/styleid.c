@@ -38,16 +38,21 @@ static int guide(const state *s, int timestep, const sid_tap *tap) {
     float *negative = s->noise + s->count;
     sid_tap unsaved = tap ? *tap : (sid_tap){0};
     unsaved.saved = NULL;
+    unsaved.logits = NULL;
     SID_TRY(predict(s, negative, s->prompt->negative, s->prompt->negative_tokens, timestep, tap ? &unsaved : NULL));
     for (size_t i = 0; i < s->count; i++) s->noise[i] = negative[i] + s->prompt->guidance * (s->noise[i] - negative[i]);
     return SID_OK;
 }
 
+static int evaluate(const state *s, int timestep, const sid_tap *tap) {
+    SID_TRY(predict(s, s->noise, s->prompt->context, s->prompt->tokens, timestep, tap));
+    return s->prompt->negative ? guide(s, timestep, tap) : SID_OK;
+}
+
 /* One evaluation and its DDIM move. */
 static int move_latents(const state *s, const sid_tap *tap, const sid_move *move) {
     const sid_config *config = sid_model_config(s->model);
-    SID_TRY(predict(s, s->noise, s->prompt->context, s->prompt->tokens, move->timestep, tap));
-    if (s->prompt->negative) SID_TRY(guide(s, move->timestep, tap));
+    SID_TRY(evaluate(s, move->timestep, tap));
     double alpha = config->alphas[move->timestep];
     if (s->predicted) { /* the same move, to where there is no noise */
         sid_move clean = {.from = move->from, .to = 1};
@@ -58,11 +63,27 @@ static int move_latents(const state *s, const sid_tap *tap, const sid_move *move
     return SID_OK;
 }
 
+/* Moves from `start` again, with the noise that the model sees where the last such move ended: one step of the
+ * fixed-point iteration z = move(start, e(z)), whose solution the sampling's move leads back to start. */
+static int move_again(const state *s, const float *start, const sid_tap *tap, const sid_move *move) {
+    const sid_config *config = sid_model_config(s->model);
+    double alpha = config->alphas[move->target];
+    sid_tap unsaved = *tap;
+    if (move->target != move->timestep) unsaved.saved = NULL, unsaved.step++;
+    SID_TRY(evaluate(s, move->target, &unsaved));
+    sid_to_noise(s->noise, s->z, s->count, config->unet.prediction, alpha);
+    memcpy(s->z, start, s->count * sizeof *start);
+    sid_ddim_move(s->z, s->noise, s->count, SID_EPSILON, alpha, move);
+    return SID_OK;
+}
+
 int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
-               const sid_prompt *prompt, sid_bank *const *banks, const sid_trajectory *trajectory,
+               const sid_prompt *prompt, sid_bank *const *banks, const sid_trajectory *trajectory, size_t refine,
                const sid_attention_hook *hook, const sid_progress *progress) {
     state s;
     int status = state_open(&s, model, prompt, z, n, h, w);
+    float *start = refine ? malloc(s.count * sizeof *start) : NULL;
+    if (refine && !start && status == SID_OK) status = sid_fail(SID_EMEMORY, "out of memory");
     for (size_t i = 0; i < schedule->steps && status == SID_OK; i++) {
         const sid_move *move = &schedule->inversion[i];
         sid_tap tap = {.step = move->slot, .hook = hook, .saved = banks};
@@ -70,11 +91,14 @@ int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t 
         if (status != SID_OK) break;
         if (trajectory->latents) memcpy(trajectory->latents + i * s.count, z, s.count * sizeof *z);
         if (trajectory->predicted) s.predicted = trajectory->predicted + i * s.count;
+        if (start) memcpy(start, z, s.count * sizeof *z);
         status = move_latents(&s, &tap, move);
+        for (size_t k = 0; k < refine && status == SID_OK; k++) status = move_again(&s, start, &tap, move);
     }
     if (status == SID_OK) status = report(progress, schedule->steps, schedule->steps, z);
     if (status == SID_OK && trajectory->latents)
         memcpy(trajectory->latents + schedule->steps * s.count, z, s.count * sizeof *z);
+    free(start);
     free(s.noise);
     return status;
 }
@@ -97,13 +121,15 @@ static int replay(sid_model *model, const sid_injection *injection, int timestep
 }
 
 int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w, const sid_prompt *prompt,
-                const sid_injection *injection, const sid_attention_hook *hook, const sid_progress *progress) {
+                size_t skip, const sid_injection *injection, const sid_attention_hook *hook, sid_logits *logits,
+                const sid_progress *progress) {
     size_t layers = sid_layer_count(&sid_model_config(model)->unet);
     state s;
     int status = state_open(&s, model, prompt, z, 1, h, w);
-    for (size_t i = 0; i < schedule->sampling_steps && status == SID_OK; i++) {
-        const sid_move *move = &schedule->sampling[i];
-        sid_tap tap = {.step = move->slot, .hook = hook};
+    const size_t steps = schedule->sampling_steps - skip;
+    for (size_t i = 0; i < steps && status == SID_OK; i++) {
+        const sid_move *move = &schedule->sampling[skip + i];
+        sid_tap tap = {.step = move->slot, .hook = hook, .logits = logits ? logits + move->slot * layers : NULL};
         if (injection) {
             tap.content = injection->content;
             tap.styles = injection->styles;
@@ -112,12 +138,13 @@ int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t
             tap.gamma = injection->gamma + move->slot * layers;
             tap.temperature = injection->temperature + move->slot * layers;
             tap.regions = injection->regions;
+            tap.where = injection->where ? injection->where + move->slot * layers : NULL;
         }
-        status = report(progress, i, schedule->sampling_steps, z);
+        status = report(progress, i, steps, z);
         if (status == SID_OK && injection) status = replay(model, injection, move->timestep, move->slot);
-        if (status == SID_OK) status = move_latents(&s, injection || hook ? &tap : NULL, move);
+        if (status == SID_OK) status = move_latents(&s, injection || hook || logits ? &tap : NULL, move);
     }
-    if (status == SID_OK) status = report(progress, schedule->sampling_steps, schedule->sampling_steps, z);
+    if (status == SID_OK) status = report(progress, steps, steps, z);
     free(s.noise);
     return status;
 }

@@ -29,10 +29,11 @@ typedef struct {
     float *predicted; /* (steps, n, C, h, w): x0 by every evaluation */
 } sid_trajectory;
 
-/* Inverts z (n, C, h, w) in place: z0 -> zT. banks: one per sample. trajectory: what is kept of the way. hook: NULL, or
- * what sees the attention of each sample after its features were kept. */
+/* Inverts z (n, C, h, w) in place: z0 -> zT. banks: one per sample. trajectory: what is kept of the way.
+ * refine: further evaluations a step, each a step of the fixed-point iteration for the latent that the sampling would
+ * move back. hook: NULL, or what sees the attention of each sample after its features were kept. */
 int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
-               const sid_prompt *prompt, sid_bank *const *banks, const sid_trajectory *trajectory,
+               const sid_prompt *prompt, sid_bank *const *banks, const sid_trajectory *trajectory, size_t refine,
                const sid_attention_hook *hook, const sid_progress *progress);
 
 /* The features of one evaluation, of latents (n, C, h, w). banks: one per sample, each of one step. */
@@ -56,13 +57,16 @@ typedef struct {
     const float *weights;          /* [style_count]: each style's share of the attention */
     size_t style_count;
     const float *gamma, *temperature;
+    const uint8_t *where;      /* NULL: at all steps, in all layers that the banks have features of */
     const sid_region *regions; /* NULL, or [layers], the same at all steps */
     const sid_replay *replays; /* of the banks above that hold one step only */
     size_t replay_count;
 } sid_injection;
 
-/* Samples z (1, C, h, w) in place: zT -> z0. injection, hook: may be NULL; the hook sees what was injected. */
+/* Samples z (1, C, h, w) in place: zT -> z0, without the first `skip` evaluations. injection, hook, logits
+ * [steps][layers]: may be NULL; the hook sees what was injected. */
 int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w, const sid_prompt *prompt,
-                const sid_injection *injection, const sid_attention_hook *hook, const sid_progress *progress);
+                size_t skip, const sid_injection *injection, const sid_attention_hook *hook, sid_logits *logits,
+                const sid_progress *progress);
 
 #endif

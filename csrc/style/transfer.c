@@ -104,8 +104,8 @@ int sid_inject_styles(sid_model *model, const sid_schedule *schedule, uint8_t *p
     size_t channels = sid_model_config(model)->unet.in_channels;
     if (adain) SID_TRY(adain_to_all(z, content, styles, injection, channels, schedule->adain_epsilon));
     else memcpy(z, content->z, channels * content->h * content->w * sizeof(float));
-    SID_TRY(sid_denoise(model, schedule, z, content->h, content->w, prompt, injection->content ? injection : NULL, NULL,
-                        progress));
+    SID_TRY(sid_denoise(model, schedule, z, content->h, content->w, prompt, 0, injection->content ? injection : NULL,
+                        NULL, NULL, progress));
     return decode(model, picture, z, content->h, content->w, schedule->truncate);
 }
 
@@ -121,7 +121,7 @@ static int invert(sid_model *model, const sid_schedule *schedule, const subject 
     for (size_t i = 0; i < 2 / n; i++, part->before += schedule->steps) {
         const subject *s = &subjects[i];
         sid_trajectory kept = {trajectory, NULL};
-        SID_TRY(sid_invert(model, schedule, s->z, n, s->h, s->w, prompt, &banks[i], &kept, NULL, &progress));
+        SID_TRY(sid_invert(model, schedule, s->z, n, s->h, s->w, prompt, &banks[i], &kept, 0, NULL, &progress));
         if (!trajectory) continue;
         replays[(*replay_count)++] =
             (sid_replay){trajectory, n, s->h, s->w, prompt->context, prompt->tokens, &banks[i]};

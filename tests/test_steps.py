@@ -1,0 +1,211 @@
+"""Refinement of the inversion, partial inversion, and layers by step, against the equations written out with NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny
+from conftest import picture
+
+import styleid
+from styleid import _core
+
+STEPS = 5
+STRIDE = 1000 // STEPS
+SCHEDULES = ["paper", "diffusers", "corrected"]
+
+
+@pytest.fixture(scope="module")
+def inversions(model):
+    return {
+        schedule: [styleid.invert(picture(seed), model, STEPS, schedule, (6, 7)) for seed in (0, 1)]
+        for schedule in SCHEDULES
+    }
+
+
+def core_model(prediction="epsilon", gain=1.0):
+    config = tiny.config()
+    config["unet"]["prediction"] = prediction
+    weights = tiny.weights(config)
+    weights["unet.conv_out.weight"] = tiny.weight(gain * weights["unet.conv_out.weight"]["data"])
+    return _core.Model(config, weights)
+
+
+def noise_of(model, z, t, prediction="epsilon"):
+    out = model.predict_noise(z.astype(np.float32), t, tiny.CONTEXT).astype(np.float64)
+    alpha = tiny.ALPHAS[t]
+    return out if prediction == "epsilon" else math.sqrt(alpha) * out + math.sqrt(1 - alpha) * z
+
+
+def move(z, e, start, end):
+    """From the level of one timestep to that of another."""
+    a, b = tiny.ALPHAS[start], tiny.ALPHAS[end]
+    return math.sqrt(b) * (z - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - b) * e
+
+
+def moves(schedule, steps=STEPS):
+    """(evaluated timestep, level before, level after) of the inversion."""
+    ts = [1 + i * (1000 // steps) for i in range(steps)]
+    if schedule == "diffusers":
+        return [(t, max(t - 1000 // steps, 0), t) for t in ts]
+    return [(t, t, after) for t, after in zip(ts, [*ts[1:], 999], strict=True)]
+
+
+# ---- refinement ----
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_refinement_by_hand(schedule, prediction):
+    model = core_model(prediction)
+    inverted = tiny.invert(model, steps=STEPS, schedule=schedule, refine=2)[0]["latents"]
+    z = tiny.latents().astype(np.float64)
+    for i, (t, start, end) in enumerate(moves(schedule)):
+        np.testing.assert_allclose(inverted[i : i + 1], z, rtol=1e-3, atol=1e-4)
+        before, z = z, move(z, noise_of(model, z, t, prediction), start, end)
+        for _ in range(2):
+            z = move(before, noise_of(model, z, end, prediction), start, end)
+    np.testing.assert_allclose(inverted[-1:], z, rtol=1e-3, atol=1e-4)
+
+
+def test_no_refinement_is_the_papers(model, inversions):
+    for schedule in SCHEDULES:
+        plain = styleid.invert(picture(0), model, STEPS, schedule, (6, 7), refine=0)
+        np.testing.assert_array_equal(plain.latents, inversions[schedule][0].latents)
+    whole = styleid.transfer(picture(0), picture(1), model, STEPS, refine=1)
+    content, style = (styleid.invert(picture(seed), model, STEPS, refine=1) for seed in (0, 1))
+    assert np.abs(whole.astype(int) - styleid.inject_styles(content, style)).max() <= 1
+    assert np.any(content.latents != inversions["paper"][0].latents)
+
+
+def test_refinement_finds_what_the_sampling_undoes():
+    """With a UNet that does not jump, every iteration is nearer to it; features are those of the last evaluation."""
+    model, errors = core_model(gain=0.02), []
+    ones = np.ones((STEPS, 4), np.float32)
+    for refine in (0, 1, 4):
+        inverted = tiny.invert(model, steps=STEPS, refine=refine)[0]
+        z0 = _core.sample(
+            model, inverted["latents"][-1:], tiny.CONTEXT, STEPS, "diffusers", (), None, [], [], ones, ones
+        )
+        errors.append(np.linalg.norm(z0 - tiny.latents()) / np.linalg.norm(tiny.latents()))
+    assert errors[1] < errors[0] / 2 and errors[2] < errors[1] / 2 and errors[2] < 1e-3
+
+
+@pytest.mark.parametrize("schedule", ["diffusers", "paper"])
+def test_features_of_a_refined_inversion(model, schedule):
+    """Of every timestep, those of its last evaluation; "paper" goes on to the level 999, above all of them."""
+    seen = {}
+
+    def keep(step, layer, query, key, value):
+        seen[step] = key.copy()
+
+    inversion = styleid.invert(picture(0), model, STEPS, schedule, [6], on_attention=keep, refine=2)
+    assert set(seen) == set(range(STEPS + (schedule == "paper")))
+    for step in range(STEPS):
+        np.testing.assert_array_equal(inversion.key(step, 6), seen[step])
+
+
+@pytest.mark.parametrize("refine, error", [(-1, ValueError), (1.5, TypeError), (1001, ValueError)])
+def test_bad_refinements(model, refine, error):
+    with pytest.raises(error, match="refine"):
+        styleid.invert(picture(0), model, STEPS, refine=refine)
+
+
+# ---- strength ----
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("strength, count", [(0.01, 1), (0.4, 2), (0.79, 4)])
+def test_strength_by_hand(model, inversions, schedule, strength, count):
+    content, style = inversions[schedule]
+    seen = []
+    styleid.inject_styles(
+        content, style, inject=False, adain=False, strength=strength, on_step=lambda i, n, z: seen.append(z.copy())
+    )
+    assert len(seen) == count + 1
+    z = content.latents[count if schedule == "diffusers" else count - 1][np.newaxis].astype(np.float64)
+    for i, latent in enumerate(seen):
+        np.testing.assert_allclose(latent, z, rtol=1e-3, atol=1e-4)
+        if i < count:
+            t = 1 + (count - 1 - i) * STRIDE
+            e = model.predict_noise(z.astype(np.float32), t).astype(np.float64)
+            z = move(z, e, t, max(t - STRIDE, 0))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_full_strength_is_the_papers(model, inversions, schedule):
+    pair = inversions[schedule]
+    expected = styleid.inject_styles(*pair)
+    for strength in (1, 1.0, 0.95):  # rounded to all steps
+        np.testing.assert_array_equal(styleid.inject_styles(*pair, strength=strength), expected)
+    weak = styleid.inject_styles(*pair, strength=0.6)
+    whole = styleid.transfer(picture(0), picture(1), model, STEPS, schedule, layers=(6, 7), strength=0.6)
+    assert np.abs(whole.astype(int) - weak).max() <= 1 and np.any(weak != expected)
+
+
+@pytest.mark.parametrize("strength", [0, 1.01, -1, math.nan, "half"])
+def test_bad_strengths(inversions, strength):
+    with pytest.raises(ValueError, match="^strength: expected a number above 0 and at most 1"):
+        styleid.inject_styles(*inversions["paper"], strength=strength)
+
+
+# ---- layers by step ----
+
+
+def test_layers_at_all_steps(model, inversions):
+    pair = inversions["paper"]
+    for layers, same in (
+        (lambda fraction, layer: True, None),
+        (lambda fraction, layer: layer == 7, [7]),
+        (np.arange(8)[np.newaxis] >= 6, [6, 7]),
+        (lambda fraction, layer: False, []),
+    ):
+        expected = styleid.inject_styles(*pair, layers=same)
+        np.testing.assert_array_equal(styleid.inject_styles(*pair, layers=layers), expected)
+        assert (
+            np.abs(styleid.transfer(picture(0), picture(1), model, STEPS, layers=layers).astype(int) - expected).max()
+            <= 1
+        )
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_layers_by_step(inversions, as_array):
+    """Layer 6 is injected in the first half of the sampling, at the larger timesteps, layer 7 in the second."""
+    content, style = inversions["diffusers"]
+
+    def layers(fraction, layer):
+        return (fraction < 0.5) == (layer == 6)
+
+    if as_array:
+        layers = np.zeros((STEPS, 8), bool)
+        layers[3:, 6] = layers[:3, 7] = True
+    injected = set()
+
+    def see(step, layer, query, key, value):
+        if np.array_equal(key, style.key(step, layer)):
+            injected.add((step, layer))
+
+    styleid.inject_styles(content, style, layers=layers, on_attention=see)
+    assert injected == {(4, 6), (3, 6), (2, 7), (1, 7), (0, 7)}
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        (np.ones((1, 8), bool), r"different ones out of \[6, 7\]"),
+        (np.ones((2, 8), bool), "steps x decoder layers"),
+        (np.ones(8, bool), "steps x decoder layers"),
+    ],
+)
+def test_bad_layers_by_step(inversions, layers, message):
+    with pytest.raises(ValueError, match=f"^layers: .*{message}"):
+        styleid.inject_styles(*inversions["paper"], layers=layers)
+
+
+def test_refined_features_recomputed(model):
+    kept = styleid.invert(picture(0), model, STEPS, refine=1)
+    again = styleid.invert(picture(0), model, STEPS, refine=1, features="recompute")
+    for step in range(STEPS):
+        np.testing.assert_array_equal(again.key(step, 6), kept.key(step, 6))
+    with pytest.raises(ValueError, match="^features: .*'diffusers' cannot be recomputed"):
+        styleid.invert(picture(0), model, STEPS, "diffusers", refine=1, features="recompute")
