@@ -8,7 +8,6 @@ what one is inverting, the others wait for.
 import hashlib
 import json
 import os
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from styleid._core import __version__
-from styleid.files import locked, write_whole
+from styleid.files import locked, remove_abandoned, write_whole
 from styleid.images import Pixels
 from styleid.inversion import Inversion
 from styleid.model import Model
 
 LIMIT = 20 << 30  # bytes
-ABANDONED = 24 * 3600  # seconds, after which a half-written file is one that its process left behind
 
 
 class Cache:
@@ -86,14 +84,11 @@ class Cache:
 
     def _remove_least_recent(self, newest: Path) -> None:
         """Keeps to the limit, but for the newest entry, which may be larger alone."""
-        known = []
-        for entry in os.scandir(self.folder):
-            with suppress(FileNotFoundError):  # another process removes files as well
-                known.append((entry.stat(), Path(entry)))
-        for status, path in known:
-            if path.suffix in (".tmp", ".lock") and time.time() - status.st_mtime > ABANDONED:
-                path.unlink(missing_ok=True)
-        entries = [(status, path) for status, path in known if path.suffix == ".safetensors"]
+        remove_abandoned(self.folder)
+        entries = []
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another process removes some as well
+                entries.append((path.stat(), path))
         total = sum(status.st_size for status, _ in entries)
         for status, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns):
             if total > self.limit and path != newest:

@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -182,10 +183,14 @@ def run_sweep(options: argparse.Namespace) -> None:
         layers=options.layers,
         size=options.size,
         resize=options.resize,
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
+        guidance=options.guidance,
         features=options.features,
         progress=_show_progress(options),
     )
-    print(f"{len(rows)} pictures in {options.output}, listed in table.csv")
+    parquet = "and table.parquet" if find_spec("pyarrow") else "(and, where PyArrow is installed, table.parquet)"
+    print(f"{len(rows)} pictures in {options.output}, listed in table.csv {parquet}")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -322,6 +327,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("contents", metavar="CONTENTS", help="a folder of pictures, or one picture")
     command.add_argument("styles", metavar="STYLES", help="a folder of pictures, or one picture")
     command.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
+    command.add_argument("--prompt", default="", help="text to invert and sample under (empty, as in the paper)")
+    _add_guidance(command)
     _add_inversion(command, refine=False)
     _add_layers(command)
     command.add_argument("--gamma", type=_list, default=["0.75"], help="as for transfer, several with commas (0.75)")

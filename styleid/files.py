@@ -4,11 +4,13 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+ABANDONED = 24 * 3600  # seconds, after which no process still works on a file
 JSON_LIMIT = 16 << 20  # bytes; the largest honest file, a CLIP tokenizer.json, has 4 MB
 
 
@@ -78,6 +80,14 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)  # the system gives it back when a process dies
             stack.callback(path.unlink, missing_ok=True)
         yield
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what `write_whole` and `locked` of processes that were killed left behind."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.lock")]:
+        with suppress(FileNotFoundError):  # another process removes some as well
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -1,8 +1,9 @@
 """Many transfers: all contents with all styles and all settings, to be stopped and continued at any time.
 
 A folder of results holds one PNG for each, named by its settings and a hash of all it depends on; manifest.jsonl, one
-line for each that is finished; inversions/, where every picture is inverted once; and at the end table.csv and contact
-sheets. What the manifest lists and is there unchanged is not made again.
+line for each that is finished; inversions/, where every picture is inverted once; and at the end table.csv, with PyArrow
+table.parquet, and contact sheets. What the manifest lists and is there unchanged is not made again. Several processes may
+work in one folder: what one is making, the others wait for.
 """
 
 import csv
@@ -24,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from styleid._core import __version__
 from styleid.cache import Cache, key_of
-from styleid.files import write_whole
+from styleid.files import locked, remove_abandoned, write_whole
 from styleid.images import Size, load_image
 from styleid.initial import NAMES
 from styleid.inversion import Inversion
@@ -56,6 +57,10 @@ def sweep(
     layers: Iterable[int] | None = None,
     size: Size | None = None,
     resize: str = "crop",
+    prompt: str = "",
+    negative_prompt: str = "",
+    guidance: float = 1.0,
+    inject: bool | str = True,
     features: str = "memory",
     progress: Progress = False,
 ) -> list[Row]:
@@ -68,6 +73,8 @@ def sweep(
         initial: names as for `inject_styles`
         steps, schedule, layers: as for `invert`
         size, resize: of all pictures, as for `load_image`; None: the model's
+        prompt: of the inversions and the sampling
+        negative_prompt, guidance, inject: as for `inject_styles`
         features: where they are kept, as for `invert`; the results are the same
         progress: over all results; True for a bar, or a function that is called with (results, total)
 
@@ -84,39 +91,46 @@ def sweep(
     if unknown := set(initial) - set(NAMES):
         raise ValueError(f"initial: expected some of {list(NAMES)}, got {min(unknown)!r}")
     chosen = None if layers is None else tuple(layers)
-    jobs = list(
-        product(list_pictures(contents, "contents"), list_pictures(styles, "styles"), gammas, temperatures, initial)
-    )
+    from_contents, from_styles = list_pictures(contents, "contents"), list_pictures(styles, "styles")
+    keep = dict.fromkeys(from_contents, "query") | dict.fromkeys(from_styles, "keys")
+    keep |= dict.fromkeys(set(from_contents) & set(from_styles), "both")
+    jobs = list(product(from_contents, from_styles, gammas, temperatures, initial))
     pictures = {
         path: load_image(path, model.image_size if size is None else size, resize) for job in jobs for path in job[:2]
     }
     root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(root)
     store = Cache(root / "inversions", limit=sys.maxsize)  # dropping one would mean to invert that picture twice
     manifest = Manifest(root)
 
     @lru_cache(maxsize=2)  # the content and the style of the last result
-    def inverted(path: Path, keep: str) -> Inversion:
-        return invert(pictures[path], model, steps, schedule, chosen, keep, cache=store, features=features)
+    def inverted(path: Path) -> Inversion:
+        return invert(
+            pictures[path], model, steps, schedule, chosen, keep[path], prompt, cache=store, features=features
+        )
+
+    sampled: Row = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance": guidance, "inject": inject}
+
+    def make(content: Path, style: Path, settings: Row) -> tuple[Row, NDArray[np.uint8]]:
+        sources = inverted(content), inverted(style)
+        rates = parse_rate(settings["gamma"]), parse_rate(settings["temperature"])
+        picture = inject_styles(*sources, model, *rates, initial=settings["initial"], **sampled)
+        made_by = {"layers": ",".join(map(str, sources[0].layers)), "model": model.fingerprint, "version": __version__}
+        return made_by | evaluate(picture, pictures[content], pictures[style]), picture
 
     def result(content: Path, style: Path, gamma: str, temperature: str, initial: str) -> Row:
-        settings = {
-            "gamma": gamma,
-            "temperature": temperature,
-            "initial": initial,
-            "steps": steps,
-            "schedule": schedule,
-        }
+        settings: Row = {"gamma": gamma, "temperature": temperature, "initial": initial}
+        settings |= {"steps": steps, "schedule": schedule, **sampled}
         depends_on = settings | {"layers": chosen, "style": key_of(pictures[style], model, {})}
         key = key_of(pictures[content], model, depends_on)
         names = {"content": str(content), "style": str(style)}
-        if row := manifest.finished(key):
-            return row | names  # the same pictures may have had other names
-        sources = inverted(content, "query"), inverted(style, "keys")
-        rates = parse_rate(gamma), parse_rate(temperature)
-        picture = inject_styles(*sources, model, *rates, initial=initial)
-        made_by = {"layers": ",".join(map(str, sources[0].layers)), "model": model.fingerprint, "version": __version__}
-        measures = evaluate(picture, pictures[content], pictures[style])
-        return manifest.add({"key": key, **names, **settings, **made_by, **measures}, picture)
+        with locked(root / f".{key}.lock"):
+            row = manifest.finished(key)
+            if row is None:
+                made, picture = make(content, style, settings)
+                row = manifest.add({"key": key, **names, **settings, **made}, picture)
+        return row | names  # the same pictures may have had other names
 
     rows = []
     with reporter(progress, "sweep") as report:
@@ -125,6 +139,7 @@ def sweep(
             if report:
                 report(number, len(jobs))
     write_table(root / "table.csv", rows)
+    _write_parquet(root / "table.parquet", rows)
     _write_sheets(root, rows, pictures)
     return rows
 
@@ -155,7 +170,18 @@ class Manifest:
         self.folder = folder
         self.path = folder / "manifest.jsonl"
         self._rows: dict[str, Row] = {}
-        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else ():
+        self._read = 0  # bytes of the file
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Takes in what has been added, by whatever process."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._read)
+            text, _, _ = file.read().rpartition(b"\n")  # after it: what is being written
+        self._read += len(text)
+        for line in text.splitlines():
             try:
                 row = json.loads(line)
                 self._rows[row["key"]] = row
@@ -164,6 +190,8 @@ class Manifest:
 
     def finished(self, key: str) -> Row | None:
         """The row of a result that is there, with the very file that was written."""
+        if key not in self._rows:
+            self._read_on()
         row = self._rows.get(key)
         if row is None:
             return None
@@ -186,10 +214,12 @@ class Manifest:
         with write_whole(self.folder / row["output"]) as file:
             file.write(data.getvalue())
         row["sha256"] = _sha256(data.getvalue())
-        with open(self.path, "a", encoding="utf-8") as manifest:
-            if manifest.tell() and not self.path.read_bytes().endswith(b"\n"):
-                manifest.write("\n")  # after half a line
-            manifest.write(json.dumps(row) + "\n")
+        line = json.dumps(row).encode() + b"\n"
+        with open(self.path, "a+b", buffering=0) as manifest:
+            manifest.seek(max(0, manifest.seek(0, os.SEEK_END) - 1))
+            if manifest.read(1) not in (b"", b"\n"):
+                line = b"\n" + line  # after half a line
+            manifest.write(line)  # in one piece, so that lines of several processes do not mix
         self._rows[row["key"]] = row
         return row
 
@@ -207,6 +237,16 @@ def write_table(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
         table.writerows(rows)
         text.flush()
         text.detach()  # or else it would close the file
+
+
+def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    """The same as Parquet, where PyArrow is installed."""
+    try:
+        from pyarrow import Table, parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        return
+    with write_whole(path) as file:
+        parquet.write_table(Table.from_pylist(list(rows)), file)
 
 
 def _write_sheets(folder: Path, rows: Sequence[Row], pictures: Mapping[Path, NDArray[np.uint8]]) -> None:

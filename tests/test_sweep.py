@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,3 +159,119 @@ def test_errors_come_before_the_work(place, model, work):
     with pytest.raises(ValueError, match="^styles: expected at least one picture"):
         sweep([place / "contents"], [place / "empty"], place / "out", model, **OPTIONS)
     assert not work
+
+
+def test_a_picture_of_both_folders_is_inverted_once(place, model, monkeypatch):
+    count = []
+    real = styleid.Inversion.save
+    monkeypatch.setattr(styleid.Inversion, "save", lambda *arguments: (count.append(1), real(*arguments)))
+    paths = [place / "contents/a.png", place / "styles/b.png"]
+    rows = sweep(paths, paths, place / "out", model, **OPTIONS)
+    assert len(rows) == 4 and len(count) == 2
+
+
+@pytest.mark.parametrize("features", ["disk", "recompute"])
+def test_features_elsewhere_give_the_same_results(place, model, features, work):
+    rows = run(place, model)
+    again = sweep([place / "contents"], [place / "styles"], place / "other", model, features=features, **OPTIONS)
+    assert again == rows
+    work.clear()
+    assert run(place, model, features=features) == rows and not work
+
+
+def test_prompts_are_settings(place, shared_folder):
+    model = styleid.load_model(shared_folder, dtype="float32", threads=1)
+    empty = model.empty_context
+    model.encode_prompt = lambda text: empty + np.float32(0.1 * len(text))
+    plain, other = run(place, model), run(place, model, prompt="ab", negative_prompt="c", guidance=2.0, inject="kv")
+    assert len({row["output"] for row in plain + other}) == 8
+    assert all((row["prompt"], row["guidance"], row["inject"]) == ("ab", 2.0, "kv") for row in other)
+    inversions = [styleid.invert(other[0][which], model, 3, prompt="ab") for which in ("content", "style")]
+    expected = styleid.inject_styles(*inversions, inject="kv", negative_prompt="c", guidance=2.0)
+    np.testing.assert_array_equal(np.asarray(Image.open(place / "out" / other[0]["output"])), expected)
+
+
+def test_parquet(place, model):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = run(place, model, gamma=[0.3, 0.75])
+    assert parquet.read_table(place / "out/table.parquet").to_pylist() == rows
+
+
+def test_without_pyarrow(place, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    run(place, model)
+    assert (place / "out/table.csv").exists() and not (place / "out/table.parquet").exists()
+
+
+# ---- processes ----
+
+PROCESS = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import styleid
+from styleid import sweep as sweeping
+
+real = sweeping.inject_styles
+
+def slow(*arguments, **options):
+    time.sleep(0.1)  # so that a kill finds it at work
+    print("inject", flush=True)
+    return real(*arguments, **options)
+
+sweeping.inject_styles = slow
+model = styleid.load_model({folder!r}, dtype="float32", threads=1)
+sweeping.sweep([{place!r} + "/contents"], [{place!r} + "/styles"], {place!r} + "/out", model, steps=3, size=16,
+               gamma=[0.1, 0.5, 0.9])
+"""
+
+
+@pytest.fixture
+def start(place, shared_folder):
+    program = PROCESS.format(tests=str(Path(__file__).parent), folder=str(shared_folder), place=str(place))
+    root = Path(styleid.__file__).parents[1]
+    started = []
+
+    def begin():
+        process = subprocess.Popen([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def lines(place):
+    path = place / "out/manifest.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_killed_at_any_moment(place, model, start, work):
+    """SIGKILL: each time, what the manifest lists is there and whole, and no result is ever made again."""
+    made = 0
+    for delay in (0.0, 0.05, 0.15):
+        process, before = start(), len(lines(place))
+        while len(lines(place)) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        made += process.communicate(timeout=60)[0].count("inject")
+        listed = [json.loads(line) for line in lines(place)]
+        assert len(listed) > before and all((place / "out" / row["output"]).exists() for row in listed)
+        assert made - len(listed) <= 3  # one for each kill
+    rows = run(place, model, gamma=[0.1, 0.5, 0.9])
+    assert len(rows) == 12 and work.count("inject_styles") == 12 - len(listed)
+    assert not list((place / "out").glob(".*.lock"))  # the next one who makes a result removes its lock
+    for row in rows:
+        assert Image.open(place / "out" / row["output"]).size == (16, 16)
+
+
+def test_two_at_once_share_the_work(place, model, start, work):
+    outputs = [process.communicate(timeout=120)[0] for process in (start(), start())]
+    assert sum(output.count("inject") for output in outputs) == 12
+    listed = [json.loads(line) for line in lines(place)]
+    assert len({row["key"] for row in listed}) == len(listed) == 12
+    rows = run(place, model, gamma=[0.1, 0.5, 0.9])
+    assert not work and len(rows) == 12
+    assert not list((place / "out").glob(".*")) and not list((place / "out/inversions").glob(".*"))
