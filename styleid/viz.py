@@ -121,19 +121,15 @@ def plot_queries(
 ) -> Figure:
     """Queries over layers (rows) and steps (columns), as in the paper's figure 2: principal components as colours, or,
     for a point, the similarity of its query with all others, marked by a cross."""
-    figure, axes = _grid(len(layers), len(steps))
-    for row, layer in enumerate(layers):
-        for column, step in enumerate(steps):
-            panel = axes[row, column]
+    names = [f"layer {layer}" for layer in layers], [f"t = {inversion.timesteps[step]}" for step in steps]
+    figure, axes = _named_grid(*names)
+    for panels, layer in zip(axes, layers, strict=True):
+        for panel, step in zip(panels, steps, strict=True):
             if point is None:
                 panel.imshow(query_components(inversion, step, layer))
             else:
                 panel.imshow(similarity(inversion, step, layer, point), vmin=-1, vmax=1, cmap="coolwarm")
                 _mark(panel, point, map_size(inversion, layer))
-            if row == 0:
-                panel.set_title(f"t = {inversion.timesteps[step]}", fontsize=9)
-            if column == 0:
-                panel.set_ylabel(f"layer {layer}", fontsize=9)
     return figure
 
 
@@ -219,15 +215,11 @@ def plot_grid(
     model: Model | None = None,
 ) -> Figure:
     """Results by gamma (rows) and temperature (columns)."""
-    figure, axes = _grid(len(gammas), len(temperatures))
-    for row, gamma in enumerate(gammas):
-        for column, temperature in enumerate(temperatures):
-            panel = axes[row, column]
+    names = [f"gamma = {gamma:g}" for gamma in gammas], [f"T = {temperature:g}" for temperature in temperatures]
+    figure, axes = _named_grid(*names)
+    for panels, gamma in zip(axes, gammas, strict=True):
+        for panel, temperature in zip(panels, temperatures, strict=True):
             panel.imshow(inject_styles(content, style, model, gamma, temperature))
-            if row == 0:
-                panel.set_title(f"T = {temperature:g}", fontsize=9)
-            if column == 0:
-                panel.set_ylabel(f"gamma = {gamma:g}", fontsize=9)
     return figure
 
 
@@ -277,6 +269,15 @@ def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:
     for panel in axes.flat:
         panel.set_xticks([])
         panel.set_yticks([])
+    return figure, axes
+
+
+def _named_grid(rows: Sequence[str], columns: Sequence[str]) -> tuple[Figure, NDArray[np.object_]]:
+    figure, axes = _grid(len(rows), len(columns))
+    for panel, name in zip(axes[:, 0], rows, strict=True):
+        panel.set_ylabel(name, fontsize=9)
+    for panel, name in zip(axes[0], columns, strict=True):
+        panel.set_title(name, fontsize=9)
     return figure, axes
 
 
