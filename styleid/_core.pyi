@@ -135,6 +135,8 @@ class Model:
         """The raw UNet output. latents (N, C, h, w), context (1 or N, tokens, context_size)."""
     def encode(self, images: NDArray[np.uint8] | Float32) -> Float32:
         """(N, H, W, 3) uint8 or float32 in [0, 1] -> (N, C, h, w): the posterior's mean * scaling_factor."""
+    def log_variance(self, images: NDArray[np.uint8] | Float32) -> Float32:
+        """As encode -> (N, C, h, w): the logarithm of the posterior's variance. ValueError where there is no posterior."""
     def decode(self, latents: Float32, truncate: bool = False) -> NDArray[np.uint8]:
         """(N, C, h, w) -> (N, H, W, 3)."""
     def decode_float(self, latents: Float32) -> Float32:

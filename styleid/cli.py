@@ -91,6 +91,7 @@ def run_transfer(options: argparse.Namespace) -> None:
         features=options.features,
         strength=options.strength,
         refine=options.refine,
+        seed=options.seed,
     )
     save_image(options.output, picture)
 
@@ -135,6 +136,7 @@ def run_invert(options: argparse.Namespace) -> None:
         guidance=options.guidance,
         features=options.features,
         refine=options.refine,
+        seed=options.seed,
     ).save(options.output)
 
 
@@ -222,7 +224,9 @@ def run_info(options: argparse.Namespace) -> None:
     unet = model.config["unet"]
     print(f"model: {model.source}")
     print(f"  computed in {model.dtype} by {model.threads} threads; weights take {model.memory / 1e6:.0f} MB")
-    print(f"  pictures: {model.image_size}x{model.image_size}; others are padded to multiples of {model.image_multiple}")
+    print(
+        f"  pictures: {model.image_size}x{model.image_size}; others are padded to multiples of {model.image_multiple}"
+    )
     print(
         f"  widths {list(unet['channels'])}; predicts {unet['prediction']}; context of {unet['context_size']} numbers"
     )
@@ -349,11 +353,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("style", metavar="STYLE", help="its style; or the folder of styles")
     command.add_argument(
-        "--networks", action="store_true", help="also LPIPS and CFSD and, of folders, FID and ArtFID: PyTorch and weights"
+        "--networks",
+        action="store_true",
+        help="also LPIPS and CFSD and, of folders, FID and ArtFID: PyTorch and weights",
     )
     command.add_argument("--weights", metavar="DIR", help="the folder of these weights (found or downloaded otherwise)")
     command.add_argument(
-        "--fid", choices=("art", "inception"), default="art", help="the network: ArtFID's, as in the paper (art), or FID's"
+        "--fid",
+        choices=("art", "inception"),
+        default="art",
+        help="the network: ArtFID's, as in the paper (art), or FID's",
     )
     _add_resize(command)
     command.add_argument("-o", "--output", metavar="CSV", help="of folders: the table to write")
@@ -382,6 +391,7 @@ def _add_inversion(command: argparse.ArgumentParser, refine: bool = True) -> Non
     command.add_argument("--schedule", choices=SCHEDULES, default="paper", help="which timesteps (paper)")
     if refine:
         command.add_argument("--refine", type=int, default=0, metavar="K", help="K more evaluations a step (0)")
+        command.add_argument("--seed", type=int, help="of a sample of the VAE's posterior (its mean)")
     command.add_argument("--size", type=_size, help="N, or HEIGHTxWIDTH (the model's native size)")
     _add_resize(command)
 
@@ -410,7 +420,9 @@ def _add_injection(command: argparse.ArgumentParser) -> None:
     start = command.add_mutually_exclusive_group()
     start.add_argument("--no-adain", dest="adain", action="store_false", help="keep the content's initial latent")
     start.add_argument("--initial", choices=NAMES, help="what the initial latent is made by (adain)")
-    command.add_argument("--strength", type=float, default=1.0, help="above 0: the part of the steps that is sampled (1)")
+    command.add_argument(
+        "--strength", type=float, default=1.0, help="above 0: the part of the steps that is sampled (1)"
+    )
     parts = command.add_mutually_exclusive_group()
     parts.add_argument(
         "--no-injection", dest="injection", action="store_false", default=True, help="touch no attention layer"

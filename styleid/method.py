@@ -61,6 +61,7 @@ def invert(
     resize: str = "crop",
     features: str = "memory",
     refine: int = 0,
+    seed: int | None = None,
 ) -> Inversion:
     """DDIM inversion of a picture, keeping attention features on the way (steps 1 and 2 of the method).
 
@@ -99,6 +100,7 @@ def invert(
         refine: k: after every move from z to z' = M(z, e), k times z' = M(z, e(z', t')), with t' the timestep of the level
             that it leads to: the fixed point is what the sampling's move leads back to z. k more evaluations a step. Where
             a schedule samples at t' in this step, as "diffusers" does, features are kept of the last one
+        seed: of a sample of the VAE's posterior in place of its mean, see `Model.encode`
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
@@ -129,7 +131,7 @@ def invert(
         check_memory(need, model, "this inversion")
         with reporter(progress, "inversion") as report:
             files = [] if file is None else [file]
-            return run_inversions([draft], [pixels], files, negative, report, on_step, on_attention, refine)[0]
+            return run_inversions([draft], [pixels], files, negative, report, on_step, on_attention, refine, seed)[0]
 
     if cache is None and features == "disk":
         with TemporaryFile(prefix="styleid-") as file:
@@ -142,7 +144,7 @@ def invert(
     settings = {
         "steps": operator.index(steps), "schedule": schedule, "layers": list(chosen), "keep": keep, "prompt": prompt,
         "feature_dtype": dtype, "negative_prompt": negative_prompt, "guidance": float(guidance),
-        "recompute": features == "recompute", "refine": operator.index(refine),
+        "recompute": features == "recompute", "refine": operator.index(refine), "seed": seed,
     }  # fmt: skip
     store = cache if isinstance(cache, Cache) else Cache(cache)
     return store.get(key_of(pixels, model, settings), model, run, features == "disk")
@@ -306,6 +308,7 @@ def transfer(
     features: str = "memory",
     strength: float = 1.0,
     refine: int = 0,
+    seed: int | None = None,
 ) -> NDArray[np.uint8]:
     """Gives the content picture the style of the other, or of several: the whole method.
 
@@ -339,7 +342,7 @@ def transfer(
     check_memory(need, model, "this transfer")
     with reporter(progress, "transfer") as report:
         plain = initial is None and parts in ("", "qkv") and masks is None and style_masks is None
-        plain = plain and where is None and strength == 1 and not refine
+        plain = plain and where is None and strength == 1 and not refine and seed is None
         plain = plain and len(styles) == 1 and cache is None and prompts == [prompt, prompt] and not guided
         if plain and features != "disk":
             picture = _core.transfer(
@@ -385,6 +388,7 @@ def transfer(
                     cache=cache,
                     features=features,
                     refine=refine,
+                    seed=seed,
                 )
                 for i, (pixels, keep, text) in enumerate(pictures)
             ]

@@ -148,17 +148,19 @@ class Model:
         known = self.empty_context if context is None else float32_array("context", context, 3)
         return self._engine.predict_noise(float32_array("latents", latents, 4), timestep, known)
 
-    def encode(self, image: Picture) -> Float32:
-        """The picture's latent z0: the mean of the VAE's posterior times the scaling factor.
+    def encode(self, image: Picture, seed: int | None = None) -> Float32:
+        """The picture's latent z0: of the VAE's posterior the mean, or a sample, times the scaling factor.
 
         Args:
             image: as `styleid.to_array` takes it; height and width multiples of `vae_factor`
+            seed: None: the mean. A number: mean + exp(l / 2) * noise, with l the logarithm of the variance clipped to
+                -30 .. 20, and standard normal noise of `numpy.random.default_rng(seed)`
 
         Returns:
             (1, C, h, w) float32
 
         Raises:
-            TypeError, ValueError: as `styleid.to_array`; a size that does not fit
+            TypeError, ValueError: as `styleid.to_array`; a size that does not fit; a seed for a VAE without posterior
         """
         array = to_array(image, "image")
         height, width = array.shape[:2]
@@ -167,7 +169,12 @@ class Model:
                 f"image: the picture is {height}x{width} (height x width), but latents are of multiples of "
                 f"{self.vae_factor}; resize it, such as with styleid.load_image(path, size={self.image_size})"
             )
-        return self._engine.encode(array[np.newaxis])
+        mean = self._engine.encode(array[np.newaxis])
+        if seed is None:
+            return mean
+        deviation = np.exp(np.clip(self._engine.log_variance(array[np.newaxis]), -30, 20) / 2)
+        noise = _generator(seed).standard_normal(mean.shape, np.float32)
+        return mean + np.float32(self.config["vae"]["scaling_factor"]) * deviation * noise
 
     def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
         """The picture of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. TypeError, ValueError for others."""
@@ -190,6 +197,12 @@ class Model:
     def empty_context(self) -> Float32:
         """The (1, tokens, channels) float32 context of the empty prompt, which the method uses unless told otherwise."""
         return self.encode_prompt("")
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: expected None or a whole number from 0 on, got {seed!r}")
+    return np.random.default_rng(seed)
 
 
 def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:

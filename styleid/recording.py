@@ -67,6 +67,7 @@ def run_inversions(
     on_step: Hook | None = None,
     on_attention: OnAttention | None = None,
     refine: int = 0,
+    seed: int | None = None,
 ) -> list[Inversion]:
     """Inverts pictures of one size as one batch.
 
@@ -75,7 +76,7 @@ def run_inversions(
     """
     one = drafts[0]
     model = cast(Model, one.model)
-    latents = [model.engine.encode(pad(picture, model.image_multiple)[np.newaxis]) for picture in pictures]
+    latents = [model.encode(pad(picture, model.image_multiple), seed) for picture in pictures]
     recordings = [Recording(file, draft) for file, draft in zip(files, drafts, strict=bool(files))]
 
     def sink(step: int, features: list[Features]) -> None:

@@ -90,6 +90,7 @@ def test_what_the_model_recommends(place, shared_folder, capsys):
         (["--inject", "v"], {"inject": "v"}),
         (["--strength", "0.6"], {"strength": 0.6}),
         (["--refine", "1"], {"refine": 1}),
+        (["--seed", "3"], {"seed": 3}),
         (["--schedule", "diffusers"], {"schedule": "diffusers"}),
         (["--steps", "5", "--quiet"], {"steps": 5}),
     ],

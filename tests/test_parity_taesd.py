@@ -73,3 +73,8 @@ def test_same_bytes_on_any_number_of_threads():
     one, two = engine("taesd"), engine("taesd", threads=2)
     assert one.encode(images).tobytes() == two.encode(images).tobytes()
     assert one.decode_float(z).tobytes() == two.decode_float(z).tobytes()
+
+
+def test_there_is_no_posterior():
+    with pytest.raises(ValueError, match="no posterior to sample from"):
+        engine("taesd").log_variance(picture(64, 48, seed=1)[None])

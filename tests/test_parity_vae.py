@@ -50,6 +50,15 @@ def latents(name, n=1, height=5, width=9):
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_log_variance(name):
+    images = picture(40, 72, seed=1)[None]
+    vae = networks(name).vae
+    moments = vae._encode(planes(images))
+    actual = engine(name).log_variance(images)
+    assert relative_error(actual, moments[:, moments.shape[1] // 2 :]) <= EVALUATION_TOLERANCE
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("height, width", [(40, 72), (64, 64)])
 def test_encode(name, height, width):
     images = picture(height, width, seed=1)[None]

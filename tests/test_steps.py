@@ -209,3 +209,23 @@ def test_refined_features_recomputed(model):
         np.testing.assert_array_equal(again.key(step, 6), kept.key(step, 6))
     with pytest.raises(ValueError, match="^features: .*'diffusers' cannot be recomputed"):
         styleid.invert(picture(0), model, STEPS, "diffusers", refine=1, features="recompute")
+
+
+# ---- a sample of the posterior ----
+
+
+def test_samples_of_the_posterior(model):
+    image = picture(0)
+    mean, log_variance = model.encode(image), model.engine.log_variance(image[np.newaxis])
+    noise = np.random.default_rng(5).standard_normal(mean.shape, np.float32)
+    expected = mean + 0.5 * np.exp(log_variance / 2) * noise  # 0.5: the tiny model's scaling
+    np.testing.assert_allclose(model.encode(image, 5), expected, rtol=1e-5, atol=1e-6)
+    inversion = styleid.invert(image, model, STEPS, seed=5)
+    np.testing.assert_array_equal(inversion.latents[:1], model.encode(image, 5))
+    np.testing.assert_array_equal(styleid.invert(image, model, STEPS, seed=None).latents[:1], mean)
+    whole = styleid.transfer(image, picture(1), model, STEPS, seed=5)
+    parts = styleid.inject_styles(inversion, styleid.invert(picture(1), model, STEPS, seed=5))
+    np.testing.assert_array_equal(whole, parts)
+    for seed in (-1, 0.5, "a"):
+        with pytest.raises(ValueError, match="^seed: expected"):
+            model.encode(image, seed)

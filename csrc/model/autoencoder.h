@@ -13,6 +13,9 @@ typedef struct {
                   size_t width);
     int (*decode)(sid_exec *exec, const void *network, float *images, const float *latents, size_t n, size_t h,
                   size_t w);
+    /* planes (n, C, h, w): the logarithm of the posterior's variance, unscaled. NULL: there is no posterior. */
+    int (*log_variance)(sid_exec *exec, const void *network, float *planes, const float *images, size_t n,
+                        size_t height, size_t width);
 } sid_autoencoder;
 
 extern const sid_autoencoder sid_kl;    /* diffusers' AutoencoderKL, the VAE of Stable Diffusion */

@@ -27,7 +27,8 @@ typedef struct {
 typedef struct {
     sid_vae_config config;
     half encoder, decoder;
-    sid_linear *quant, *post_quant; /* NULL: none; quant yields the mean alone */
+    sid_linear *quant, *quant_variance,
+        *post_quant; /* NULL: none; quant yields the mean, quant_variance its own half */
 } kl;
 
 static int add_resnet(sid_builder *builder, half *part, const char *prefix, size_t in, size_t out, size_t groups) {
@@ -89,8 +90,10 @@ static int open_encoder(sid_builder *builder, kl *vae) {
     SID_TRY(open_ends(builder, &vae->encoder, "vae.encoder", c->image_channels, c->channels[0],
                       c->channels[c->levels - 1], 2 * c->latent_channels));
     if (!c->quant_conv) return SID_OK;
-    return sid_linear_open_part(builder, &vae->quant, "vae.quant_conv", 2 * c->latent_channels, 2 * c->latent_channels,
-                                0, c->latent_channels, 0, 2 * c->latent_channels, SID_CONV1X1);
+    size_t half = c->latent_channels, both = 2 * half;
+    SID_TRY(sid_linear_open_part(builder, &vae->quant, "vae.quant_conv", both, both, 0, half, 0, both, SID_CONV1X1));
+    return sid_linear_open_part(builder, &vae->quant_variance, "vae.quant_conv", both, both, half, half, 0, both,
+                                SID_CONV1X1);
 }
 
 static int open_decoder(sid_builder *builder, kl *vae) {
@@ -141,6 +144,7 @@ static void kl_close(sid_backend *backend, void *network) {
     close_half(backend, &vae->encoder);
     close_half(backend, &vae->decoder);
     sid_linear_close(backend, &vae->quant);
+    sid_linear_close(backend, &vae->quant_variance);
     sid_linear_close(backend, &vae->post_quant);
     free(vae);
 }
@@ -207,16 +211,16 @@ static int end(sid_exec *exec, walk *w, sid_tensor *dst) {
     return sid_conv2d(exec, dst, &w->x, w->part->conv_out, NULL);
 }
 
-static int kl_encode(sid_exec *exec, const void *network, float *latents, const float *images, size_t n, size_t height,
-                     size_t width) {
-    const kl *vae = network;
+/* planes = scale times one half of the posterior's moments: channels first .. first + C - 1, which quant maps to. */
+static int encode_half(sid_exec *exec, const kl *vae, float *planes, const float *images, size_t n, size_t height,
+                       size_t width, sid_linear *quant, size_t first, float scale) {
     const sid_vae_config *c = &vae->config;
     size_t mark = sid_arena_mark(&exec->arena), factor = sid_vae_factor(c);
     size_t h = height / factor, wide = width / factor;
     walk w = {.part = &vae->encoder, .groups = c->groups};
-    sid_tensor image, moments, mean;
+    sid_tensor image, moments, half;
     SID_TRY(sid_new(exec, &moments, n, h, wide, 2 * c->latent_channels));
-    SID_TRY(sid_arena_tensor(&exec->arena, &mean, SID_F32, n, h, wide, c->latent_channels));
+    SID_TRY(sid_arena_tensor(&exec->arena, &half, SID_F32, n, h, wide, c->latent_channels));
     SID_TRY(sid_new(exec, &image, n, height, width, c->image_channels));
     SID_TRY(sid_from_planes(exec, &image, images, 1));
     SID_TRY(begin(exec, &w, &image));
@@ -226,11 +230,24 @@ static int kl_encode(sid_exec *exec, const void *network, float *latents, const 
     }
     SID_TRY(middle(exec, &w));
     SID_TRY(end(exec, &w, &moments));
-    if (vae->quant) SID_TRY(sid_linear_map(exec, &mean, &moments, vae->quant, NULL));
-    else mean = sid_channels(&moments, 0, c->latent_channels);
-    SID_TRY(sid_to_planes(exec, latents, &mean, c->scaling_factor));
+    if (quant) SID_TRY(sid_linear_map(exec, &half, &moments, quant, NULL));
+    else half = sid_channels(&moments, first, c->latent_channels);
+    SID_TRY(sid_to_planes(exec, planes, &half, scale));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
+}
+
+static int kl_encode(sid_exec *exec, const void *network, float *latents, const float *images, size_t n, size_t height,
+                     size_t width) {
+    const kl *vae = network;
+    return encode_half(exec, vae, latents, images, n, height, width, vae->quant, 0, vae->config.scaling_factor);
+}
+
+static int kl_log_variance(sid_exec *exec, const void *network, float *planes, const float *images, size_t n,
+                           size_t height, size_t width) {
+    const kl *vae = network;
+    return encode_half(exec, vae, planes, images, n, height, width, vae->quant_variance, vae->config.latent_channels,
+                       1);
 }
 
 static int kl_decode(sid_exec *exec, const void *network, float *images, const float *latents, size_t n, size_t h,
@@ -260,4 +277,4 @@ static int kl_decode(sid_exec *exec, const void *network, float *images, const f
     return SID_OK;
 }
 
-const sid_autoencoder sid_kl = {kl_open, kl_close, kl_encode, kl_decode};
+const sid_autoencoder sid_kl = {kl_open, kl_close, kl_encode, kl_decode, kl_log_variance};

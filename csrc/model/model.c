@@ -280,6 +280,11 @@ static int run_encode(sid_exec *exec, const sid_model *model, const void *argume
     return sid_vae_encode(exec, model->vae, a->dst, a->src, a->n, a->h, a->w, is_tiled(model, a->h, a->w));
 }
 
+static int run_log_variance(sid_exec *exec, const sid_model *model, const void *arguments) {
+    const vae_arguments *a = arguments;
+    return sid_vae_log_variance(exec, model->vae, a->dst, a->src, a->n, a->h, a->w, is_tiled(model, a->h, a->w));
+}
+
 static int run_decode(sid_exec *exec, const sid_model *model, const void *arguments) {
     const vae_arguments *a = arguments;
     size_t factor = sid_vae_factor(&model->config.vae);
@@ -289,6 +294,11 @@ static int run_decode(sid_exec *exec, const sid_model *model, const void *argume
 
 int sid_model_encode(sid_model *model, float *latents, const float *images, size_t n, size_t height, size_t width) {
     return run(model, run_encode, &(vae_arguments){latents, images, n, height, width});
+}
+
+int sid_model_log_variance(sid_model *model, float *planes, const float *images, size_t n, size_t height,
+                           size_t width) {
+    return run(model, run_log_variance, &(vae_arguments){planes, images, n, height, width});
 }
 
 int sid_model_decode(sid_model *model, float *images, const float *latents, size_t n, size_t h, size_t w) {
@@ -362,7 +372,10 @@ static int pack_parts(sid_model *m) {
     context_free(context);
     SID_TRY(status);
     SID_TRY(sid_model_predict_scratch(m, &bytes, 1, size, size, tokens));
-    SID_TRY(sid_model_vae_scratch(m, &bytes, size * sid_vae_factor(&c->vae), size * sid_vae_factor(&c->vae)));
+    size_t side = size * sid_vae_factor(&c->vae);
+    SID_TRY(sid_model_vae_scratch(m, &bytes, side, side));
+    if (sid_vae_has_posterior(m->vae))
+        SID_TRY(measure(m, run_log_variance, &(vae_arguments){.n = 1, .h = side, .w = side}, &bytes));
     if (!m->clip) return SID_OK;
     return measure(m, run_text, &(text_arguments){.n = 1, .length = c->text.positions}, &bytes);
 }

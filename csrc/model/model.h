@@ -32,6 +32,8 @@ int sid_model_predict(sid_model *model, float *noise, const float *latents, size
                       const float *context, size_t context_n, size_t context_tokens, const sid_tap *tap);
 /* latents = VAE mean(images) * scaling_factor. images (n, 3, H, W) in [-1, 1]; H, W multiples of sid_vae_factor(). */
 int sid_model_encode(sid_model *model, float *latents, const float *images, size_t n, size_t height, size_t width);
+/* planes (n, C, h, w): the logarithm of the variance of the VAE's posterior; SID_EVALUE where there is none. */
+int sid_model_log_variance(sid_model *model, float *planes, const float *images, size_t n, size_t height, size_t width);
 /* images (n, 3, H, W), not clamped, from latents of (n, C, h, w). */
 int sid_model_decode(sid_model *model, float *images, const float *latents, size_t n, size_t h, size_t w);
 /* context (n, length, channels) from token numbers (n, length). */

@@ -176,4 +176,4 @@ static int taesd_decode(sid_exec *exec, const void *network, float *images, cons
     return SID_OK;
 }
 
-const sid_autoencoder sid_taesd = {taesd_open, taesd_close, taesd_encode, taesd_decode};
+const sid_autoencoder sid_taesd = {taesd_open, taesd_close, taesd_encode, taesd_decode, NULL};

@@ -134,15 +134,26 @@ static int run_tiles(sid_exec *exec, const tiling *t, float *dst, const float *s
 
 /* ---- the two directions ---- */
 
-int sid_vae_encode(sid_exec *exec, const sid_vae *vae, float *latents, const float *images, size_t n, size_t height,
-                   size_t width, int tiled) {
+static int run_encoder(sid_exec *exec, const sid_vae *vae, network_run run, float *planes, const float *images,
+                       size_t n, size_t height, size_t width, int tiled) {
     const sid_vae_config *c = &vae->config;
     size_t factor = sid_vae_factor(c), h = height / factor, w = width / factor;
-    if (!tiled || (h <= TILE && w <= TILE))
-        return vae->kind->encode(exec, vae->network, latents, images, n, height, width);
-    tiling t = {vae->kind->encode, vae->network, {c->image_channels, factor}, {c->latent_channels, 1}, n,
-                cut_axis(h),       cut_axis(w)};
-    return run_tiles(exec, &t, latents, images);
+    if (!tiled || (h <= TILE && w <= TILE)) return run(exec, vae->network, planes, images, n, height, width);
+    tiling t = {run, vae->network, {c->image_channels, factor}, {c->latent_channels, 1}, n, cut_axis(h), cut_axis(w)};
+    return run_tiles(exec, &t, planes, images);
+}
+
+int sid_vae_encode(sid_exec *exec, const sid_vae *vae, float *latents, const float *images, size_t n, size_t height,
+                   size_t width, int tiled) {
+    return run_encoder(exec, vae, vae->kind->encode, latents, images, n, height, width, tiled);
+}
+
+int sid_vae_has_posterior(const sid_vae *vae) { return vae->kind->log_variance != NULL; }
+
+int sid_vae_log_variance(sid_exec *exec, const sid_vae *vae, float *planes, const float *images, size_t n,
+                         size_t height, size_t width, int tiled) {
+    if (!sid_vae_has_posterior(vae)) return sid_fail(SID_EVALUE, "this model's VAE has no posterior to sample from");
+    return run_encoder(exec, vae, vae->kind->log_variance, planes, images, n, height, width, tiled);
 }
 
 int sid_vae_decode(sid_exec *exec, const sid_vae *vae, float *images, const float *latents, size_t n, size_t h,

@@ -14,6 +14,10 @@ void sid_vae_close(sid_backend *backend, sid_vae **vae);
  * tiled: in overlapping tiles that are blended, so that the scratch memory does not grow with the picture. */
 int sid_vae_encode(sid_exec *exec, const sid_vae *vae, float *latents, const float *images, size_t n, size_t height,
                    size_t width, int tiled);
+/* planes (n, C, h, w): the logarithm of the posterior's variance. SID_EVALUE where there is no posterior. */
+int sid_vae_log_variance(sid_exec *exec, const sid_vae *vae, float *planes, const float *images, size_t n,
+                         size_t height, size_t width, int tiled);
+int sid_vae_has_posterior(const sid_vae *vae);
 /* images (n, 3, H, W), not clamped. */
 int sid_vae_decode(sid_exec *exec, const sid_vae *vae, float *images, const float *latents, size_t n, size_t h,
                    size_t w, int tiled);

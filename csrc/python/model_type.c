@@ -165,7 +165,9 @@ done:
     return result;
 }
 
-static PyObject *model_encode(PyObject *self, PyObject *args, PyObject *keywords) {
+typedef int (*encoder)(sid_model *model, float *planes, const float *images, size_t n, size_t height, size_t width);
+
+static PyObject *encode(PyObject *self, PyObject *args, PyObject *keywords, encoder run) {
     static char *names[] = {"images", NULL};
     PyObject *object, *result = NULL;
     const sid_vae_config *config = &sid_model_config(model_of(self))->vae;
@@ -183,7 +185,7 @@ static PyObject *model_encode(PyObject *self, PyObject *args, PyObject *keywords
         goto done;
     Py_BEGIN_ALLOW_THREADS
     sid_image_to_planes(planes.data, &image);
-    status = sid_model_encode(model_of(self), latents.data, planes.data, image.n, image.height, image.width);
+    status = run(model_of(self), latents.data, planes.data, image.n, image.height, image.width);
     Py_END_ALLOW_THREADS
     result = finish(self, &latents, status);
 done:
@@ -191,6 +193,14 @@ done:
     sid_array_close(&planes);
     sid_array_close(&latents);
     return result;
+}
+
+static PyObject *model_encode(PyObject *self, PyObject *args, PyObject *keywords) {
+    return encode(self, args, keywords, sid_model_encode);
+}
+
+static PyObject *model_log_variance(PyObject *self, PyObject *args, PyObject *keywords) {
+    return encode(self, args, keywords, sid_model_log_variance);
 }
 
 /* planes (N, channels, H, W): the decoder's output, from latents of any size. */
@@ -313,6 +323,7 @@ static PyMethodDef methods[] = {
     METHOD(vae_scratch, "($self, height, width)", "Bytes of scratch that encoding or decoding a picture takes."),
     METHOD(predict_noise, "($self, latents, timestep, context)", "The raw UNet output."),
     METHOD(encode, "($self, images)", "The posterior's mean * scaling_factor."),
+    METHOD(log_variance, "($self, images)", "The logarithm of the posterior's variance."),
     METHOD(decode, "($self, latents, truncate=False)", "8-bit pictures."),
     METHOD(decode_float, "($self, latents)", "The decoder's raw output."),
     METHOD(encode_tokens, "($self, tokens)", "The text encoder's output."),
