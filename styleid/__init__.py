@@ -11,19 +11,22 @@ from styleid.cache import Cache
 from styleid.colours import keep_colours
 from styleid.images import load_image, save_image, to_array
 from styleid.inversion import Inversion
-from styleid.loading import load_model
+from styleid.loading import load_model, load_vae
 from styleid.logits import LogitStatistics
 from styleid.memory import free_memory, predict_memory
 from styleid.method import inject_styles, invert, transfer
-from styleid.model import Model
+from styleid.model import VAE, Model
+from styleid.preview import Preview
 from styleid.rates import decreasing
 
 __all__ = [
+    "VAE",
     "Cache",
     "Inversion",
     "LogitStatistics",
     "Model",
     "ModelError",
+    "Preview",
     "__version__",
     "decreasing",
     "free_memory",
@@ -32,6 +35,7 @@ __all__ = [
     "keep_colours",
     "load_image",
     "load_model",
+    "load_vae",
     "predict_memory",
     "save_image",
     "to_array",

@@ -70,6 +70,12 @@ class Config(TypedDict):
     text: TextConfig | None
     alphas: NDArray[np.float64]      # (1000,) cumulative product of 1 - beta
 
+class VAEAlone(TypedDict):           # in place of Config: a Model that encodes and decodes only
+    unet: None
+    vae: VAEConfig
+    text: None
+    alphas: NDArray[np.float64]
+
 class Weight(TypedDict):
     dtype: Literal["F32", "F16", "BF16"]
     shape: Sequence[int]
@@ -99,6 +105,7 @@ class Recomputed(TypedDict):
 class Schedule(TypedDict):
     timesteps: NDArray[np.int32]     # of the inversion, ascending; feature slot i belongs to timesteps[i]
     sampling: NDArray[np.int32]      # feature slots in the order of the sampling's evaluations
+    levels: NDArray[np.float64]      # alpha of what goes into each of those, then of what comes out of the last
     layers: tuple[int, ...]          # injected by default
     adain_epsilon: float             # added to the content's standard deviation
     truncate: bool                   # 8-bit output: truncated, else rounded half to even
@@ -115,7 +122,12 @@ class Model:
     """
 
     def __new__(
-        cls, config: Config, weights: Mapping[str, Weight], dtype: str = "float32", threads: int = 1, tiling: str = "auto"
+        cls,
+        config: Config | VAEAlone,
+        weights: Mapping[str, Weight],
+        dtype: str = "float32",
+        threads: int = 1,
+        tiling: str = "auto",
     ) -> Model: ...
     @property
     def dtype(self) -> str: ...

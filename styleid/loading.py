@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from styleid import _core, lora
 from styleid._core import ModelError
-from styleid.config import read_config
+from styleid.config import STANDARD_ALPHAS, read_config
 from styleid.files import read_json
 from styleid.hub import NAME, fetch
 from styleid.ldm import convert
 from styleid.memory import check_weights
-from styleid.model import Model, Recommended
+from styleid.model import VAE, Model, Recommended
 from styleid.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.tensors import read_tensors
 from styleid.vae import read as read_vae
 from styleid.weights import STEMS, engine_weights, read_component, read_weights
 
 if TYPE_CHECKING:
-    from styleid._core import Config, Weight
+    from styleid._core import Config, VAEAlone, Weight
     from styleid.ldm import Prediction
 
 LARGEST = 1 << 31  # numbers of one weight; the largest of Stable Diffusion 2 has 2^26
@@ -92,8 +92,7 @@ def load_model(
     if prediction not in (None, "epsilon", "v_prediction"):
         raise ValueError(f"prediction: expected None, 'epsilon' or 'v_prediction', got {prediction!r}")
     changes = lora.check(loras)
-    if tiling is not True and tiling is not False and tiling != "auto":
-        raise ValueError(f"tiling: expected 'auto', True or False, got {tiling!r}")
+    tiles = _tiling(tiling)
     if vae is not None and not isinstance(vae, (str, os.PathLike)):
         raise TypeError(f"vae: expected None or a path, got {type(vae).__name__}")
     if not isinstance(source, (str, os.PathLike)):
@@ -112,7 +111,7 @@ def load_model(
             lora.merge(parts.weights, changes),
             dtype,
             threads,
-            tiling=tiling if isinstance(tiling, str) else "on" if tiling else "off",
+            tiling=tiles,
             tokenizer=parts.tokenizer,
             context=parts.context,
             recommended=parts.recommended,
@@ -120,6 +119,36 @@ def load_model(
         )
     except ModelError as error:  # the engine does not know where its numbers came from
         raise ModelError(f"{path}{f' with the VAE {vae}' if vae else ''}: {error}") from None
+    except (ValueError, OSError) as error:
+        raise ModelError(str(error)) from error
+
+
+def load_vae(
+    source: str | os.PathLike[str],
+    dtype: str = "auto",
+    threads: int | None = None,
+    tiling: str | bool = "auto",
+) -> VAE:
+    """Loads a VAE alone, such as a TAESD to decode previews with.
+
+    Args:
+        source: as `vae` of `load_model`: a folder, which may be a whole model's, a file, or a name on the hub
+        dtype, threads, tiling: as there
+
+    Raises:
+        ModelError: the files are missing, damaged or not a VAE that can be computed; names the file and the fault
+        TypeError, ValueError: an argument is not one of the above
+    """
+    dtype, threads, tiles = _dtype(dtype), _threads(threads), _tiling(tiling)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"source: expected a path, got {type(source).__name__}")
+    try:
+        found = read_vae(os.fspath(source))
+        alone: VAEAlone = {"unet": None, "vae": found.config, "text": None, "alphas": STANDARD_ALPHAS}
+        weights = engine_weights({}, found.tensors, None)
+        return VAE(alone, weights, dtype, threads, tiling=tiles, source=os.fspath(source))
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from None
     except (ValueError, OSError) as error:
         raise ModelError(str(error)) from error
 
@@ -144,6 +173,13 @@ def _dtype(dtype: str) -> str:
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype: expected 'auto', 'float32' or 'bfloat16', got {dtype!r}")
     return dtype
+
+
+def _tiling(tiling: str | bool) -> str:
+    """As the engine has it."""
+    if tiling is not True and tiling is not False and tiling != "auto":
+        raise ValueError(f"tiling: expected 'auto', True or False, got {tiling!r}")
+    return "auto" if tiling == "auto" else "on" if tiling else "off"
 
 
 def _threads(threads: int | None) -> int:

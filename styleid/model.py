@@ -15,7 +15,7 @@ from styleid.images import Picture, to_array
 from styleid.prompts import Tokenize
 
 if TYPE_CHECKING:
-    from styleid._core import Config, Weight
+    from styleid._core import Config, VAEAlone, Weight
 
 Float32 = NDArray[np.float32]
 
@@ -28,7 +28,97 @@ class Recommended(TypedDict, total=False):
     layers: list[int]
 
 
-class Model:
+class VAE:
+    """Pictures to latents and back. Made by `load_vae`; every `Model` is one as well.
+
+    It never changes; any number of threads may use it at once.
+
+    Attributes:
+        source: where it was loaded from
+        tiling: whether it works in tiles: "on", "off" or "auto"
+    """
+
+    def __init__(
+        self,
+        config: Config | VAEAlone,
+        weights: Mapping[str, Weight],
+        dtype: str,
+        threads: int,
+        *,
+        tiling: str = "auto",
+        source: str = "",
+    ) -> None:
+        self._engine = _core.Model(config, weights, dtype, threads, tiling)
+        self._factor = 1 << (len(config["vae"]["channels"]) - 1)
+        self._scaling_factor = config["vae"]["scaling_factor"]
+        self.tiling = tiling
+        self.source = source
+
+    def __repr__(self) -> str:
+        return f"<styleid.VAE {self.source!r}, {self.dtype}, factor {self.vae_factor}>"
+
+    @property
+    def engine(self) -> _core.Model:
+        """The C object, as the functions of `styleid._core` take it."""
+        return self._engine
+
+    @property
+    def dtype(self) -> str:
+        """The type of weights and activations: "float32" or "bfloat16"."""
+        return self._engine.dtype
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that a call computes with."""
+        return self._engine.threads
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the packed weights."""
+        return self._engine.memory
+
+    @property
+    def vae_factor(self) -> int:
+        """Image pixels per latent pixel, in each direction."""
+        return self._factor
+
+    def encode(self, image: Picture, seed: int | None = None) -> Float32:
+        """The picture's latent z0: of the VAE's posterior the mean, or a sample, times the scaling factor.
+
+        Args:
+            image: as `styleid.to_array` takes it; height and width multiples of `vae_factor`
+            seed: None: the mean. A number: mean + exp(l / 2) * noise, with l the logarithm of the variance clipped to
+                -30 .. 20, and standard normal noise of `numpy.random.default_rng(seed)`
+
+        Returns:
+            (1, C, h, w) float32
+
+        Raises:
+            TypeError, ValueError: as `styleid.to_array`; a size that does not fit; a seed for a VAE without posterior
+        """
+        array = to_array(image, "image")
+        height, width = array.shape[:2]
+        if height % self.vae_factor or width % self.vae_factor:
+            raise ValueError(
+                f"image: the picture is {height}x{width} (height x width), but latents are of multiples of "
+                f"{self.vae_factor}; resize it, such as with styleid.load_image(path, size=...)"
+            )
+        mean = self._engine.encode(array[np.newaxis])
+        if seed is None:
+            return mean
+        deviation = np.exp(np.clip(self._engine.log_variance(array[np.newaxis]), -30, 20) / 2)
+        noise = _generator(seed).standard_normal(mean.shape, np.float32)
+        return mean + np.float32(self._scaling_factor) * deviation * noise
+
+    def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
+        """The picture of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. TypeError, ValueError for others."""
+        array = float32_array("latent", latent, 4)
+        if len(array) != 1:
+            raise ValueError(f"latent: expected the shape (1, C, h, w), got {array.shape}")
+        return cast(NDArray[np.uint8], self._engine.decode(array)[0])
+
+
+class Model(VAE):
     """A latent diffusion model: UNet, VAE and text encoder (or one stored context). Made by `load_model`.
 
     It never changes; any number of threads may use it at once.
@@ -55,37 +145,15 @@ class Model:
         recommended: Recommended | None = None,
         source: str = "",
     ) -> None:
-        self._engine = _core.Model(config, weights, dtype, threads, tiling)
-        self.tiling = tiling
+        super().__init__(config, weights, dtype, threads, tiling=tiling, source=source)
         self._tokenizer = tokenizer
         self._stored_context = context
         self.config = config
         self.recommended: Recommended = recommended or {}
-        self.source = source
         self.fingerprint = fingerprint(config, weights)
 
     def __repr__(self) -> str:
         return f"<styleid.Model {self.source!r}, {self.dtype}, {self.image_size}x{self.image_size}>"
-
-    @property
-    def engine(self) -> _core.Model:
-        """The C object, as the functions of `styleid._core` take it."""
-        return self._engine
-
-    @property
-    def dtype(self) -> str:
-        """The type of weights and activations: "float32" or "bfloat16"."""
-        return self._engine.dtype
-
-    @property
-    def threads(self) -> int:
-        """The number of threads that a call computes with."""
-        return self._engine.threads
-
-    @property
-    def memory(self) -> int:
-        """Bytes of the packed weights."""
-        return self._engine.memory
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
@@ -97,11 +165,6 @@ class Model:
         """The number of decoder layers, with and without attention."""
         unet = self.config["unet"]
         return len(unet["channels"]) * (unet["layers_per_block"] + 1)
-
-    @property
-    def vae_factor(self) -> int:
-        """Image pixels per latent pixel, in each direction."""
-        return 1 << (len(self.config["vae"]["channels"]) - 1)
 
     @property
     def image_multiple(self) -> int:
@@ -147,41 +210,6 @@ class Model:
         """
         known = self.empty_context if context is None else float32_array("context", context, 3)
         return self._engine.predict_noise(float32_array("latents", latents, 4), timestep, known)
-
-    def encode(self, image: Picture, seed: int | None = None) -> Float32:
-        """The picture's latent z0: of the VAE's posterior the mean, or a sample, times the scaling factor.
-
-        Args:
-            image: as `styleid.to_array` takes it; height and width multiples of `vae_factor`
-            seed: None: the mean. A number: mean + exp(l / 2) * noise, with l the logarithm of the variance clipped to
-                -30 .. 20, and standard normal noise of `numpy.random.default_rng(seed)`
-
-        Returns:
-            (1, C, h, w) float32
-
-        Raises:
-            TypeError, ValueError: as `styleid.to_array`; a size that does not fit; a seed for a VAE without posterior
-        """
-        array = to_array(image, "image")
-        height, width = array.shape[:2]
-        if height % self.vae_factor or width % self.vae_factor:
-            raise ValueError(
-                f"image: the picture is {height}x{width} (height x width), but latents are of multiples of "
-                f"{self.vae_factor}; resize it, such as with styleid.load_image(path, size={self.image_size})"
-            )
-        mean = self._engine.encode(array[np.newaxis])
-        if seed is None:
-            return mean
-        deviation = np.exp(np.clip(self._engine.log_variance(array[np.newaxis]), -30, 20) / 2)
-        noise = _generator(seed).standard_normal(mean.shape, np.float32)
-        return mean + np.float32(self.config["vae"]["scaling_factor"]) * deviation * noise
-
-    def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
-        """The picture of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. TypeError, ValueError for others."""
-        array = float32_array("latent", latent, 4)
-        if len(array) != 1:
-            raise ValueError(f"latent: expected the shape (1, C, h, w), got {array.shape}")
-        return cast(NDArray[np.uint8], self._engine.decode(array)[0])
 
     def encode_prompt(self, text: str) -> Float32:
         """The (1, tokens, channels) float32 context of a text. ValueError where the model knows the empty one only."""

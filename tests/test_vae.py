@@ -14,7 +14,7 @@ from oracle import Networks, noise, picture, relative_error
 from safetensors.numpy import load_file, save_file
 
 import styleid
-from styleid import ModelError
+from styleid import ModelError, _core
 from styleid.hub import needed_of_vae
 
 FAMILY = "1.x"
@@ -306,3 +306,81 @@ def test_models_pass_it_on(folder, tmp_path):
         styleid.invert(picture(32, 32, seed=1), model, 2, cache=tmp_path, keep="none")
         caches |= set(tmp_path.iterdir())
     assert len(caches) == 3
+
+
+# ---- alone, and previews ----
+
+
+def test_a_vae_alone_is_the_models(folder, tiny, expected):
+    image, z = picture(32, 32, seed=1), noise(1, 4, 4, 4)
+    for source, model in ((tiny, expected), (folder, load(folder)), (folder / "vae", load(folder))):
+        vae = styleid.load_vae(source, dtype="float32", threads=1)
+        assert not isinstance(vae, styleid.Model) and isinstance(model, styleid.VAE)
+        assert vae.vae_factor == model.vae_factor and vae.memory < model.memory
+        np.testing.assert_array_equal(vae.encode(image), model.encode(image))
+        np.testing.assert_array_equal(vae.decode(z), model.decode(z))
+
+
+def test_a_vae_alone_is_no_model(tiny, folder):
+    vae = styleid.load_vae(tiny, threads=1)
+    content = styleid.invert(picture(32, 32, seed=1), load(folder), 2)
+    latent, context = content.latent, content.context
+    for call in (
+        lambda: vae.engine.predict_noise(latent, 1, context),
+        lambda: vae.engine.scratch(1, 8, 8),
+        lambda: _core.schedule(vae.engine, "paper", 5),
+    ):
+        with pytest.raises(ValueError, match="^model: expected one with a UNet, got a VAE alone"):
+            call()
+    with pytest.raises(TypeError, match="^model: expected what styleid.load_model returns, got VAE"):
+        styleid.transfer(picture(32, 32, seed=1), picture(32, 32, seed=2), vae)
+    with pytest.raises(ModelError, match="nowhere"):
+        styleid.load_vae("nowhere")
+    with pytest.raises(TypeError, match="^source: expected a path, got int"):
+        styleid.load_vae(1)
+
+
+@pytest.mark.parametrize("schedule", ["paper", "diffusers", "corrected"])
+def test_previews_are_what_each_evaluation_predicts(folder, schedule):
+    """x0 = (z - sqrt(1 - a) e) / sqrt(a), with e from the network itself."""
+    model, steps = load(folder), 4
+    content = styleid.invert(picture(20, 32, seed=1), model, steps, schedule)
+    seen, shown, slots = [], [], _core.schedule(model.engine, schedule, steps)["sampling"]
+    preview = styleid.Preview(lambda *call: shown.append(call), content)
+
+    def look(step, steps, latents):
+        seen.append(latents.copy())
+        preview(step, steps, latents)
+
+    plain = styleid.inject_styles(content, content, inject=False)
+    np.testing.assert_array_equal(styleid.inject_styles(content, content, inject=False, on_step=look), plain)
+    assert [(step, of) for step, of, _ in shown] == [(i + 1, len(slots)) for i in range(len(slots))]
+    for z, slot, (_, _, image) in zip(seen, slots, shown, strict=False):
+        t = content.timesteps[slot]
+        e = model.predict_noise(z, t, content.context)
+        x0 = (z - (1 - oracle.ALPHAS[t]) ** 0.5 * e) / oracle.ALPHAS[t] ** 0.5
+        assert image.shape == (20, 32, 3)
+        assert np.abs(image.astype(int) - model.decode(x0)[:20]).max() <= 1
+
+
+def test_previews_now_and_then_by_another_vae(folder, tiny):
+    model, steps = load(folder), 6
+    content, shown = styleid.invert(picture(32, 32, seed=1), model, steps, "corrected"), []
+    vae = styleid.load_vae(tiny, dtype="float32", threads=1)
+    preview = styleid.Preview(lambda step, steps, image: shown.append((step, image)), content, vae=vae, every=4)
+    styleid.inject_styles(content, content, on_step=preview)
+    assert [step for step, _ in shown] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"show": None}, TypeError, "show: expected a function"),
+        ({"content": 1}, TypeError, "content: expected an Inversion, got int"),
+        ({"every": 0}, ValueError, "every: expected a whole number from 1 on, got 0"),
+    ],
+)
+def test_bad_previews(folder, change, error, message):
+    content = styleid.invert(picture(32, 32, seed=1), load(folder), 2, keep="none")
+    with pytest.raises(error, match=f"^{message}"):
+        styleid.Preview(**({"show": print, "content": content} | change))

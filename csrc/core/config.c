@@ -86,8 +86,10 @@ static int check_text(const sid_text_config *c) {
 }
 
 int sid_config_check(const sid_config *c) {
-    SID_TRY(check_unet(&c->unet));
     SID_TRY(check_vae(&c->vae));
+    if (!c->unet.levels)
+        return c->text.layers ? sid_fail(SID_EMODEL, "configuration: a text encoder without a unet") : SID_OK;
+    SID_TRY(check_unet(&c->unet));
     if (c->vae.latent_channels != c->unet.in_channels)
         return sid_fail(SID_EMODEL, "configuration: the vae has %zu latent channels, the unet %zu",
                         c->vae.latent_channels, c->unet.in_channels);

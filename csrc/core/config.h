@@ -48,7 +48,7 @@ typedef struct {
 } sid_text_config;
 
 typedef struct {
-    sid_unet_config unet;
+    sid_unet_config unet; /* levels == 0: none, the VAE alone */
     sid_vae_config vae;
     sid_text_config text;             /* layers == 0: no text encoder */
     double alphas[SID_TRAIN_STEPS];   /* cumulative product of 1 - beta */
@@ -74,7 +74,9 @@ static inline size_t sid_layer_tokens(const sid_unet_config *c, size_t layer, si
 }
 
 /* Latent height and width must be multiples of this. */
-static inline size_t sid_latent_multiple(const sid_unet_config *c) { return (size_t)1 << (c->levels - 1); }
+static inline size_t sid_latent_multiple(const sid_unet_config *c) {
+    return c->levels ? (size_t)1 << (c->levels - 1) : 1;
+}
 /* Image pixels per latent pixel. */
 static inline size_t sid_vae_factor(const sid_vae_config *c) { return (size_t)1 << (c->levels - 1); }
 

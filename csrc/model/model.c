@@ -17,6 +17,7 @@ typedef struct {
     sid_tensor *keys; /* by transformer */
 } prepared_context;
 
+#define VAE_SIZE 64 /* latent pixels a side that a VAE without a UNet is packed for */
 #define CONTEXTS 2 /* are kept: of a prompt and of what guidance leads away from */
 
 struct sid_model {
@@ -349,18 +350,15 @@ int sid_model_vae_scratch(sid_model *model, size_t *bytes, size_t height, size_t
 static int open_parts(sid_model *m, sid_weights *weights) {
     sid_builder builder = {m->backend, weights};
     SID_TRY(sid_weights_sort(weights));
-    SID_TRY(sid_unet_open(&builder, &m->unet, &m->config.unet));
+    if (m->config.unet.levels) SID_TRY(sid_unet_open(&builder, &m->unet, &m->config.unet));
     SID_TRY(sid_vae_open(&builder, &m->vae, &m->config.vae));
     if (m->config.text.layers) SID_TRY(sid_clip_open(&builder, &m->clip, &m->config.text));
     return sid_weights_all_taken(weights);
 }
 
-/* One measuring pass through every part at the native size packs all weights. */
-static int pack_parts(sid_model *m) {
+static int pack_unet(sid_model *m, size_t size) {
     const sid_config *c = &m->config;
-    size_t bytes, multiple = sid_latent_multiple(&c->unet);
-    size_t size = (c->unet.sample_size + multiple - 1) / multiple * multiple;
-    size_t tokens = c->text.layers ? c->text.positions : 1;
+    size_t bytes, tokens = c->text.layers ? c->text.positions : 1;
     float unused;
     prepared_context *context;
     SID_TRY(measure(m, run_time, &(time_arguments){&unused, 0}, &bytes));
@@ -371,7 +369,15 @@ static int pack_parts(sid_model *m) {
     if (status == SID_OK) status = measure(m, run_context, &(context_arguments){context}, &bytes);
     context_free(context);
     SID_TRY(status);
-    SID_TRY(sid_model_predict_scratch(m, &bytes, 1, size, size, tokens));
+    return sid_model_predict_scratch(m, &bytes, 1, size, size, tokens);
+}
+
+/* One measuring pass through every part at the native size packs all weights. */
+static int pack_parts(sid_model *m) {
+    const sid_config *c = &m->config;
+    size_t bytes, multiple = sid_latent_multiple(&c->unet), native = m->unet ? c->unet.sample_size : VAE_SIZE;
+    size_t size = (native + multiple - 1) / multiple * multiple;
+    if (m->unet) SID_TRY(pack_unet(m, size));
     size_t side = size * sid_vae_factor(&c->vae);
     SID_TRY(sid_model_vae_scratch(m, &bytes, side, side));
     if (sid_vae_has_posterior(m->vae))

@@ -143,6 +143,12 @@ done:
     return failed;
 }
 
+int sid_check_unet(const sid_config *config) {
+    if (config->unet.levels) return 0;
+    PyErr_SetString(PyExc_ValueError, "model: expected one with a UNet, got a VAE alone");
+    return -1;
+}
+
 int sid_read_callable(PyObject **callable, PyObject *object, const char *name) {
     *callable = object == Py_None ? NULL : object;
     if (!*callable || PyCallable_Check(*callable)) return 0;

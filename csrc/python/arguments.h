@@ -22,6 +22,8 @@ PyObject *sid_read_sequence(PyObject *object, const char *name, const char *of);
 int sid_read_layers(sid_layers *layers, PyObject *object, const sid_unet_config *config);
 /* count positive finite numbers; *weights is the caller's to PyMem_Free(). */
 int sid_read_shares(float **weights, PyObject *object, const char *name, size_t count);
+/* ValueError where there is none, but the VAE alone. */
+int sid_check_unet(const sid_config *config);
 /* None becomes NULL. */
 int sid_read_callable(PyObject **callable, PyObject *object, const char *name);
 

@@ -185,7 +185,7 @@ int sid_read_config(sid_config *config, PyObject *object) {
     if (!(unet = entry(&s, "unet")) || !(vae = entry(&s, "vae")) || !(text = entry(&s, "text")) ||
         !(alphas = entry(&s, "alphas")))
         return -1;
-    TRY(read_unet(&config->unet, unet));
+    if (unet != Py_None) TRY(read_unet(&config->unet, unet));
     TRY(read_vae(&config->vae, vae));
     TRY(read_text(&config->text, text));
     return read_alphas(config->alphas, alphas);

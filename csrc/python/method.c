@@ -17,21 +17,27 @@ static PyObject *finish(const sid_request *request, const sid_array *array, int 
 /* ---- schedule ---- */
 
 static PyObject *export_schedule(const sid_schedule *schedule, const sid_unet_config *config) {
-    sid_array timesteps = {0}, sampling = {0};
+    size_t level_count = schedule->sampling_steps + 1;
+    sid_array timesteps = {0}, sampling = {0}, levels = {0};
     PyObject *result = NULL, *layers = sid_attention_layers(config, (size_t)schedule->first_layer);
     if (!layers || sid_array_new(&timesteps, SID_INT32, 1, &schedule->steps) ||
-        sid_array_new(&sampling, SID_INT32, 1, &schedule->sampling_steps))
+        sid_array_new(&sampling, SID_INT32, 1, &schedule->sampling_steps) ||
+        sid_array_new(&levels, SID_FLOAT64, 1, &level_count))
         goto done;
     for (size_t i = 0; i < schedule->steps; i++) ((int32_t *)timesteps.data)[i] = schedule->inversion[i].timestep;
-    for (size_t i = 0; i < schedule->sampling_steps; i++)
+    for (size_t i = 0; i < schedule->sampling_steps; i++) {
         ((int32_t *)sampling.data)[i] = (int32_t)schedule->sampling[i].slot;
-    result = Py_BuildValue("{sOsOsOsdsO}", "timesteps", timesteps.object, "sampling", sampling.object, "layers", layers,
-                           "adain_epsilon", (double)schedule->adain_epsilon, "truncate",
-                           schedule->truncate ? Py_True : Py_False);
+        ((double *)levels.data)[i] = schedule->sampling[i].from;
+    }
+    ((double *)levels.data)[schedule->sampling_steps] = schedule->sampling[schedule->sampling_steps - 1].to;
+    result = Py_BuildValue("{sOsOsOsOsdsO}", "timesteps", timesteps.object, "sampling", sampling.object, "levels",
+                           levels.object, "layers", layers, "adain_epsilon", (double)schedule->adain_epsilon,
+                           "truncate", schedule->truncate ? Py_True : Py_False);
 done:
     Py_XDECREF(layers);
     sid_array_close(&timesteps);
     sid_array_close(&sampling);
+    sid_array_close(&levels);
     return result;
 }
 

@@ -101,6 +101,7 @@ static PyObject *model_scratch(PyObject *self, PyObject *args, PyObject *keyword
     size_t n, h, w, bytes = 0, multiple = sid_latent_multiple(config);
     int status;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:scratch", names, &objects[0], &objects[1], &objects[2]) ||
+        sid_check_unet(sid_model_config(model_of(self))) ||
         sid_read_size(&n, objects[0], "batch", 1, SID_MAX_LATENT_PIXELS) ||
         sid_read_size(&h, objects[1], "height", 1, SID_MAX_LATENT_PIXELS / n) ||
         sid_read_size(&w, objects[2], "width", 1, SID_MAX_LATENT_PIXELS / n / h))
@@ -148,6 +149,7 @@ static PyObject *model_predict_noise(PyObject *self, PyObject *args, PyObject *k
 
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:predict_noise", names, &latents_object, &timestep_object,
                                      &context_object) ||
+        sid_check_unet(sid_model_config(model_of(self))) ||
         sid_read_latents(&latents, latents_object, "latents", 0, config) ||
         sid_read_size(&timestep, timestep_object, "timestep", 0, SID_TRAIN_STEPS - 1) ||
         sid_read_context(&context, context_object, "context", latents.shape[0], config) ||

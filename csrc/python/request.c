@@ -12,7 +12,7 @@ static int read_model(sid_request *r, PyObject *module, PyObject *model) {
     }
     r->model = ((sid_model_object *)model)->model;
     r->config = sid_model_config(r->model);
-    return 0;
+    return sid_check_unet(r->config);
 }
 
 static int read_schedule(sid_request *r, PyObject *name_object, PyObject *steps_object) {

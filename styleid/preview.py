@@ -1,0 +1,65 @@
+"""What a run is heading for, shown while it goes on."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from styleid import _core
+from styleid.inversion import Inversion
+from styleid.loading import default_model
+from styleid.model import VAE, Model
+
+Show = Callable[[int, int, NDArray[np.uint8]], object]
+
+
+class Preview:
+    """An `on_step` of `inject_styles` that shows the picture which each evaluation predicts, at the cost of its decoding.
+
+    An evaluation moves the latent z = sqrt(a) x0 + sqrt(1 - a) e at level a to z' = sqrt(b) x0 + sqrt(1 - b) e at
+    level b. Both are seen, so that x0, the prediction, needs no evaluation of its own:
+    x0 = (sqrt(1 - a) z' - sqrt(1 - b) z) / (sqrt(1 - a) sqrt(b) - sqrt(1 - b) sqrt(a)).
+
+    Args:
+        show: called as show(step, steps, picture) after evaluation `step` of `steps`, counted from 1; picture
+            (H, W, 3) uint8 of the content's size
+        content: the inversion that `inject_styles` is given
+        model: as there
+        vae: what decodes, such as a TAESD that `load_vae` has loaded; None: the model's own
+        every: show every so many evaluations
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected
+    """
+
+    def __init__(
+        self, show: Show, content: Inversion, model: Model | None = None, vae: VAE | None = None, every: int = 1
+    ) -> None:
+        if not callable(show):
+            raise TypeError(f"show: expected a function of (step, steps, picture), got {type(show).__name__}")
+        if not isinstance(content, Inversion):
+            raise TypeError(f"content: expected an Inversion, got {type(content).__name__}")
+        if type(every) is not int or every < 1:
+            raise ValueError(f"every: expected a whole number from 1 on, got {every!r}")
+        model = model or content.model or default_model()
+        content.check_model(model, "content")
+        self._show, self._every, self._vae = show, every, vae or model
+        self._size = content.image_size(model)
+        self._levels = _core.schedule(model.engine, content.schedule, content.steps)["levels"]
+        self._before: NDArray[np.float32] | None = None
+
+    def __call__(self, step: int, steps: int, latents: NDArray[np.float32]) -> None:
+        """As `inject_styles` calls it."""
+        if step and self._before is not None and (step % self._every == 0 or step == steps):
+            picture = self._vae.decode(self._predicted(step, latents))
+            self._show(step, steps, picture[: self._size[0], : self._size[1]])
+        self._before = latents.copy()
+
+    def _predicted(self, step: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x0 as the evaluation before this call had it."""
+        signal, noise = np.sqrt(self._levels), np.sqrt(1 - self._levels)
+        a, b = step - 1, step
+        x0: NDArray[np.float64] = (noise[a] * latents - noise[b] * self._before) / (
+            noise[a] * signal[b] - noise[b] * signal[a]
+        )
+        return x0.astype(np.float32)
