@@ -85,8 +85,11 @@ def _tiny(tensors: dict[str, Tensor], path: Path) -> Contents:
     first, last = tensors.get("encoder.layers.0.weight"), tensors.get("decoder.layers.0.weight")
     if first is None or last is None or len(first.shape) != 4 or len(last.shape) != 4:
         raise ValueError(f"{path}: the first convolutions of a TAESD are missing or of a wrong shape")
-    if len(blocks["encoder"]) != len(blocks["decoder"]):
-        raise ValueError(f"{path}: a TAESD whose encoder and decoder have different numbers of levels")
+    levels = [len(counts) for counts in blocks.values()]
+    if levels[0] != levels[1] or not 1 <= levels[0] <= 8:
+        raise ValueError(
+            f"{path}: a TAESD with {levels[0]} and {levels[1]} levels in its halves, expected 1 to 8 in both"
+        )
     config: VAEConfig = {
         "kind": "tiny",
         "image_channels": 3,

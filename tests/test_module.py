@@ -51,7 +51,7 @@ def test_signatures_are_those_of_the_stub():
     model = next(node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == "Model")
     check(stub.body, _core)
     check(model.body, _core.Model)
-    assert list(inspect.signature(_core.Model).parameters) == ["config", "weights", "dtype", "threads"]
+    assert list(inspect.signature(_core.Model).parameters) == ["config", "weights", "dtype", "threads", "tiling"]
 
 
 # ------------------------------------------------------------------------------------------------------------ arrays

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import styleid
 from styleid import ModelError, _core
+from styleid.cli import main
 from styleid.hub import needed_of_vae
 
 FAMILY = "1.x"
@@ -128,6 +129,27 @@ def test_other_configurations(folder, tiny, tmp_path, changes, message):
     with pytest.raises(ModelError, match=message) as error:
         load(folder, vae=tmp_path / "vae")
     assert str(tmp_path) in str(error.value)
+
+
+def test_other_numbers_of_levels(folder, tensors, tmp_path):
+    for place, levels in ((1, "4 and 0"), (10, "4 and 2")):
+        short = {n: a for n, a in tensors.items() if n[:7] == "encoder" or int(n.split(".")[2]) < place}
+        save_file(short, tmp_path / "vae.safetensors")
+        with pytest.raises(ModelError, match=rf"vae\.safetensors: a TAESD with {levels} levels"):
+            load(folder, vae=tmp_path / "vae.safetensors")
+
+
+def test_command_line(folder, tiny, expected, tmp_path, capsys):
+    for seed in (1, 2):
+        styleid.save_image(tmp_path / f"{seed}.png", picture(32, 32, seed))
+    paths = [str(tmp_path / name) for name in ("1.png", "2.png", "out.png")]
+    run = ["transfer", *paths[:2], "-o", paths[2], "--model", str(folder), "--threads", "1", "--dtype", "float32"]
+    run += ["--steps", "2", "--size", "32", "--quiet", "--vae", str(tiny), "--tiling", "off"]
+    assert main(run) == 0
+    wanted = styleid.transfer(picture(32, 32, 1), picture(32, 32, 2), expected, 2)
+    np.testing.assert_array_equal(styleid.load_image(paths[2], None), wanted)
+    assert main([*run, "--ema"]) == 2
+    assert "ema: only single files" in capsys.readouterr().err
 
 
 # ---- AutoencoderKL ----
