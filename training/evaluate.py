@@ -133,7 +133,9 @@ def denoising(bench: Bench) -> dict[int, tuple[float, float]]:
     for time in SCORED_TIMES:
         level = float(alpha[time])
         noisy = np.float32(level**0.5) * latents + np.float32((1 - level) ** 0.5) * noise
-        errors = [np.square(bench.model.predict_noise(x[None], time) - e).mean() for x, e in zip(noisy, noise)]
+        # The engine gives what the UNet predicts, v: e = sqrt(alpha) v + sqrt(1 - alpha) z.
+        estimates = [level**0.5 * bench.model.predict_noise(x[None], time)[0] + (1 - level) ** 0.5 * x for x in noisy]
+        errors = [np.square(estimate - e).mean() for estimate, e in zip(estimates, noise)]
         losses[time] = round(float(np.mean(errors)), 4), round(gaussian.loss(torch.from_numpy(latents), alpha[time]), 4)
     return losses
 
