@@ -391,7 +391,7 @@ def test_unknown_keys_are_named(folder):
 @pytest.mark.parametrize(
     "change",
     [
-        {"_class_name": "AutoencoderTiny"},
+        {"_class_name": "AsymmetricAutoencoderKL"},
         {"act_fn": "relu"},
         {"block_out_channels": []},
         {"down_block_types": ["DownEncoderBlock2D"] * 3},
