@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from styleid import _core
 from styleid.images import Picture, to_array
 from styleid.prompts import Tokenize
+from styleid.tensors import releasing
 
 if TYPE_CHECKING:
     from styleid._core import Config, VAEAlone, Weight
@@ -145,12 +146,13 @@ class Model(VAE):
         recommended: Recommended | None = None,
         source: str = "",
     ) -> None:
-        super().__init__(config, weights, dtype, threads, tiling=tiling, source=source)
+        with releasing(weight["data"] for weight in weights.values()):
+            super().__init__(config, weights, dtype, threads, tiling=tiling, source=source)
+            self.fingerprint = fingerprint(config, weights)
         self._tokenizer = tokenizer
         self._stored_context = context
         self.config = config
         self.recommended: Recommended = recommended or {}
-        self.fingerprint = fingerprint(config, weights)
 
     def __repr__(self) -> str:
         return f"<styleid.Model {self.source!r}, {self.dtype}, {self.image_size}x{self.image_size}>"

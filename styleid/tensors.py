@@ -11,7 +11,9 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -95,7 +97,7 @@ def _tensor(name: str, entry: Any, content: memoryview, start: int, path: Path) 
     return Tensor(dtype, shape, content[start + begin : start + end])
 
 
-def mapping_of(buffer: memoryview | NDArray[Any]) -> mmap.mmap | None:
+def mapping_of(buffer: object) -> mmap.mmap | None:
     """The mapped file that a buffer or an array lies in."""
     owner: Any = buffer
     while owner is not None and not isinstance(owner, mmap.mmap):
@@ -103,12 +105,33 @@ def mapping_of(buffer: memoryview | NDArray[Any]) -> mmap.mmap | None:
     return owner
 
 
-def release(buffer: memoryview | NDArray[Any]) -> None:
+def release(buffer: object) -> None:
     """Takes the pages of a mapped file out of this process's memory; whoever reads them again gets them from the file.
     Other memory is left alone."""
     mapping = mapping_of(buffer)
     if mapping is not None:
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def releasing(buffers: Iterable[object]) -> Iterator[None]:
+    """While this lasts, what was read of mapped files goes back again and again, so that something made of them in one go,
+    such as packed weights, is not in memory beside them."""
+    mappings = {id(mapping): mapping for buffer in buffers if (mapping := mapping_of(buffer)) is not None}
+    done = threading.Event()
+
+    def release_often() -> None:
+        while not done.wait(0.02):  # seconds, in which about 20 MB are read
+            for mapping in mappings.values():
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+    thread = threading.Thread(target=release_often, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import tempfile
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -17,8 +18,9 @@ from tiny import STEPS, inject_arguments, invert, sample_arguments, transfer_arg
 
 import styleid
 from styleid import Inversion, _core
+from styleid.cli import main
 from styleid.recording import FEATURES
-from styleid.tensors import TensorStream, read_tensors
+from styleid.tensors import Tensor, TensorStream, read_tensors, releasing, write_tensors
 
 KINDS = ("query", "key", "value")
 
@@ -390,3 +392,34 @@ def test_bad_modes(model):
             ValueError, match=r"^features: expected one of \['memory', 'disk', 'recompute'\], got 'cloud'"
         ):
             call(picture(1), model, features="cloud")
+
+
+def test_mapped_files_go_back_while_something_is_made_of_them(tmp_path):
+    write_tensors(
+        tmp_path / "a", {"a": Tensor("F32", (1 << 23,), memoryview(np.ones(1 << 23, np.float32)).cast("B"))}, {}
+    )
+    data = read_tensors(tmp_path / "a")[0]["a"].data
+    base = mapped_bytes()
+    assert np.frombuffer(data, np.float32).sum() == 1 << 23 and mapped_bytes() - base > 30 << 20
+    with releasing([data, memoryview(b"of no file")]):
+        deadline = time.monotonic() + 20
+        while mapped_bytes() - base > 10 << 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert mapped_bytes() - base < 10 << 20
+    assert np.frombuffer(data, np.float32).sum() == 1 << 23
+
+
+@pytest.mark.parametrize("mode", FEATURES)
+def test_command_line(model, shared_folder, mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in ("c.png", 0), ("s.png", 1):
+        styleid.save_image(name, picture(seed))
+    common = ["--steps", "3", "--model", str(shared_folder), "--threads", "1", "--quiet", "--features", mode]
+    assert main(["transfer", "c.png", "s.png", "-o", "out.png", *common]) == 0
+    expected = styleid.transfer("c.png", "s.png", model, 3)
+    np.testing.assert_array_equal(styleid.load_image("out.png"), expected)
+    for name in "c", "s":
+        assert main(["invert", f"{name}.png", "-o", name, *common]) == 0
+    assert main(["inject", "c", "s", "-o", "again.png", *common[2:-2]]) == 0
+    parts = styleid.inject_styles(*(styleid.invert(f"{name}.png", model, 3) for name in "cs"))
+    np.testing.assert_array_equal(styleid.load_image("again.png"), parts)
