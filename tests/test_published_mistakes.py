@@ -111,7 +111,10 @@ def test_features_take_no_more_than_they_must(model, pictures):
     layers = 4, 7
     numbers = 5 * sum(tokens * channels for tokens, channels in ((8 * 8, CHANNELS[1]), (16 * 16, CHANNELS[0])))
     parts = {keep: styleid.invert(pictures[0], model, layers=layers, keep=keep, **RATES) for keep in ("query", "keys", "both")}
-    size = {keep: inversion.nbytes - inversion.latents.nbytes - inversion.context.nbytes for keep, inversion in parts.items()}
+    others = ("latents", "predicted", "context")
+    size = {
+        keep: inversion.nbytes - sum(getattr(inversion, name).nbytes for name in others) for keep, inversion in parts.items()
+    }
     width = size["query"] // numbers
     assert width in (2, 4)
     assert size == {"query": width * numbers, "keys": 2 * width * numbers, "both": 3 * width * numbers}
