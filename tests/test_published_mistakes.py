@@ -111,7 +111,7 @@ def test_features_take_no_more_than_they_must(model, pictures):
     layers = 4, 7
     numbers = 5 * sum(tokens * channels for tokens, channels in ((8 * 8, CHANNELS[1]), (16 * 16, CHANNELS[0])))
     parts = {keep: styleid.invert(pictures[0], model, layers=layers, keep=keep, **RATES) for keep in ("query", "keys", "both")}
-    others = ("latents", "predicted", "context")
+    others = ("latents", "predicted", "context", "timesteps")
     size = {
         keep: inversion.nbytes - sum(getattr(inversion, name).nbytes for name in others) for keep, inversion in parts.items()
     }
