@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from styleid import _core
-from styleid.images import Picture, to_array
+from styleid.images import Picture, padded_size, to_array
 from styleid.prompts import Tokenize
 from styleid.tensors import releasing
 
@@ -102,7 +102,8 @@ class VAE:
         if height % self.vae_factor or width % self.vae_factor:
             raise ValueError(
                 f"image: the picture is {height}x{width} (height x width), but latents are of multiples of "
-                f"{self.vae_factor}; resize it, such as with styleid.load_image(path, size=...)"
+                f"{self.vae_factor}; resize it, such as with styleid.load_image(path, "
+                f"size={padded_size((height, width), self.vae_factor)})"
             )
         mean = self._engine.encode(array[np.newaxis])
         if seed is None:
