@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 import time
 import warnings
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ REFUSED = (
     OverflowError,
     MemoryError,
 )  # of the engine; of files a ValueError that names the file
-SECONDS, MEGABYTES = 20, 300  # of one input: generous, for machines with much else to do
-HANG = 120  # seconds without an end, after which the process shows where it is, and dies
+SECONDS, MEGABYTES = 20, 300  # of one input, of the processor: a process may be stopped for others
+HANG = 120  # seconds of the processor without an end, after which the process shows where it is, and dies
 
 
 class Result(NamedTuple):
@@ -28,7 +29,7 @@ class Result(NamedTuple):
     accepted: int
     refusals: int  # different ones, numbers and names in them not counted
     seconds: float
-    slowest: float  # seconds of an input
+    slowest: float  # seconds of the processor for an input
     grown: int  # bytes
 
 
@@ -62,30 +63,32 @@ def _run(name, place, first, count, seconds, seed, screen):
         _survive(attempt, make(_random(name, seed, number)), home)
     accepted, refusals, slowest, base, number = 0, set(), 0.0, _peak(), first
     start = now = time.monotonic()
-    armed = -HANG
+    armed = 0.0
+    faulthandler.register(signal.SIGPROF, file=screen, chain=True)
     with open(place / "number", "w") as trying:  # which input it was, if the process dies
         while number < first + count and now - start < seconds:
             if now - armed > 1:
-                faulthandler.dump_traceback_later(HANG, exit=True, file=screen)
+                signal.setitimer(signal.ITIMER_PROF, HANG)
                 os.ftruncate(2, 0)
                 armed = now
             os.pwrite(trying.fileno(), b"%d" % number, 0)
             given = make(_random(name, seed, number))
-            begin = time.monotonic()
+            begin = time.process_time()
             try:
                 message = _survive(attempt, given, home)
             except BaseException as error:
                 raise AssertionError(f"{name}, seed {seed}, input {number}: {type(error).__name__}: {error}") from error
-            now = time.monotonic()
-            slowest = max(slowest, now - begin)
-            assert now - begin < SECONDS, f"{name}, seed {seed}, input {number}: {now - begin:.1f} s"
+            took, now = time.process_time() - begin, time.monotonic()
+            slowest = max(slowest, took)
+            assert took < SECONDS, f"{name}, seed {seed}, input {number}: {took:.1f} s"
             assert _peak() - base < MEGABYTES << 20, f"{name}, seed {seed}, input {number}: {_peak() - base >> 20} MB"
             if message is None:
                 accepted += 1
             else:
                 refusals.add("".join(c for c in message if c.isalpha() or c == " ")[-60:])
             number += 1
-    faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    faulthandler.unregister(signal.SIGPROF)
     return Result(number - first, accepted, len(refusals), now - start, slowest, _peak() - base)
 
 
