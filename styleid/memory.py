@@ -119,7 +119,8 @@ def check_memory(need: Memory, model: Model, what: str) -> None:
     if more > free:
         raise MemoryError(
             f"{what} needs {need}, but {_gigabytes(free)} are free {whose}; try a smaller size, fewer layers or steps, "
-            "features='disk' or 'recompute', feature_dtype='bfloat16', or keep='query' for contents and keep='keys' for styles"
+            "features='disk' or 'recompute', feature_dtype='bfloat16', keep='query' for contents and keep='keys' for styles, "
+            "or load_model(tiling=True)"
         )
 
 
