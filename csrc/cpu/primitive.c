@@ -88,9 +88,10 @@ static int add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t de
     p->description = description;
     p->scratch =
         dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(description, dnnl_query_exec_arg_md, DNNL_ARG_SCRATCHPAD));
-    if (dnnl_primitive_create(&p->handle, description) != dnnl_success) {
+    dnnl_status_t status = dnnl_primitive_create(&p->handle, description);
+    if (status != dnnl_success) {
         primitives_close(&p);
-        return sid_fail(SID_EINTERNAL, "oneDNN: a primitive could not be made");
+        return sid_dnnl_fail("dnnl_primitive_create", status);
     }
     p->next = *list;
     *primitive = *list = p;
