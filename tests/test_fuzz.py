@@ -3,6 +3,7 @@
 `make fuzz` runs more of it, under sanitizers; docs/security.md says what was run.
 """
 
+import signal
 from random import Random
 
 import numpy as np
@@ -36,6 +37,7 @@ def test_inputs_that_are_not_survived_are_named(tmp_path, monkeypatch, fault, me
     monkeypatch.setitem(ENTRIES, "entry", entry)
     with pytest.raises(AssertionError, match=f"entry, seed 3, input 10: .*{message}"):
         run("entry", tmp_path, count=100, seed=3)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
 
 
 def test_an_input_is_made_again_by_its_number(tmp_path):

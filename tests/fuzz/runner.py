@@ -52,11 +52,22 @@ def run(name, place, first=0, count=10**12, seconds=float("inf"), seed=0):
 
     AssertionError naming the first input that is not survived.
     """
-    with _quietly(place) as screen:
-        return _run(name, place, first, count, seconds, seed, screen)
+    with _quietly(place) as screen, _alarm(screen):
+        return _run(name, place, first, count, seconds, seed)
 
 
-def _run(name, place, first, count, seconds, seed, screen):
+@contextmanager
+def _alarm(screen):
+    """The end of a process that hangs: whatever comes of the inputs, no alarm is left behind."""
+    faulthandler.register(signal.SIGPROF, file=screen, chain=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        faulthandler.unregister(signal.SIGPROF)
+
+
+def _run(name, place, first, count, seconds, seed):
     make, attempt = ENTRIES[name](place)
     home = place if ENTRIES[name] not in engine.ENTRIES else None
     for number in range(20):  # what is prepared once does not count
@@ -64,7 +75,6 @@ def _run(name, place, first, count, seconds, seed, screen):
     accepted, refusals, slowest, base, number = 0, set(), 0.0, _peak(), first
     start = now = time.monotonic()
     armed = 0.0
-    faulthandler.register(signal.SIGPROF, file=screen, chain=True)
     with open(place / "number", "w") as trying:  # which input it was, if the process dies
         while number < first + count and now - start < seconds:
             if now - armed > 1:
@@ -87,8 +97,6 @@ def _run(name, place, first, count, seconds, seed, screen):
             else:
                 refusals.add("".join(c for c in message if c.isalpha() or c == " ")[-60:])
             number += 1
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    faulthandler.unregister(signal.SIGPROF)
     return Result(number - first, accepted, len(refusals), now - start, slowest, _peak() - base)
 
 
