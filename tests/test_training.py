@@ -12,7 +12,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="the training program needs PyTorch")
 pytest.importorskip("diffusers", reason="the training program needs diffusers")
 
-from training import checkpoint, gaussian, linear, method, networks, pictures, recolour, scores
+from training import checkpoint, gaussian, linear, method, networks, pictures, recolour, rollout, scores, triples
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -124,13 +124,14 @@ def test_sharing_within_a_batch_is_saving_and_injecting():
     content, style, result = torch.randn(3, 1, networks.LATENT_CHANNELS, 16, 16)
     time, layers, tap = torch.tensor(401), tuple(range(6, 12)), model.tap
     with torch.no_grad():
-        tap.mode, tap.layers, tap.gamma, tap.temperature = "share", layers, 0.6, 1.3
-        shared = model(torch.cat([content, style, result]), time)
+        tap.layers, tap.gamma, tap.temperature = layers, 0.6, 1.3
         kept = []
         for latent in (content, style):
             tap.mode, tap.kept = "save", {}
             kept.append((model(latent, time), tap.kept))
-        tap.mode, tap.content, tap.style = "inject", kept[0][1], kept[1][1]
+        tap.mode, tap.content, tap.style = "share", kept[0][1], {}
+        shared = model(torch.cat([content, style, result]), time)
+        tap.mode, tap.style = "inject", kept[1][1]
         injected = model(result, time)
     torch.testing.assert_close(shared, torch.cat([kept[0][0], kept[1][0], injected]), rtol=1e-3, atol=1e-4)
 
@@ -152,9 +153,37 @@ def test_sampling_undoes_inversion_for_a_linear_denoiser():
             return 0.3 * latent
 
     latent = torch.randn(1, 4, 8, 8)
-    inverted = method.invert(Shrink(), latent, 50)
+    inverted = method.invert(Shrink(), latent, method.timesteps(50))
     back = method.sample(Shrink(), inverted.latent, 50)
     assert torch.nn.functional.cosine_similarity(latent.flatten(), back.flatten(), dim=0) > 0.999
+
+
+def test_a_rollout_that_meets_every_target_ends_at_its_result():
+    clean = torch.randn(6, networks.LATENT_CHANNELS, 8, 8)
+    model = method.Denoiser(networks.new_unet(), torch.randn(1, 1, networks.CONTEXT_WIDTH))
+    content, style, result = clean.chunk(3)
+    under_way = rollout.Rollout(model, content, style, result, np.random.default_rng(0))
+
+    def perfect(batch, times):
+        level = model.alpha[times].view(-1, 1, 1, 1)
+        return (level.sqrt() * batch - result.repeat(3, 1, 1, 1)) / (1 - level).sqrt()
+
+    model.velocity = perfect
+    for left in reversed(range(rollout.STEPS)):
+        noisy, times = torch.randn_like(content), torch.tensor([501, 3])
+        plain, error = under_way.step(model, noisy, times)
+        torch.testing.assert_close(plain, perfect(torch.cat([noisy] * 3), times.repeat(3))[:2])
+        torch.testing.assert_close(error, torch.zeros_like(error), rtol=0, atol=1e-4)
+        assert under_way.done == (left == 0)
+    level = model.alpha[0]
+    assert (under_way.latent - level.sqrt() * result).abs().max() < 5 * (1 - level).sqrt()
+
+
+def test_a_picture_redrawn_from_itself_is_itself_and_one_of_another_has_its_colours_only():
+    image = torch.rand(3, 32, 32) * 2 - 1
+    torch.testing.assert_close(triples.redrawn(image, image), image)
+    grey = torch.full((3, 32, 32), 0.25)
+    torch.testing.assert_close(triples.redrawn(image, grey), grey)
 
 
 def test_moving_a_palette_brings_it_closer_and_keeps_the_layout():

@@ -13,8 +13,8 @@ DECODER_LAYERS = tuple(range(3, 12))
 class Tap:
     """What the decoder's self-attention layers do beside attending; every layer reads it.
 
-    share: the batch is three equal parts [content, style, result]; in the chosen layers the result takes the style's
-    keys and values, and its queries are mixed with the content's: the method itself, inside one training step.
+    share: the batch is three equal parts [any, style, result]; in the chosen layers the result takes the style's keys
+    and values, and its queries are mixed with those in `content`: the method itself, inside one training step.
     save: keeps (query, key, value) of the chosen layers in `kept`.
     inject: takes mixed queries from `content` and keys and values from `style`, both laid out like `kept`.
     """
@@ -50,9 +50,9 @@ class SelfAttention:
         if tap.mode == "save":
             tap.kept[self.layer] = (query, key, value)
         elif tap.mode == "share":
-            content, own_style, own = query.chunk(3)
-            mixed = tap.temperature * (tap.gamma * content + (1 - tap.gamma) * own)
-            query = torch.cat([content, own_style, mixed])
+            plain, style, own = query.chunk(3)
+            mixed = tap.temperature * (tap.gamma * tap.content[self.layer][0] + (1 - tap.gamma) * own)
+            query = torch.cat([plain, style, mixed])
             key, value = (torch.cat([x.chunk(3)[0], x.chunk(3)[1], x.chunk(3)[1]]) for x in (key, value))
         elif tap.mode == "inject":
             query = tap.temperature * (tap.gamma * tap.content[self.layer][0] + (1 - tap.gamma) * query)

@@ -38,9 +38,10 @@ class Denoiser(torch.nn.Module):
 
 @dataclass
 class Inversion:
-    """Where a latent ends under inversion, and what the tapped layers computed on the way."""
+    """Where a latent ends under inversion, where it was at each timestep, and what the tapped layers computed there."""
 
     latent: torch.Tensor
+    latents: dict[int, torch.Tensor] = field(default_factory=dict)
     features: dict[int, dict[int, tuple[torch.Tensor, ...]]] = field(default_factory=dict)
 
 
@@ -55,12 +56,12 @@ def moved(latent: torch.Tensor, noise: torch.Tensor, here: torch.Tensor, there: 
 
 
 @torch.no_grad()
-def invert(model: Denoiser, latent: torch.Tensor, steps: int, layers: tuple[int, ...] = ()) -> Inversion:
-    """Picture latents (n, c, h, w) to their noise; keeps q, k and v of the layers at every timestep."""
+def invert(model: Denoiser, latent: torch.Tensor, times: list[int], layers: tuple[int, ...] = ()) -> Inversion:
+    """Picture latents (n, c, h, w) to their noise; keeps them, and q, k and v of the layers, at every timestep."""
     alpha = networks.noise_levels()
-    times = timesteps(steps)
     result = Inversion(latent)
     for time, following in zip(times, times[1:] + [999]):
+        result.latents[time] = result.latent
         model.tap.mode, model.tap.layers, model.tap.kept = "save", layers, {}
         noise = model(result.latent, torch.tensor(time)).float()
         result.features[time] = {k: tuple(x.bfloat16() for x in v) for k, v in model.tap.kept.items()}

@@ -1,0 +1,71 @@
+"""The method at work, stopped between its steps: what the UNet meets when it injects, and what it should make of it.
+
+Latents on the way from an inverted content to a stylized picture are not clean pictures with independent noise: they
+carry the content's palette in ways that such noise would not, and the network's own mistakes. So the network is taught
+where it will be used. Each evaluation is a training step whose target is the finished picture, and its own output takes
+the latent to the next step.
+"""
+
+import numpy as np
+import torch
+
+from training import method
+from training.attention import DECODER_LAYERS
+
+STEPS = 10
+# Nearly without noise, v magnifies what is missing of the picture; there the weight makes it that of the picture, times this.
+CLEAN_WEIGHT = 8.0
+
+
+class Rollout:
+    """Latents (n, c, h, w) of contents, styles and results; inverts the first two, and samples towards the last."""
+
+    def __init__(
+        self,
+        model: method.Denoiser,
+        content: torch.Tensor,
+        style: torch.Tensor,
+        result: torch.Tensor,
+        random: np.random.Generator,
+    ) -> None:
+        self.result = result
+        stride = 1000 // STEPS
+        first = int(random.integers(1, stride))
+        self.times = [first + i * stride for i in range(STEPS)]
+        self.layers = DECODER_LAYERS[0 if random.random() < 0.3 else 3 :]
+        self.gamma, self.temperature = random.uniform(0.2, 1.0), random.uniform(1.0, 1.7)
+        both = method.invert(model, torch.cat([content, style]), self.times, self.layers)
+        self.queries = {
+            time: {layer: (query.chunk(2)[0],) for layer, (query, _, _) in kept.items()}
+            for time, kept in both.features.items()
+        }
+        self.styles = {time: latent.chunk(2)[1] for time, latent in both.latents.items()}
+        content, style = both.latent.chunk(2)
+        self.latent = method.adain(content, style) if random.random() < 0.8 else content
+
+    def step(
+        self, model: method.Denoiser, noisy: torch.Tensor, times: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One injected evaluation, with a plain one of `noisy` at `times` in the same batch.
+
+        Returns v of the plain part, and the weighted error of the injected v.
+        """
+        time = self.times.pop()
+        here = model.alpha[time]
+        there = model.alpha[self.times[-1] if self.times else 0]
+        tap = model.tap
+        tap.mode, tap.layers, tap.gamma, tap.temperature = "share", self.layers, self.gamma, self.temperature
+        tap.content = {k: tuple(x.float() for x in v) for k, v in self.queries.pop(time).items()}
+        batch = torch.cat([noisy, self.styles.pop(time), self.latent])
+        moments = torch.cat([times, torch.full((len(batch) - len(times),), time)])
+        plain, _, injected = model.velocity(batch.contiguous(memory_format=torch.channels_last), moments).float().chunk(3)
+        tap.mode, tap.content = "none", {}
+        target = (here.sqrt() * self.latent - self.result) / (1 - here).sqrt()
+        error = (injected - target) * (CLEAN_WEIGHT * (1 - here)).clamp_max(1).sqrt()
+        noise = here.sqrt() * injected.detach() + (1 - here).sqrt() * self.latent
+        self.latent = method.moved(self.latent, noise, here, there)
+        return plain, error
+
+    @property
+    def done(self) -> bool:
+        return not self.times
