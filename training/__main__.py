@@ -26,7 +26,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--held-out", type=Path, default=Path("../shared/test-images/free"), help="never trained on")
     parser.add_argument("--out", type=Path, default=Path("build/training"), help="the model folder to make or measure")
     parser.add_argument("--init", type=Path, help="a model folder with fewer latent channels, whose UNet to take over")
-    parser.add_argument("--steps", type=int, help="of the stage; of a stage under way too: its learning rate follows; evaluate: DDIM steps")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="of the stage; of a stage under way too: its learning rate follows; evaluate: DDIM steps",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="training processes, one core each")
     return parser.parse_args()

@@ -58,7 +58,9 @@ class Rollout:
         tap.content = {k: tuple(x.float() for x in v) for k, v in self.queries.pop(time).items()}
         batch = torch.cat([noisy, self.styles.pop(time), self.latent])
         moments = torch.cat([times, torch.full((len(batch) - len(times),), time)])
-        plain, _, injected = model.velocity(batch.contiguous(memory_format=torch.channels_last), moments).float().chunk(3)
+        plain, _, injected = (
+            model.velocity(batch.contiguous(memory_format=torch.channels_last), moments).float().chunk(3)
+        )
         tap.mode, tap.content = "none", {}
         target = (here.sqrt() * self.latent - self.result) / (1 - here).sqrt()
         error = (injected - target) * (CLEAN_WEIGHT * (1 - here)).clamp_max(1).sqrt()
