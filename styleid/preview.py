@@ -51,14 +51,16 @@ class Preview:
     def __call__(self, step: int, steps: int, latents: NDArray[np.float32]) -> None:
         """As `inject_styles` calls it."""
         if step and self._before is not None and (step % self._every == 0 or step == steps):
-            picture = self._vae.decode(self._predicted(step, latents))
+            # A run of a lower strength begins late, and ends with the others.
+            left_out = len(self._levels) - 1 - steps
+            picture = self._vae.decode(self._predicted(left_out + step, latents))
             self._show(step, steps, picture[: self._size[0], : self._size[1]])
         self._before = latents.copy()
 
-    def _predicted(self, step: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """x0 as the evaluation before this call had it."""
+    def _predicted(self, b: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x0 as the evaluation before this call had it, which led to level number b."""
         signal, noise = np.sqrt(self._levels), np.sqrt(1 - self._levels)
-        a, b = step - 1, step
+        a = b - 1
         x0: NDArray[np.float64] = (noise[a] * latents - noise[b] * self._before) / (
             noise[a] * signal[b] - noise[b] * signal[a]
         )

@@ -362,8 +362,9 @@ def test_a_vae_alone_is_no_model(tiny, folder):
         styleid.load_vae(1)
 
 
+@pytest.mark.parametrize("strength", [1, 0.5])
 @pytest.mark.parametrize("schedule", ["paper", "diffusers", "corrected"])
-def test_previews_are_what_each_evaluation_predicts(folder, schedule):
+def test_previews_are_what_each_evaluation_predicts(folder, schedule, strength):
     """x0 = (z - sqrt(1 - a) e) / sqrt(a), with e from the network itself."""
     model, steps = load(folder), 4
     content = styleid.invert(picture(20, 32, seed=1), model, steps, schedule)
@@ -374,8 +375,11 @@ def test_previews_are_what_each_evaluation_predicts(folder, schedule):
         seen.append(latents.copy())
         preview(step, steps, latents)
 
-    plain = styleid.inject_styles(content, content, inject=False)
-    np.testing.assert_array_equal(styleid.inject_styles(content, content, inject=False, on_step=look), plain)
+    plain = styleid.inject_styles(content, content, inject=False, strength=strength)
+    watched = styleid.inject_styles(content, content, inject=False, strength=strength, on_step=look)
+    np.testing.assert_array_equal(watched, plain)
+    slots = slots[len(slots) - len(shown) :]
+    assert 0 < len(shown) <= steps * strength
     assert [(step, of) for step, of, _ in shown] == [(i + 1, len(slots)) for i in range(len(slots))]
     for z, slot, (_, _, image) in zip(seen, slots, shown, strict=False):
         t = content.timesteps[slot]
