@@ -51,13 +51,16 @@ class SelfAttention:
             tap.kept[self.layer] = (query, key, value)
         elif tap.mode == "share":
             plain, style, own = query.chunk(3)
-            mixed = tap.temperature * (tap.gamma * tap.content[self.layer][0] + (1 - tap.gamma) * own)
-            query = torch.cat([plain, style, mixed])
+            query = torch.cat([plain, style, self._mixed(own)])
             key, value = (torch.cat([x.chunk(3)[0], x.chunk(3)[1], x.chunk(3)[1]]) for x in (key, value))
         elif tap.mode == "inject":
-            query = tap.temperature * (tap.gamma * tap.content[self.layer][0] + (1 - tap.gamma) * query)
+            query = self._mixed(query)
             _, key, value = tap.style[self.layer]
         return query, key, value
+
+    def _mixed(self, query):
+        tap = self.tap
+        return tap.temperature * (tap.gamma * tap.content[self.layer][0] + (1 - tap.gamma) * query)
 
 
 class OneTokenAttention:

@@ -31,9 +31,14 @@ class Denoiser(torch.nn.Module):
         return self.unet(latent, timestep, context).sample
 
     def forward(self, latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """The noise estimate, e = sqrt(alpha) v + sqrt(1 - alpha) z."""
+        """The noise estimate."""
         level = self.alpha[timestep].view(-1, 1, 1, 1)
-        return level.sqrt() * self.velocity(latent, timestep).float() + (1 - level).sqrt() * latent
+        return noise_of(self.velocity(latent, timestep).float(), latent, level)
+
+
+def noise_of(velocity: torch.Tensor, latent: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """e = sqrt(alpha) v + sqrt(1 - alpha) z at the level alpha."""
+    return level.sqrt() * velocity + (1 - level).sqrt() * latent
 
 
 @dataclass
@@ -45,8 +50,8 @@ class Inversion:
     features: dict[int, dict[int, tuple[torch.Tensor, ...]]] = field(default_factory=dict)
 
 
-def timesteps(steps: int) -> list[int]:
-    return [1 + i * (1000 // steps) for i in range(steps)]
+def timesteps(steps: int, first: int = 1) -> list[int]:
+    return [first + i * (1000 // steps) for i in range(steps)]
 
 
 def moved(latent: torch.Tensor, noise: torch.Tensor, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:

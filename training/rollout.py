@@ -29,9 +29,7 @@ class Rollout:
         random: np.random.Generator,
     ) -> None:
         self.result = result
-        stride = 1000 // STEPS
-        first = int(random.integers(1, stride))
-        self.times = [first + i * stride for i in range(STEPS)]
+        self.times = method.timesteps(STEPS, first=int(random.integers(1, 1000 // STEPS)))
         self.layers = DECODER_LAYERS[0 if random.random() < 0.3 else 3 :]
         self.gamma, self.temperature = random.uniform(0.2, 1.0), random.uniform(1.0, 1.7)
         both = method.invert(model, torch.cat([content, style]), self.times, self.layers)
@@ -64,7 +62,7 @@ class Rollout:
         tap.mode, tap.content = "none", {}
         target = (here.sqrt() * self.latent - self.result) / (1 - here).sqrt()
         error = (injected - target) * (CLEAN_WEIGHT * (1 - here)).clamp_max(1).sqrt()
-        noise = here.sqrt() * injected.detach() + (1 - here).sqrt() * self.latent
+        noise = method.noise_of(injected.detach(), self.latent, here)
         self.latent = method.moved(self.latent, noise, here, there)
         return plain, error
 
