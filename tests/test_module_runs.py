@@ -183,6 +183,20 @@ def test_threads_share_a_model(model):
             np.testing.assert_array_equal(a, b)
 
 
+def test_many_sizes_take_turns():
+    """More of them than a model keeps primitives for, in more threads than one."""
+    model = tiny.model()
+    latents = [tiny.latents(1, 2 * height, 2 * width) for height in range(1, 6) for width in range(1, 6)]
+
+    def call(i):
+        return [model.predict_noise(z, 1, tiny.CONTEXT) for z in latents[i:] + latents[:i]]
+
+    expected = [tiny.model().predict_noise(z, 1, tiny.CONTEXT) for z in latents]
+    for i, got in enumerate(in_threads(3, call)):
+        for a, b in zip(got, expected[i:] + expected[:i], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_the_gil_is_released(model):
     ticks, done = [], threading.Event()
 
@@ -276,6 +290,15 @@ def test_memory_does_not_grow(model):
     for _ in range(40):
         calls()
     assert resident() - before < 8 << 20
+
+
+def test_memory_does_not_grow_with_the_number_of_sizes(model):
+    before = []
+    for height in range(1, 61):
+        model.scratch(1, 2 * height, 2)
+        model.scratch(1, 2 * height, 4)
+        before.append(resident())
+    assert before[-1] - before[29] < 0.7 * (before[29] - before[0])
 
 
 @pytest.mark.parametrize("level", ["generic", "avx2", "avx512", "avx512_bf16", "amx", "sse9"])

@@ -7,12 +7,13 @@
 #include "core/err.h"
 
 #define MAX_ARGUMENTS 8
+#define MOST_SHAPES 16 /* of a layer, more than a run has: what is kept stays bounded over pictures of every size */
 
 int sid_dnnl_fail(const char *what, dnnl_status_t status) {
-    const char *why = status == dnnl_out_of_memory    ? "out of memory"
-                      : status == dnnl_unimplemented  ? "not implemented for this shape or CPU"
+    const char *why = status == dnnl_out_of_memory       ? "out of memory"
+                      : status == dnnl_unimplemented     ? "not implemented for this shape or CPU"
                       : status == dnnl_invalid_arguments ? "invalid arguments"
-                                                          : "run-time error";
+                                                         : "run-time error";
     return sid_fail(status == dnnl_out_of_memory ? SID_EMEMORY : SID_EINTERNAL, "oneDNN: %s (%.60s)", why, what);
 }
 
@@ -55,9 +56,16 @@ int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post,
     return status;
 }
 
-static sid_primitive *find(sid_primitive *list, const size_t *key) {
-    while (list && memcmp(list->key, key, sizeof list->key) != 0) list = list->next;
-    return list;
+/* The one of that key, which is now the first of the list; NULL if there is none. */
+static sid_primitive *find(sid_primitive **list, const size_t *key) {
+    for (sid_primitive **link = list; *link; link = &(*link)->next) {
+        sid_primitive *p = *link;
+        if (memcmp(p->key, key, sizeof p->key) != 0) continue;
+        *link = p->next;
+        p->next = *list;
+        return *list = p;
+    }
+    return NULL;
 }
 
 /* Whether oneDNN has nothing better for this than its reference code, a hundred times slower. */
@@ -77,6 +85,20 @@ static void primitives_close(sid_primitive **list) {
     *list = NULL;
 }
 
+/* Drops those used longest ago beyond the number that is kept. */
+static void trim(sid_primitive **list) {
+    for (size_t count = 0; *list;) {
+        sid_primitive *p = *list;
+        if (++count > MOST_SHAPES && !p->users) {
+            *list = p->next;
+            p->next = NULL;
+            primitives_close(&p);
+        } else {
+            list = &p->next;
+        }
+    }
+}
+
 /* Takes the description over, also when it fails. */
 static int add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description, sid_primitive **primitive) {
     sid_primitive *p = calloc(1, sizeof *p);
@@ -86,8 +108,8 @@ static int add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t de
     }
     memcpy(p->key, key, sizeof p->key);
     p->description = description;
-    p->scratch =
-        dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(description, dnnl_query_exec_arg_md, DNNL_ARG_SCRATCHPAD));
+    p->scratch = dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(description, dnnl_query_exec_arg_md,
+                                                                        DNNL_ARG_SCRATCHPAD));
     dnnl_status_t status = dnnl_primitive_create(&p->handle, description);
     if (status != dnnl_success) {
         primitives_close(&p);
@@ -120,7 +142,7 @@ static int execute(const sid_cpu *cpu, const sid_primitive *primitive, const sid
     return status == dnnl_success ? SID_OK : sid_dnnl_fail("execution", status);
 }
 
-int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_argument *arguments, size_t count) {
+static int run(sid_exec *exec, const sid_primitive *primitive, const sid_argument *arguments, size_t count) {
     sid_argument all[MAX_ARGUMENTS];
     size_t mark = sid_arena_mark(&exec->arena);
     memcpy(all, arguments, count * sizeof *arguments);
@@ -131,6 +153,15 @@ int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_
     return SID_OK;
 }
 
+int sid_primitive_run(sid_exec *exec, sid_primitive *primitive, const sid_argument *arguments, size_t count) {
+    sid_cpu *cpu = (sid_cpu *)exec->backend;
+    int status = run(exec, primitive, arguments, count);
+    pthread_mutex_lock(&cpu->lock);
+    primitive->users--;
+    pthread_mutex_unlock(&cpu->lock);
+    return status;
+}
+
 /* dst = src in another layout. */
 static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, void *src,
                    const_dnnl_memory_desc_t src_layout) {
@@ -139,8 +170,8 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
     size_t key[SID_KEY_SIZE] = {0};
     dnnl_primitive_attr_t attributes;
     SID_TRY(sid_attributes_open(&attributes, &(sid_post){0}, 0, NULL, NULL));
-    dnnl_status_t made = dnnl_reorder_primitive_desc_create(&description, src_layout, cpu->engine, dst_layout,
-                                                            cpu->engine, attributes);
+    dnnl_status_t made =
+        dnnl_reorder_primitive_desc_create(&description, src_layout, cpu->engine, dst_layout, cpu->engine, attributes);
     dnnl_primitive_attr_destroy(attributes);
     if (made != dnnl_success) return sid_dnnl_fail("packing of weights", made);
     SID_TRY(add(&primitive, key, description, &primitive));
@@ -149,16 +180,38 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
     sid_argument arguments[] = {{DNNL_ARG_FROM, src}, {DNNL_ARG_TO, dst}};
     exec.arena.peak = primitive->scratch + SID_ALIGN;
     int status = sid_arena_open(&exec.arena);
-    if (status == SID_OK) status = sid_primitive_run(&exec, primitive, arguments, 2);
+    if (status == SID_OK) status = run(&exec, primitive, arguments, 2);
     sid_arena_close(&exec.arena);
     primitives_close(&primitive);
+    return status;
+}
+
+/* dst = src from one packed layout to another, by way of dense rows, between which and packed ones oneDNN has fast
+ * code. */
+static int repack(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, void *src,
+                  const_dnnl_memory_desc_t src_layout) {
+    int rank = 0;
+    dnnl_dims_t *dims;
+    dnnl_data_type_t type;
+    dnnl_memory_desc_t dense = NULL;
+    void *rows = NULL;
+    SID_DNNL(dnnl_memory_desc_query(src_layout, dnnl_query_ndims_s32, &rank));
+    SID_DNNL(dnnl_memory_desc_query(src_layout, dnnl_query_dims, &dims));
+    SID_DNNL(dnnl_memory_desc_query(src_layout, dnnl_query_data_type, &type));
+    SID_DNNL(dnnl_memory_desc_create_with_strides(&dense, rank, *dims, type, NULL));
+    rows = malloc(dnnl_memory_desc_get_size(dense));
+    int status = rows ? reorder(cpu, rows, dense, src, src_layout) : sid_fail(SID_EMEMORY, "out of memory");
+    if (status == SID_OK) status = reorder(cpu, dst, dst_layout, rows, dense);
+    free(rows);
+    dnnl_memory_desc_destroy(dense);
     return status;
 }
 
 /* The memory and layout of weights to come. */
 static int take_packed(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout) {
     SID_TRY(sid_take_packed(cpu, &packed->data, dnnl_memory_desc_get_size(layout)));
-    return dnnl_memory_desc_clone(&packed->layout, layout) == dnnl_success ? SID_OK : sid_fail(SID_EMEMORY, "out of memory");
+    return dnnl_memory_desc_clone(&packed->layout, layout) == dnnl_success ? SID_OK
+                                                                           : sid_fail(SID_EMEMORY, "out of memory");
 }
 
 static void packed_close(sid_packed *packed) {
@@ -182,7 +235,7 @@ static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t 
         p = calloc(1, sizeof *p);
         if (!p) return sid_fail(SID_EMEMORY, "out of memory");
         int status = take_packed(cpu, p, layout);
-        if (status == SID_OK) status = reorder(cpu, p->data, layout, packed->data, packed->layout);
+        if (status == SID_OK) status = repack(cpu, p->data, layout, packed->data, packed->layout);
         if (status != SID_OK) {
             packed_close(p);
             free(p);
@@ -195,8 +248,8 @@ static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t 
     return SID_OK;
 }
 
-int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
-             size_t parts, const sid_weight *weights, const sid_weight *biases) {
+int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain,
+             const_dnnl_memory_desc_t layout, size_t parts, const sid_weight *weights, const sid_weight *biases) {
     void *stacked;
     int status = sid_stack(cpu, &stacked, dtype, parts, weights);
     if (status == SID_OK) status = take_packed(cpu, packed, layout);
@@ -232,8 +285,12 @@ static int make(sid_product *product, const size_t *key, const sid_recipe *recip
 int sid_product_prepare(sid_product *product, const size_t *key, const sid_recipe *recipe, sid_primitive **primitive) {
     pthread_mutex_lock(&product->cpu->lock);
     int status = SID_OK, before = threads_enter(product->cpu);
-    *primitive = find(product->primitives, key);
+    *primitive = find(&product->primitives, key);
     if (!*primitive) status = make(product, key, recipe, primitive);
+    if (status == SID_OK) {
+        (*primitive)->users++;
+        trim(&product->primitives);
+    }
     threads_leave(before);
     pthread_mutex_unlock(&product->cpu->lock);
     return status;

@@ -17,13 +17,14 @@ typedef struct {
 
 #define SID_KEY_SIZE 8
 
-/* One primitive of a layer, for one shape; a layer has a list of them. */
+/* One primitive of a layer, for one shape; a layer has a list of them, the last used one first. */
 typedef struct sid_primitive {
     size_t key[SID_KEY_SIZE];
     dnnl_primitive_desc_t description;
     dnnl_primitive_t handle;
     void *weights; /* in the layout that it wants; NULL where it has none */
     size_t scratch;
+    size_t users; /* prepared and not yet run: such a one is not dropped */
     struct sid_primitive *next;
 } sid_primitive;
 
@@ -31,7 +32,7 @@ typedef struct sid_primitive {
 typedef struct sid_packed {
     dnnl_memory_desc_t layout; /* NULL until packed, and for panels */
     void *data;                /* NULL until packed */
-    float *bias; /* NULL: none */
+    float *bias;               /* NULL: none */
     struct sid_packed *next;
 } sid_packed;
 
@@ -59,10 +60,10 @@ typedef struct {
 
 /* Text of a failed oneDNN call. */
 int sid_dnnl_fail(const char *what, dnnl_status_t status);
-#define SID_DNNL(call)                                                                             \
-    do {                                                                                           \
-        dnnl_status_t sid_dnnl_status = (call);                                                    \
-        if (sid_dnnl_status != dnnl_success) return sid_dnnl_fail(#call, sid_dnnl_status);         \
+#define SID_DNNL(call)                                                                     \
+    do {                                                                                   \
+        dnnl_status_t sid_dnnl_status = (call);                                            \
+        if (sid_dnnl_status != dnnl_success) return sid_dnnl_fail(#call, sid_dnnl_status); \
     } while (0)
 
 static inline dnnl_data_type_t sid_dnnl_type(sid_dtype dtype) { return dtype == SID_F32 ? dnnl_f32 : dnnl_bf16; }
@@ -71,17 +72,17 @@ static inline dnnl_data_type_t sid_dnnl_type(sid_dtype dtype) { return dtype == 
 int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post, int accumulate,
                         const_dnnl_memory_desc_t factor, const_dnnl_memory_desc_t residual);
 
-/* The product's primitive of that key: found, or made, and the weights packed, at its first use. */
+/* The product's primitive of that key, to be run once: found, or made, and the weights packed, at its first use. */
 int sid_product_prepare(sid_product *product, const size_t *key, const sid_recipe *recipe, sid_primitive **primitive);
 void sid_product_close(sid_product *product);
 
-/* Takes the scratch and, unless measuring, executes. */
-int sid_primitive_run(sid_exec *exec, const sid_primitive *primitive, const sid_argument *arguments, size_t count);
+/* Takes the scratch and, unless measuring, executes; ends the use that sid_product_prepare() began. */
+int sid_primitive_run(sid_exec *exec, sid_primitive *primitive, const sid_argument *arguments, size_t count);
 
 /* Packs the stacked weights (as dtype and dense rows in C order: the layout `plain`) into `layout`, of the same dtype,
  * and the biases (NULL: none). */
-int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain, const_dnnl_memory_desc_t layout,
-             size_t parts, const sid_weight *weights, const sid_weight *biases);
+int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain,
+             const_dnnl_memory_desc_t layout, size_t parts, const sid_weight *weights, const sid_weight *biases);
 /* Packs the stacked weights (out, in) as the panels that the kernel matmul reads, and the biases. */
 int sid_pack_panels(sid_cpu *cpu, sid_packed *packed, size_t in, size_t out, size_t parts, const sid_weight *weights,
                     const sid_weight *biases);

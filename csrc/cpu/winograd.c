@@ -4,17 +4,17 @@
 
 #include "core/err.h"
 
-#define PRODUCTS 36        /* 6 x 6: elements of a transformed tile */
-#define OUTPUT 4           /* rows and columns of an output tile */
+#define PRODUCTS 36 /* 6 x 6: elements of a transformed tile */
+#define OUTPUT 4    /* rows and columns of an output tile */
 #define CHANNEL_MULTIPLE 16
 #define BLOCK CHANNEL_MULTIPLE
 #define LEAST_CHANNELS 64
-/* Below, the larger weights cost more to read than the multiplications saved; in bfloat16, where products are twice as fast
- * and weights half as large, below more. */
+/* Below, the larger weights cost more to read than the multiplications saved; in bfloat16, where products are twice as
+ * fast and weights half as large, below more. */
 #define LEAST_PIXELS 1024
 #define LEAST_PIXELS_BF16 4096
 #define CHUNK_BYTES ((size_t)8 << 20) /* of transformed tiles at a time, so that they stay in the cache */
-#define CHUNK_MULTIPLE 64  /* tiles */
+#define CHUNK_MULTIPLE 64             /* tiles */
 
 struct sid_winograd {
     sid_product product;
@@ -24,7 +24,8 @@ struct sid_winograd {
 
 int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *s, const sid_tensor *src, const sid_tensor *dst) {
     size_t least = src->dtype == SID_F32 ? LEAST_PIXELS : LEAST_PIXELS_BF16;
-    if (src->dtype == SID_BF16 && cpu->kernels.isa >= SID_ISA_AMX) return 0; /* tiles beat float32 by far more than four */
+    if (src->dtype == SID_BF16 && cpu->kernels.isa >= SID_ISA_AMX)
+        return 0; /* tiles beat float32 by far more than four */
     return src->dtype == dst->dtype && s->kernel == 3 && s->stride == 1 && s->pad_before == 1 && s->pad_after == 1 &&
            s->in % CHANNEL_MULTIPLE == 0 && s->out % CHANNEL_MULTIPLE == 0 && s->in >= LEAST_CHANNELS &&
            s->out >= LEAST_CHANNELS && src->h * src->w >= least;
@@ -61,8 +62,8 @@ static void transform_taps(double *six, size_t step, const double *x, size_t x_s
     }
 }
 
-/* transformed [36][out / width][in][width] from taps (out, in, 3, 3), BLOCK columns of one row at a time, so that what is
- * read and what is written lies in a few streams. */
+/* transformed [36][out / width][in][width] from taps (out, in, 3, 3), BLOCK columns of one row at a time, so that what
+ * is read and what is written lies in a few streams. */
 static void transform_weights(float *transformed, const float *taps, size_t in, size_t out, size_t width, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (size_t o = 0; o < out; o += BLOCK)
@@ -145,25 +146,23 @@ static int describe(const void *requested, dnnl_primitive_desc_t *description, c
     return status;
 }
 
-static int prepare(sid_winograd *w, size_t tiles, sid_primitive **primitive) {
+/* m [36][tiles][out] = v [36][tiles][in] times the weights, by oneDNN. */
+static int multiply_onednn(sid_exec *exec, float *m, float *v, size_t tiles, sid_winograd *w) {
     size_t key[SID_KEY_SIZE] = {tiles};
+    sid_primitive *primitive;
+    SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, tiles}, describe, pack}, &primitive));
+    sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
+    return sid_primitive_run(exec, primitive, arguments, 3);
+}
+
+/* The same by the CPU's own kernel. */
+static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, sid_winograd *w) {
     sid_cpu *cpu = w->product.cpu;
     int status = SID_OK;
-    *primitive = NULL;
-    if (!cpu->kernels.matmul)
-        return sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, tiles}, describe, pack}, primitive);
     pthread_mutex_lock(&cpu->lock);
     if (!w->product.packed.data) status = pack_panels(w);
     pthread_mutex_unlock(&cpu->lock);
-    return status;
-}
-
-/* m [36][tiles][out] = v [36][tiles][in] times the weights: on oneDNN's primitive, or on the CPU's own kernel. */
-static int multiply(sid_exec *exec, float *m, float *v, size_t tiles, sid_winograd *w, const sid_primitive *primitive) {
-    if (primitive) {
-        sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
-        return sid_primitive_run(exec, primitive, arguments, 3);
-    }
+    if (status != SID_OK || sid_measuring(&exec->arena)) return status;
     sid_matmul products[PRODUCTS];
     for (size_t k = 0; k < PRODUCTS; k++)
         products[k] = (sid_matmul){.rows = tiles,
@@ -174,7 +173,7 @@ static int multiply(sid_exec *exec, float *m, float *v, size_t tiles, sid_winogr
                                    .weights = (const float *)w->product.packed.data + k * w->in * w->out,
                                    .dst_stride = w->out,
                                    .src_stride = w->in};
-    if (!sid_measuring(&exec->arena)) w->product.cpu->kernels.matmul(products, PRODUCTS, exec->backend->threads);
+    cpu->kernels.matmul(products, PRODUCTS, exec->backend->threads);
     return SID_OK;
 }
 
@@ -185,12 +184,10 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
     size_t mark = sid_arena_mark(&exec->arena);
     int measuring = sid_measuring(&exec->arena), threads = exec->backend->threads;
     void *v, *m;
-    sid_primitive *primitive;
-    SID_TRY(prepare(w, grid->count, &primitive));
     SID_TRY(sid_arena_take(&exec->arena, &v, PRODUCTS * grid->count * w->in * sizeof(float)));
     SID_TRY(sid_arena_take(&exec->arena, &m, PRODUCTS * grid->count * w->out * sizeof(float)));
     if (!measuring) kernels->winograd_input(v, grid, src->data, src->dtype, w->in, threads);
-    SID_TRY(multiply(exec, m, v, grid->count, w, primitive));
+    SID_TRY(kernels->matmul ? multiply_own(exec, m, v, grid->count, w) : multiply_onednn(exec, m, v, grid->count, w));
     if (!measuring)
         kernels->winograd_output(dst->data, dst->dtype, grid, m, w->out, w->product.packed.bias,
                                  post->residual ? post->residual->data : NULL, post->relu, threads);
