@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -150,12 +151,28 @@ def lora(place):
 
 
 def single_file(place):
-    """A model in the original naming, up to the weights that the engine would get."""
-    corpus = [save(formats.ldm(formats.configuration(family), family)) for family in formats.FAMILIES]
-    return (
-        lambda random: change_tensors(random, corpus),
-        reading(place / "model.safetensors", lambda path: _read_file(path, None, False)),
-    )
+    """A model in the original naming, up to the weights that the engine would get. But for its levels of noise, a hole."""
+    path, corpus = place / "model.safetensors", []
+    for family in formats.FAMILIES:
+        config = formats.configuration(family)
+        for part in "unet", "vae":
+            config[part]["layers_per_block"] = 1
+        header, data = split(save(formats.ldm(config, family)))
+        levels = header["alphas_cumprod"]["data_offsets"][1]
+        corpus.append((join(json.dumps(header).encode(), data[:levels]), len(data) - levels))
+
+    def make(random):
+        content, size = random.choice(corpus)
+        hole = random.choice((random.randrange(size), size + 1)) if random.randrange(8) == 0 else size
+        return change_tensors(random, [content]), hole
+
+    def run(given):
+        content, hole = given
+        path.write_bytes(content)
+        os.truncate(path, len(content) + hole)
+        _read_file(path, None, False)
+
+    return make, run
 
 
 PICKLE_WORDS = [

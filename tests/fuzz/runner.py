@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
+
 from fuzz import engine, files, pictures
 
 ENTRIES = {entry.__name__: entry for entry in (*files.ENTRIES, pictures.picture, *engine.ENTRIES)}
@@ -37,7 +39,7 @@ class Result(NamedTuple):
 def _quietly(folder):
     """Without warnings, and with what C libraries print in a file of the folder."""
     before = os.dup(2)
-    with open(folder / "stderr", "ab", buffering=0) as file, warnings.catch_warnings():
+    with open(folder / "stderr", "ab", buffering=0) as file, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         os.dup2(file.fileno(), 2)
         try:
