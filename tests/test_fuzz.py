@@ -3,13 +3,14 @@
 `make fuzz` runs more of it, under sanitizers; docs/security.md says what was run.
 """
 
+import json
 import signal
 from random import Random
 
 import numpy as np
 import pytest
 from fuzz import engine, files, pictures
-from fuzz.mutate import change_bytes, change_tree
+from fuzz.mutate import VALUES, change_bytes, change_tree
 from fuzz.runner import ENTRIES, run
 
 INPUTS = 60
@@ -51,7 +52,8 @@ def test_an_input_is_made_again_by_its_number(tmp_path):
 
 
 def test_mutations_stay_in_bounds():
-    random = Random(0)
+    random, values = Random(0), json.dumps(VALUES)
     for number in range(2000):
         assert len(change_bytes(random, bytes(number % 40), [b"word"], [b"other" * 9])) < 2000
         change_tree(random, {"a": [1, {"b": "c"}], "d": None, "": []} if number % 3 else [])
+    assert json.dumps(VALUES) == values  # what one input is made of is not changed for the next

@@ -1,5 +1,6 @@
 """Random changes of bytes and of JSON trees. `random` is a random.Random throughout."""
 
+import copy
 import json
 import struct
 
@@ -92,11 +93,11 @@ def change_tree(random, tree):
     for _ in range(random.choice((1, 1, 2, 3))):
         holder, key = _node(random, tree)
         if holder is None:
-            return random.choice(VALUES)
+            return _value(random)
         kind = random.randrange(7)
         value = holder[key]
         if kind <= 1:
-            holder[key] = random.choice(VALUES)
+            holder[key] = _value(random)
         elif kind == 2:
             del holder[key]
         elif kind == 3:
@@ -111,6 +112,11 @@ def change_tree(random, tree):
         else:
             holder[random.choice((f"{key}0", key[:-1], random.choice(VALUES[3:8]), *list(holder)[:3]))] = value
     return tree
+
+
+def _value(random):
+    """One of VALUES for itself: what is made of one input must not be in the next."""
+    return copy.deepcopy(random.choice(VALUES))
 
 
 def _node(random, tree):
