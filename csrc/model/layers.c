@@ -45,6 +45,14 @@ void sid_conv_close(sid_backend *backend, sid_conv **conv) {
     if (*conv) backend->conv_close(conv);
 }
 
+int sid_resample(sid_exec *exec, sid_tensor *x, sid_conv *conv) {
+    sid_tensor out;
+    SID_TRY(sid_new(exec, &out, x->n, sid_conv_size(&conv->shape, x->h), sid_conv_size(&conv->shape, x->w), x->c));
+    SID_TRY(sid_conv2d(exec, &out, x, conv, NULL));
+    *x = out;
+    return SID_OK;
+}
+
 static int take_linear(sid_builder *builder, const sid_weight **weight, const sid_weight **bias, const char *prefix,
                        size_t rows, size_t columns, int kind) {
     size_t shape[] = {rows, columns, 1, 1};

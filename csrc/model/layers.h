@@ -25,6 +25,9 @@ void sid_norm_close(sid_norm *norm);
 int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, const sid_conv_shape *shape);
 void sid_conv_close(sid_backend *backend, sid_conv **conv);
 
+/* x becomes its convolution, of the size that the shape makes of it and as many channels. */
+int sid_resample(sid_exec *exec, sid_tensor *x, sid_conv *conv);
+
 /* 3x3, stride 1, same size. */
 static inline sid_conv_shape sid_conv3x3(size_t in, size_t out) { return (sid_conv_shape){in, out, 3, 1, 1, 1, 0, 0}; }
 

@@ -115,14 +115,6 @@ static int run_blocks(sid_exec *exec, const block *blocks, size_t count, sid_ten
     return SID_OK;
 }
 
-static int resample(sid_exec *exec, sid_tensor *x, sid_conv *conv) {
-    sid_tensor out;
-    SID_TRY(sid_new(exec, &out, x->n, sid_conv_size(&conv->shape, x->h), sid_conv_size(&conv->shape, x->w), x->c));
-    SID_TRY(sid_conv2d(exec, &out, x, conv, NULL));
-    *x = out;
-    return SID_OK;
-}
-
 static int taesd_encode(sid_exec *exec, const void *network, float *latents, const float *images, size_t n,
                         size_t height, size_t width) {
     const taesd *t = network;
@@ -138,7 +130,7 @@ static int taesd_encode(sid_exec *exec, const void *network, float *latents, con
     SID_TRY(sid_from_planes(exec, &image, unit, 1));
     SID_TRY(sid_conv2d(exec, &x, &image, t->encoder.first, NULL));
     for (size_t level = 0; level < c->levels; next += c->encoder_blocks[level++]) {
-        if (level) SID_TRY(resample(exec, &x, t->encoder.resamplers[level]));
+        if (level) SID_TRY(sid_resample(exec, &x, t->encoder.resamplers[level]));
         SID_TRY(run_blocks(exec, next, c->encoder_blocks[level], &x));
     }
     SID_TRY(sid_arena_tensor(&exec->arena, &latent, SID_F32, n, x.h, x.w, c->latent_channels));
@@ -165,7 +157,7 @@ static int taesd_decode(sid_exec *exec, const void *network, float *images, cons
     SID_TRY(sid_conv2d(exec, &x, &latent, t->decoder.first, &(sid_post){.relu = 1}));
     for (size_t level = 0; level < c->levels; next += c->decoder_blocks[level++]) {
         SID_TRY(run_blocks(exec, next, c->decoder_blocks[level], &x));
-        if (level + 1 < c->levels) SID_TRY(resample(exec, &x, t->decoder.resamplers[level]));
+        if (level + 1 < c->levels) SID_TRY(sid_resample(exec, &x, t->decoder.resamplers[level]));
     }
     SID_TRY(sid_arena_tensor(&exec->arena, &image, SID_F32, n, x.h, x.w, c->image_channels));
     SID_TRY(sid_conv2d(exec, &image, &x, t->decoder.last, NULL));

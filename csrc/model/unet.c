@@ -201,13 +201,7 @@ static int next_transformer(sid_exec *exec, walk *w) {
 }
 
 static int next_resampler(sid_exec *exec, walk *w) {
-    sid_conv *conv = w->unet->resamplers[w->resampler++];
-    sid_tensor out;
-    SID_TRY(sid_new(exec, &out, w->x.n, sid_conv_size(&conv->shape, w->x.h), sid_conv_size(&conv->shape, w->x.w),
-                    w->x.c));
-    SID_TRY(sid_conv2d(exec, &out, &w->x, conv, NULL));
-    w->x = out;
-    return SID_OK;
+    return sid_resample(exec, &w->x, w->unet->resamplers[w->resampler++]);
 }
 
 static int run_encoder(sid_exec *exec, walk *w) {
