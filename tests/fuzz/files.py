@@ -35,9 +35,9 @@ TENSOR_WORDS = [*JSON_WORDS, *(word.encode() for word in (
 
 
 def split(content):
-    """(header, data) of a safetensors file."""
+    """(the header's text, data) of a safetensors file."""
     size = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + size]), content[8 + size :]
+    return content[8 : 8 + size], content[8 + size :]
 
 
 def join(header, data):
@@ -53,11 +53,10 @@ def change_tensors(random, corpus, finish=None):
     kind = random.randrange(3)
     if kind == 0:
         return change_bytes(random, content, TENSOR_WORDS, corpus)
-    header, data = split(content)
+    text, data = split(content)
     if kind == 1:
-        text = change_bytes(random, json.dumps(header).encode(), TENSOR_WORDS, [TENSOR_WORDS[-1] * 4])
-        return join(text, data)
-    header = change_tree(random, header)
+        return join(change_bytes(random, text, TENSOR_WORDS, [TENSOR_WORDS[-1] * 4]), data)
+    header = change_tree(random, json.loads(text))
     if finish and random.randrange(2):
         header = finish(header, data)
     if random.randrange(4) == 0:
@@ -158,8 +157,8 @@ def single_file(place):
         for part in "unet", "vae":
             config[part]["layers_per_block"] = 1
         header, data = split(save(formats.ldm(config, family)))
-        levels = header["alphas_cumprod"]["data_offsets"][1]
-        corpus.append((join(json.dumps(header).encode(), data[:levels]), len(data) - levels))
+        levels = json.loads(header)["alphas_cumprod"]["data_offsets"][1]
+        corpus.append((join(header, data[:levels]), len(data) - levels))
 
     def make(random):
         content, size = random.choice(corpus)
