@@ -9,6 +9,7 @@ The rules, for whatever comes in:
 - files are refused beyond `PIL.Image.MAX_IMAGE_PIXELS`, before they are unpacked
 """
 
+import io
 import operator
 import os
 from collections.abc import Iterator
@@ -83,9 +84,9 @@ def load_image(path: str | os.PathLike[str], size: Size | None = None, resize: s
         OSError: the file cannot be opened
     """
     box = check_resize(size, resize)
-    with _damage_in(path):
-        opened = Image.open(path, formats=[kind for kind in READABLE if kind in _registered()])
-    with opened:
+    with _Bounded(io.FileIO(os.fspath(path))) as file:
+        with _damage_in(path):
+            opened = Image.open(file, formats=[kind for kind in READABLE if kind in _registered()])
         _check_pixels(path, opened.width, opened.height)
         image = _to_rgb(opened, path)
     return np.array(_resize(image, box, resize))
@@ -183,6 +184,18 @@ def _on_white(pixels: Pixels) -> Pixels:
             return colour
         colour, opacity = (part.astype(np.float32) / np.float32(255) for part in (colour, opacity))
     return 1 - (1 - colour) * opacity
+
+
+class _Bounded(io.BufferedReader):
+    """A file that gives what it has when it is asked for more: Pillow asks for as much as a damaged header says."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @contextmanager

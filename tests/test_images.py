@@ -193,15 +193,14 @@ def test_paths_of_all_kinds(tmp_path):
 # ---- sizes ----
 
 
-def test_crop_and_resize_as_in_the_paper():
+def test_crop_and_resize_as_in_the_paper(tmp_path):
     """Centre-crop to a square, then Lanczos."""
     image = noise(50, 83, 3)
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, format="PNG")
-    data.seek(0)
+    path = tmp_path / "a.png"
+    Image.fromarray(image).save(path)
     square = Image.fromarray(image).crop((16, 0, 66, 50))  # 16.5 rounded half to even
     expected = np.asarray(square.resize((32, 32), Image.Resampling.LANCZOS))
-    np.testing.assert_array_equal(load_image(data, 32), expected)
+    np.testing.assert_array_equal(load_image(path, 32), expected)
 
 
 @pytest.mark.parametrize("size", [(16, 48), (48, 16), (32, 32), (1, 1), (200, 8)])
@@ -379,3 +378,16 @@ def test_outputs_that_cannot_be(name, tmp_path):
 def test_checking_an_output_leaves_nothing_behind(tmp_path):
     check_output(tmp_path / "out.png")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_is_no_path():
+    with pytest.raises(TypeError, match="not BytesIO"):
+        load_image(io.BytesIO(b"abc"))
+
+
+def test_a_header_that_promises_more_than_any_memory(tmp_path):
+    boxes = struct.pack(">I4sI", 12, b"jP  ", 0x0D0A870A), struct.pack(">I4s4sI4s", 20, b"ftyp", b"jp2 ", 0, b"jp2 ")
+    path = tmp_path / "a.jp2"
+    path.write_bytes(b"".join(boxes) + struct.pack(">I4sQ", 1, b"jp2h", 1 << 62))
+    with pytest.raises(ValueError, match="a.jp2: not"):
+        load_image(path)
