@@ -12,7 +12,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="the training program needs PyTorch")
 pytest.importorskip("diffusers", reason="the training program needs diffusers")
 
-from training import checkpoint, gaussian, linear, method, networks, pictures, recolour, rollout, scores, triples
+from training import checkpoint, gaussian, linear, method, networks, pictures, recolour, rollout, scores, triples, unet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -171,12 +171,21 @@ def test_a_rollout_that_meets_every_target_ends_at_its_result():
     model.velocity = perfect
     for left in reversed(range(rollout.STEPS)):
         noisy, times = torch.randn_like(content), torch.tensor([501, 3])
-        plain, error = under_way.step(model, noisy, times)
+        plain, error, drawn = under_way.step(model, noisy, times)
         torch.testing.assert_close(plain, perfect(torch.cat([noisy] * 3), times.repeat(3))[:2])
         torch.testing.assert_close(error, torch.zeros_like(error), rtol=0, atol=1e-4)
+        torch.testing.assert_close(drawn, result, rtol=0, atol=1e-4)
         assert under_way.done == (left == 0)
     level = model.alpha[0]
     assert (under_way.latent - level.sqrt() * result).abs().max() < 5 * (1 - level).sqrt()
+
+
+def test_the_distance_of_colours_knows_no_places_but_sees_grey():
+    latents = torch.randn(2, networks.LATENT_CHANNELS, 6, 8)
+    assert unet.colour_distance(latents, latents.flip(2, 3)) < 1e-10
+    assert 0.1 < unet.colour_distance(latents, 0 * latents) < 0.5  # means of four have a quarter of the variance
+    moved = latents + torch.arange(networks.LATENT_CHANNELS).view(1, -1, 1, 1)
+    assert unet.colour_distance(latents, moved) > 1
 
 
 def test_a_picture_redrawn_from_itself_is_itself_and_one_of_another_has_its_colours_only():

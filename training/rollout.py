@@ -14,7 +14,7 @@ from training.attention import DECODER_LAYERS
 
 STEPS = 10
 # Nearly without noise, v magnifies what is missing of the picture; there the weight makes it that of the picture, times this.
-CLEAN_WEIGHT = 8.0
+CLEAN_WEIGHT = 4.0
 
 
 class Rollout:
@@ -31,7 +31,7 @@ class Rollout:
         self.result = result
         self.times = method.timesteps(STEPS, first=int(random.integers(1, 1000 // STEPS)))
         self.layers = DECODER_LAYERS[0 if random.random() < 0.3 else 3 :]
-        self.gamma, self.temperature = random.uniform(0.2, 1.0), random.uniform(1.0, 1.7)
+        self.gamma, self.temperature = random.uniform(0.0, 0.9), random.uniform(1.0, 2.0)
         both = method.invert(model, torch.cat([content, style]), self.times, self.layers)
         self.queries = {
             time: {layer: (query.chunk(2)[0],) for layer, (query, _, _) in kept.items()}
@@ -43,10 +43,10 @@ class Rollout:
 
     def step(
         self, model: method.Denoiser, noisy: torch.Tensor, times: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One injected evaluation, with a plain one of `noisy` at `times` in the same batch.
 
-        Returns v of the plain part, and the weighted error of the injected v.
+        Returns v of the plain part, the weighted error of the injected v, and the picture that the latter aims at.
         """
         time = self.times.pop()
         here = model.alpha[time]
@@ -62,9 +62,10 @@ class Rollout:
         tap.mode, tap.content = "none", {}
         target = (here.sqrt() * self.latent - self.result) / (1 - here).sqrt()
         error = (injected - target) * (CLEAN_WEIGHT * (1 - here)).clamp_max(1).sqrt()
+        drawn = here.sqrt() * self.latent - (1 - here).sqrt() * injected
         noise = method.noise_of(injected.detach(), self.latent, here)
         self.latent = method.moved(self.latent, noise, here, there)
-        return plain, error
+        return plain, error, drawn
 
     @property
     def done(self) -> bool:

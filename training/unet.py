@@ -20,7 +20,9 @@ from training import checkpoint, log, method, networks, pictures, rollout, score
 SHAPES = ((24, 3, 0.5), (32, 2, 0.3), (48, 1, 0.2))
 UNDER_WAY = 6
 # The weight of the errors' local means: they are few numbers among many, but they are the palette.
-COARSE_WEIGHT, COARSE_PIXELS = 8.0, 8
+COARSE_WEIGHT, COARSE_PIXELS = 12.0, 8
+# The weight of the injected picture's colours as such. To the squares above, the mean of all that it might be is best: grey.
+COLOURS_WEIGHT, DIRECTIONS = 10.0, 32
 SCORED_TIMES = (1, 101, 301, 501, 701, 901, 981)
 SHEET_LAYERS = tuple(range(6, 12))
 
@@ -59,8 +61,8 @@ class Injection:
         self.triples = triples.Triples(training)
         self.rollouts: list[rollout.Rollout] = []
 
-    def step_loss(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses of the plain and of the injected parts."""
+    def step_losses(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the plain part, of the injected one, and of the latter's colours."""
         if len(self.rollouts) < UNDER_WAY:
             self.rollouts.append(self._begun(random))
         chosen = self.rollouts[random.integers(len(self.rollouts))]
@@ -70,9 +72,11 @@ class Injection:
         level = self.model.alpha[times].view(-1, 1, 1, 1)
         noise = torch.randn_like(clean)
         with networks.quick_arithmetic():
-            plain, injected = chosen.step(self.model, level.sqrt() * clean + (1 - level).sqrt() * noise, times)
+            noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+            plain, injected, drawn = chosen.step(self.model, noisy, times)
         self.rollouts = [one for one in self.rollouts if not one.done]
-        return loss(plain - (level.sqrt() * noise - (1 - level).sqrt() * clean)), loss(injected)
+        plain = plain - (level.sqrt() * noise - (1 - level).sqrt() * clean)
+        return loss(plain), loss(injected), COLOURS_WEIGHT * colour_distance(drawn, chosen.result)
 
     def _begun(self, random: np.random.Generator) -> rollout.Rollout:
         size, count, _ = SHAPES[random.choice(len(SHAPES), p=[share for _, _, share in SHAPES])]
@@ -85,6 +89,16 @@ class Injection:
 def loss(error: torch.Tensor) -> torch.Tensor:
     """Mean square of an error of v, and of its local means."""
     return error.square().mean() + COARSE_WEIGHT * F.avg_pool2d(error, COARSE_PIXELS).square().mean()
+
+
+def colour_distance(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Sliced Wasserstein distance, squared, of the colours of latents (n, c, h, w), wherever in the pictures they are."""
+    directions = F.normalize(torch.randn(DIRECTIONS, drawn.shape[1]), dim=1)
+
+    def sorted_colours(latents: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("kc,nchw->nkhw", directions, F.avg_pool2d(latents, 2)).flatten(2).sort().values
+
+    return (sorted_colours(drawn) - sorted_colours(wanted)).square().mean()
 
 
 @torch.no_grad()
@@ -135,13 +149,13 @@ def train(settings: Settings) -> None:
     model = start(settings)
     injection = Injection(model, vae, settings.training)
     run = checkpoint.Run(model, work / "unet.ckpt", settings.seed, settings.rate, decay=0.997)
-    totals, began = np.zeros(2), time.monotonic() - run.seconds
+    totals, began = np.zeros(3), time.monotonic() - run.seconds
     while run.step < settings.steps:
         random = run.begin_step(settings.steps, warmup=40)
-        plain, injected = injection.step_loss(random)
-        run.finish_step(plain + injected, clip=2.0)
+        losses = injection.step_losses(random)
+        run.finish_step(sum(losses), clip=2.0)
         run.seconds = time.monotonic() - began
-        totals += plain.item(), injected.item()
+        totals += [part.item() for part in losses]
         if workers.rank() == 0 and (run.step % settings.score_every_steps == 0 or run.step == settings.steps):
             run.average.swap(model)
             report(run, model, vae, held_out, work, totals / settings.score_every_steps)
@@ -161,11 +175,11 @@ def report(run: checkpoint.Run, model: method.Denoiser, vae: AutoencoderKL, held
     contents = held_out[:half][::4]
     styles = held_out[half:][::4][: len(contents)]
     row = {"step": run.step, "seconds": round(run.seconds)}
-    row |= dict(zip(("plain", "injected"), losses.round(4).tolist()))
+    row |= dict(zip(("plain", "injected", "colours"), losses.round(4).tolist()))
     with networks.quick_arithmetic():
         by_time = denoising_losses(model, method.encode(vae, held_out[::5]))
     row |= {f"t{moment}": round(value, 4) for moment, value in by_time.items()}
     row |= sheet(model, vae, contents, styles, work / f"unet-sheet-{run.step:05d}.jpg")
     print("unet", row, flush=True)
     log.append_row(work / "unet.csv", row)
-    log.plot(work / "unet.csv", ["plain", "injected", "t501", "palette", "structure"], work / "unet.png")
+    log.plot(work / "unet.csv", ["plain", "injected", "colours", "t501", "palette", "structure"], work / "unet.png")
