@@ -7,7 +7,7 @@
 #include "core/err.h"
 
 #define MAX_ARGUMENTS 8
-#define MOST_SHAPES 16 /* of a layer, more than a run has: what is kept stays bounded over pictures of every size */
+#define MOST_SHAPES 16 /* of a layer: more than most runs have, and few beside those of pictures of every size */
 
 int sid_dnnl_fail(const char *what, dnnl_status_t status) {
     const char *why = status == dnnl_out_of_memory       ? "out of memory"
@@ -85,7 +85,7 @@ static void primitives_close(sid_primitive **list) {
     *list = NULL;
 }
 
-/* Drops those used longest ago beyond the number that is kept. */
+/* Drops those used longest ago beyond the number that is kept; never the first. */
 static void trim(sid_primitive **list) {
     for (size_t count = 0; *list;) {
         sid_primitive *p = *list;
@@ -193,13 +193,12 @@ static int repack(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, 
     int rank = 0;
     dnnl_dims_t *dims;
     dnnl_data_type_t type;
-    dnnl_memory_desc_t dense = NULL;
-    void *rows = NULL;
+    dnnl_memory_desc_t dense;
     SID_DNNL(dnnl_memory_desc_query(src_layout, dnnl_query_ndims_s32, &rank));
     SID_DNNL(dnnl_memory_desc_query(src_layout, dnnl_query_dims, &dims));
     SID_DNNL(dnnl_memory_desc_query(src_layout, dnnl_query_data_type, &type));
     SID_DNNL(dnnl_memory_desc_create_with_strides(&dense, rank, *dims, type, NULL));
-    rows = malloc(dnnl_memory_desc_get_size(dense));
+    void *rows = malloc(dnnl_memory_desc_get_size(dense));
     int status = rows ? reorder(cpu, rows, dense, src, src_layout) : sid_fail(SID_EMEMORY, "out of memory");
     if (status == SID_OK) status = reorder(cpu, dst, dst_layout, rows, dense);
     free(rows);
@@ -286,11 +285,11 @@ int sid_product_prepare(sid_product *product, const size_t *key, const sid_recip
     pthread_mutex_lock(&product->cpu->lock);
     int status = SID_OK, before = threads_enter(product->cpu);
     *primitive = find(&product->primitives, key);
-    if (!*primitive) status = make(product, key, recipe, primitive);
-    if (status == SID_OK) {
-        (*primitive)->users++;
+    if (!*primitive) {
+        status = make(product, key, recipe, primitive);
         trim(&product->primitives);
     }
+    if (status == SID_OK) (*primitive)->users++;
     threads_leave(before);
     pthread_mutex_unlock(&product->cpu->lock);
     return status;
