@@ -13,7 +13,8 @@ from training import method
 from training.attention import DECODER_LAYERS
 
 STEPS = 10
-# Nearly without noise, v magnifies what is missing of the picture; there the weight makes it that of the picture, times this.
+# The error of v is that of the picture times 1 / sqrt(1 - alpha), which nearly without noise is far too much; its square's
+# factor is this at most.
 CLEAN_WEIGHT = 4.0
 
 
@@ -60,9 +61,8 @@ class Rollout:
             model.velocity(batch.contiguous(memory_format=torch.channels_last), moments).float().chunk(3)
         )
         tap.mode, tap.content = "none", {}
-        target = (here.sqrt() * self.latent - self.result) / (1 - here).sqrt()
-        error = (injected - target) * (CLEAN_WEIGHT * (1 - here)).clamp_max(1).sqrt()
         drawn = here.sqrt() * self.latent - (1 - here).sqrt() * injected
+        error = (drawn - self.result) * (1 / (1 - here)).clamp_max(CLEAN_WEIGHT).sqrt()
         noise = method.noise_of(injected.detach(), self.latent, here)
         self.latent = method.moved(self.latent, noise, here, there)
         return plain, error, drawn
