@@ -431,12 +431,16 @@ def test_combine(kernels, count, dtypes):
             same[:] = before
 
 
-def winograd_taps(weights):
-    """(3, 3, in, out) -> (36, in, out): the kernels as polynomials at 0, s, -s, 1/s, -1/s and infinity, s = sqrt(2)."""
-    s = 2**0.5
-    points = np.array([[1, 0, 0], [1, s, 2], [1, -s, 2], [1, 1 / s, 0.5], [1, -1 / s, 0.5], [0, 0, 1]])
-    g = points / np.array([1, 6, 6, -1.5, -1.5, 1])[:, None]
-    return np.einsum("ay,bx,yxio->abio", g, g, weights).reshape(36, *weights.shape[2:])
+def winograd_taps(weights, output):
+    """(3, 3, in, out) -> (elements, in, out): the kernels as polynomials at 0, s, -s, 1/s, -1/s and infinity, s = sqrt(2);
+    for output tiles of 2x2 at 0, 1, -1 and infinity."""
+    if output == 4:
+        s = 2**0.5
+        points = np.array([[1, 0, 0], [1, s, 2], [1, -s, 2], [1, 1 / s, 0.5], [1, -1 / s, 0.5], [0, 0, 1]])
+        g = points / np.array([1, 6, 6, -1.5, -1.5, 1])[:, None]
+    else:
+        g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    return np.einsum("ay,bx,yxio->abio", g, g, weights).reshape(-1, *weights.shape[2:])
 
 
 def convolved(x, weights):
@@ -451,20 +455,21 @@ def convolved(x, weights):
 @pytest.mark.parametrize("n, h, w", [(1, 8, 8), (2, 5, 7), (3, 1, 2), (1, 4, 13)])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
-def test_winograd(kernels, dtype, n, h, w, with_residual, relu):
+@pytest.mark.parametrize("output", [2, 4])
+def test_winograd(kernels, dtype, n, h, w, with_residual, relu, output):
     """The transforms around the products make a convolution, in chunks of tiles as well."""
     x, bias = noise(0, n, h, w, 16, dtype=dtype), noise(1, 32)
     residual = noise(2, n, h, w, 32, dtype=dtype) if with_residual else None
     weights = np.random.default_rng(3).standard_normal((3, 3, 16, 32)) / 12
     expected = convolved(x, weights) + bias + (floats(residual) if with_residual else 0)
     expected = np.maximum(expected, 0) if relu else expected
-    taps = winograd_taps(weights).astype(np.float32)
-    tiles = n * -(-h // 4) * -(-w // 4)
+    taps = winograd_taps(weights, output).astype(np.float32)
+    tiles = n * -(-h // output) * -(-w // output)
     dst = np.empty((n, h, w, 32), x.dtype)
     for first in range(0, tiles, 3):
-        v = kernels.winograd_input(x, first, min(3, tiles - first))
-        kernels.winograd_output(dst, v @ taps, bias, residual, relu, first)
-    check(dst, expected, TOLERANCE["winograd"][dtype])
+        v = kernels.winograd_input(x, first, min(3, tiles - first), output)
+        kernels.winograd_output(dst, floats(v) @ taps, bias, residual, relu, first, output)
+    check(dst, expected, TOLERANCE["winograd"][dtype if output == 4 else "bfloat16"])
 
 
 @every_level

@@ -106,15 +106,25 @@ def test_weights_stored_in_16_bits(dtype):
     assert relative_error(model.predict_noise(latents, 481, context), wanted) <= EVALUATION_TOLERANCE
 
 
+def check_bfloat16(name, timestep=481, **sizes):
+    latents, context = inputs(name, **sizes)
+    exact = expected(name, latents, timestep, context)
+    half = copy.deepcopy(networks(name).unet).bfloat16()
+    contexts = torch.from_numpy(context).bfloat16().expand(len(latents), -1, -1)
+    theirs = half(torch.from_numpy(latents).bfloat16(), timestep, contexts).sample.float()
+    ours = engine(name, dtype="bfloat16").predict_noise(latents, timestep, context)
+    assert relative_error(ours, exact) <= BFLOAT16_TOLERANCE * relative_error(theirs, exact)
+
+
 @pytest.mark.parametrize("name", ["sd1", "sd2", "head size 8", "head sizes 80 and 160", "large maps"])
 @pytest.mark.parametrize("timestep", [1, 981])
 def test_bfloat16_loses_no_more_than_pytorchs(name, timestep):
-    latents, context = inputs(name, n=2)
-    exact = expected(name, latents, timestep, context)
-    half = copy.deepcopy(networks(name).unet).bfloat16()
-    theirs = half(torch.from_numpy(latents).bfloat16(), timestep, torch.from_numpy(context).bfloat16().expand(2, -1, -1))
-    ours = engine(name, dtype="bfloat16").predict_noise(latents, timestep, context)
-    assert relative_error(ours, exact) <= BFLOAT16_TOLERANCE * relative_error(theirs.sample.float(), exact)
+    check_bfloat16(name, timestep, n=2)
+
+
+@pytest.mark.parametrize("height, width, n", [(64, 64, 1), (30, 46, 2), (2, 6, 3)])
+def test_large_maps_in_bfloat16(height, width, n):
+    check_bfloat16("large maps", height=height, width=width, n=n)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "large maps"])

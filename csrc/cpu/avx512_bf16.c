@@ -7,6 +7,7 @@
 #define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #include "cpu/simd.h"
 #include "cpu/simd_bf16.h"
+#include "cpu/winograd_bf16.h"
 
 #define ROWS 8
 #define GROUP 2
@@ -20,6 +21,7 @@ ATTENTION(attention_bf16, SID_BF16)
 
 void sid_kernels_avx512_bf16(sid_kernels *kernels) {
     FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
+    fill_winograd(kernels);
 }
 
 #endif

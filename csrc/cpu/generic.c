@@ -5,6 +5,8 @@
 #include "cpu/pointwise.h"
 #include "cpu/winograd_tile.h"
 
+WINOGRAD(2) /* used where products of bfloat16 are fast, by kernels that are tested against this */
+
 #define ROWS 2
 #include "cpu/matmul_tile.h"
 #undef ROWS
@@ -116,5 +118,7 @@ void sid_kernels_generic(sid_kernels *kernels) {
     fill_norms(kernels);
     fill_pointwise(kernels);
     fill_winograd(kernels);
+    kernels->winograd_input[SID_BF16] = winograd_input_2;
+    kernels->winograd_output[SID_BF16] = winograd_output_2;
     kernels->matmul = matmul;
 }

@@ -3,14 +3,11 @@
 #define SID_CPU_KERNELS_H
 
 #include "core/backend.h"
+#include "cpu/winograd_grid.h"
 
-/* Tiles first .. first + count - 1 of 4x4 output pixels each, counted row by row through all samples of h x w pixels. */
-typedef struct {
-    size_t h, w, first, count;
-} sid_winograd_grid;
-
-/* dst (rows, out) = activation(src (rows, in) weights + bias) * factor + residual, all in float32. bias, factor and residual
- * may be NULL, residual may be dst. weights: [panels][in][SID_MATMUL_PANEL], the columns that are missing zero. */
+/* dst (rows, out) = activation(src (rows, in) weights + bias) * factor + residual, all in float32. bias, factor and
+ * residual may be NULL, residual may be dst. weights: [panels][in][SID_MATMUL_PANEL], the columns that are missing
+ * zero. */
 #define SID_MATMUL_PANEL 16
 typedef struct {
     size_t rows, in, out;
@@ -47,15 +44,17 @@ typedef struct {
                         float factor, int threads);
     void (*to_planes)(float *planes, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c,
                       size_t src_stride, float factor, int threads);
-    /* v [36][count][channels]: the transformed 6x6 input tiles of src (n, h, w, channels); channels a multiple of 16. */
-    void (*winograd_input)(float *v, const sid_winograd_grid *grid, const void *src, sid_dtype dtype, size_t channels,
-                           int threads);
-    /* dst (n, h, w, channels): the tiles m [36][count][channels] transformed back, + bias + residual (NULL: none),
-     * which is of dst's dtype; of that the positive part where relu is set. */
-    void (*winograd_output)(void *dst, sid_dtype dtype, const sid_winograd_grid *grid, const float *m, size_t channels,
-                            const float *bias, const void *residual, int relu, int threads);
-    /* Products of one shape; every element is summed in one order, whatever the threads and the rows around it. NULL: oneDNN
-     * multiplies so itself, and faster. */
+    /* By the dtype of the transformed tiles v: in float32 36 elements, for output tiles of 4x4 pixels, in bfloat16 16,
+     * for 2x2. v [elements][count][channels]: the transformed input tiles of src (n, h, w, channels); channels a
+     * multiple of 16. */
+    void (*winograd_input[2])(void *v, const sid_winograd_grid *grid, const void *src, sid_dtype dtype, size_t channels,
+                              int threads);
+    /* dst (n, h, w, channels): the tiles m [elements][count][channels] transformed back, + bias + residual (NULL:
+     * none), which is of dst's dtype; of that the positive part where relu is set. */
+    void (*winograd_output[2])(void *dst, sid_dtype dtype, const sid_winograd_grid *grid, const float *m,
+                               size_t channels, const float *bias, const void *residual, int relu, int threads);
+    /* Products of one shape; every element is summed in one order, whatever the threads and the rows around it. NULL:
+     * oneDNN multiplies so itself, and faster. */
     void (*matmul)(const sid_matmul *products, size_t count, int threads);
     /* Weights on their way into packing: count elements of any stored dtype to float32 or bfloat16. */
     void (*convert)(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t count, int threads);

@@ -4,28 +4,38 @@
 
 #include "core/err.h"
 
-#define PRODUCTS 36 /* 6 x 6: elements of a transformed tile */
-#define OUTPUT 4    /* rows and columns of an output tile */
+#define MOST_INPUT 6 /* rows and columns of an input tile: two more than an output tile's */
 #define CHANNEL_MULTIPLE 16
 #define BLOCK CHANNEL_MULTIPLE
 #define LEAST_CHANNELS 64
-/* Below, the larger weights cost more to read than the multiplications saved; in bfloat16, where products are twice as
- * fast and weights half as large, below more. */
-#define LEAST_PIXELS 1024
-#define LEAST_PIXELS_BF16 4096
+/* Below, the larger weights cost more to read than the multiplications saved: the most where the maps are bfloat16 and
+ * the tiles float32, whose products are half as fast; the least where the tiles are bfloat16 too. */
+#define LEAST_PIXELS_F32 1024
+#define LEAST_PIXELS_MIXED 4096
+#define LEAST_PIXELS_BF16 256
 #define CHUNK_BYTES ((size_t)8 << 20) /* of transformed tiles at a time, so that they stay in the cache */
 #define CHUNK_MULTIPLE 64             /* tiles */
 
 struct sid_winograd {
     sid_product product;
     size_t in, out;
+    size_t output;           /* rows and columns of an output tile */
+    sid_dtype dtype;         /* of the transformed tiles and weights */
     sid_weight weight, bias; /* borrowed until packed */
 };
 
+/* Elements of a transformed tile. */
+static size_t products_of(const sid_winograd *w) { return (w->output + 2) * (w->output + 2); }
+
+/* Whether tiles are of bfloat16, with 2x2 outputs. */
+static int small_tiles(const sid_cpu *cpu) {
+    return cpu->base.dtype == SID_BF16 && cpu->kernels.isa == SID_ISA_AVX512_BF16;
+}
+
 int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *s, const sid_tensor *src, const sid_tensor *dst) {
-    size_t least = src->dtype == SID_F32 ? LEAST_PIXELS : LEAST_PIXELS_BF16;
     if (src->dtype == SID_BF16 && cpu->kernels.isa >= SID_ISA_AMX)
-        return 0; /* tiles beat float32 by far more than four */
+        return 0; /* whose products are so fast that the transforms would cost what they save */
+    size_t least = src->dtype == SID_F32 ? LEAST_PIXELS_F32 : small_tiles(cpu) ? LEAST_PIXELS_BF16 : LEAST_PIXELS_MIXED;
     return src->dtype == dst->dtype && s->kernel == 3 && s->stride == 1 && s->pad_before == 1 && s->pad_after == 1 &&
            s->in % CHANNEL_MULTIPLE == 0 && s->out % CHANNEL_MULTIPLE == 0 && s->in >= LEAST_CHANNELS &&
            s->out >= LEAST_CHANNELS && src->h * src->w >= least;
@@ -36,6 +46,8 @@ int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shap
     sid_winograd *w = *winograd = calloc(1, sizeof *w);
     if (!w) return sid_fail(SID_EMEMORY, "out of memory");
     *w = (sid_winograd){.product = {.cpu = cpu}, .in = s->in, .out = s->out, .weight = *weight, .bias = *bias};
+    w->output = small_tiles(cpu) ? 2 : 4;
+    w->dtype = small_tiles(cpu) ? SID_BF16 : SID_F32;
     return SID_OK;
 }
 
@@ -48,7 +60,7 @@ void sid_winograd_close(sid_winograd **winograd) {
 
 /* Three rows of taps to six, BLOCK columns at a time: G x for the points 0, s, -s, 1/s, -1/s, infinity, s = sqrt(2).
  * Rows are `step` and `x_step` apart. */
-static void transform_taps(double *six, size_t step, const double *x, size_t x_step) {
+static void six_taps(double *six, size_t step, const double *x, size_t x_step) {
     const double s = 1.4142135623730951;
 #pragma omp simd
     for (size_t j = 0; j < BLOCK; j++) {
@@ -62,19 +74,34 @@ static void transform_taps(double *six, size_t step, const double *x, size_t x_s
     }
 }
 
-/* transformed [36][out / width][in][width] from taps (out, in, 3, 3), BLOCK columns of one row at a time, so that what
- * is read and what is written lies in a few streams. */
-static void transform_weights(float *transformed, const float *taps, size_t in, size_t out, size_t width, int threads) {
-#pragma omp parallel for num_threads(threads)
+/* The same to four, for the points 0, 1, -1, infinity. */
+static void four_taps(double *four, size_t step, const double *x, size_t x_step) {
+#pragma omp simd
+    for (size_t j = 0; j < BLOCK; j++) {
+        double a = x[j], b = x[x_step + j], c = x[2 * x_step + j];
+        four[j] = a;
+        four[step + j] = (a + b + c) / 2;
+        four[2 * step + j] = (a - b + c) / 2;
+        four[3 * step + j] = c;
+    }
+}
+
+/* transformed [elements][out / width][in][width] from taps (out, in, 3, 3), BLOCK columns of one row at a time, so that
+ * what is read and what is written lies in a few streams. */
+static void transform_weights(float *transformed, const float *taps, const sid_winograd *w, size_t width) {
+    const size_t in = w->in, out = w->out, input = w->output + 2;
+    void (*const transform_line)(double *, size_t, const double *, size_t) = w->output == 4 ? six_taps : four_taps;
+#pragma omp parallel for num_threads(w->product.cpu->base.threads)
     for (size_t o = 0; o < out; o += BLOCK)
         for (size_t i = 0; i < in; i++) {
-            double kernel[9 * BLOCK], lines[18 * BLOCK], tile[PRODUCTS * BLOCK];
+            double kernel[9 * BLOCK], lines[3 * MOST_INPUT * BLOCK], tile[MOST_INPUT * MOST_INPUT * BLOCK];
             for (size_t j = 0; j < BLOCK; j++)
                 for (size_t k = 0; k < 9; k++) kernel[k * BLOCK + j] = taps[((o + j) * in + i) * 9 + k];
-            for (size_t x = 0; x < 3; x++) transform_taps(lines + x * BLOCK, 3 * BLOCK, kernel + x * BLOCK, 3 * BLOCK);
-            for (size_t y = 0; y < 6; y++) transform_taps(tile + 6 * y * BLOCK, BLOCK, lines + 3 * y * BLOCK, BLOCK);
+            for (size_t x = 0; x < 3; x++) transform_line(lines + x * BLOCK, 3 * BLOCK, kernel + x * BLOCK, 3 * BLOCK);
+            for (size_t y = 0; y < input; y++)
+                transform_line(tile + input * y * BLOCK, BLOCK, lines + 3 * y * BLOCK, BLOCK);
             float *to = transformed + (o / width * in + i) * width + o % width;
-            for (size_t k = 0; k < PRODUCTS; k++, to += in * out)
+            for (size_t k = 0; k < input * input; k++, to += in * out)
                 for (size_t j = 0; j < BLOCK; j++) to[j] = (float)tile[k * BLOCK + j];
         }
 }
@@ -85,18 +112,22 @@ typedef struct {
     size_t tiles;
 } request;
 
-static int layout_of(dnnl_memory_desc_t *layout, size_t rows, size_t columns, dnnl_format_tag_t tag) {
-    dnnl_dims_t dims = {PRODUCTS, (dnnl_dim_t)rows, (dnnl_dim_t)columns};
-    SID_DNNL(dnnl_memory_desc_create_with_tag(layout, 3, dims, dnnl_f32, tag));
+static int layout_of(dnnl_memory_desc_t *layout, const sid_winograd *w, size_t rows, size_t columns, sid_dtype dtype,
+                     dnnl_format_tag_t tag) {
+    dnnl_dims_t dims = {(dnnl_dim_t)products_of(w), (dnnl_dim_t)rows, (dnnl_dim_t)columns};
+    SID_DNNL(dnnl_memory_desc_create_with_tag(layout, 3, dims, sid_dnnl_type(dtype), tag));
     return SID_OK;
 }
 
 static int pack_transformed(sid_winograd *w, const float *transformed, const_dnnl_memory_desc_t layout) {
-    sid_weight weight = {
-        .dtype = SID_F32, .rank = 3, .shape = {PRODUCTS, w->in, w->out}, .stride = w->in * w->out, .data = transformed};
+    sid_weight weight = {.dtype = SID_F32,
+                         .rank = 3,
+                         .shape = {products_of(w), w->in, w->out},
+                         .stride = w->in * w->out,
+                         .data = transformed};
     dnnl_memory_desc_t plain;
-    SID_TRY(layout_of(&plain, w->in, w->out, dnnl_abc));
-    int status = sid_pack(w->product.cpu, &w->product.packed, SID_F32, plain, layout, 1, &weight, NULL);
+    SID_TRY(layout_of(&plain, w, w->in, w->out, w->dtype, dnnl_abc));
+    int status = sid_pack(w->product.cpu, &w->product.packed, w->dtype, plain, layout, 1, &weight, NULL);
     dnnl_memory_desc_destroy(plain);
     return status == SID_OK ? sid_pack_bias(&w->product.packed, 1, &w->bias) : status;
 }
@@ -104,14 +135,14 @@ static int pack_transformed(sid_winograd *w, const float *transformed, const_dnn
 static int transform(const sid_winograd *w, float *transformed, size_t width) {
     void *taps;
     SID_TRY(sid_stack(w->product.cpu, &taps, SID_F32, 1, &w->weight));
-    transform_weights(transformed, taps, w->in, w->out, width, w->product.cpu->base.threads);
+    transform_weights(transformed, taps, w, width);
     free(taps);
     return SID_OK;
 }
 
 static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
     sid_winograd *w = ((const request *)requested)->winograd;
-    float *transformed = malloc(w->in * w->out * PRODUCTS * sizeof *transformed);
+    float *transformed = malloc(w->in * w->out * products_of(w) * sizeof *transformed);
     int status = transformed ? transform(w, transformed, w->out)
                              : sid_fail(SID_EMEMORY, "out of memory for transformed weights");
     if (status == SID_OK) status = pack_transformed(w, transformed, layout);
@@ -122,22 +153,23 @@ static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
 /* The same as panels for the kernel matmul. */
 static int pack_panels(sid_winograd *w) {
     sid_packed *packed = &w->product.packed;
-    SID_TRY(sid_take_packed(w->product.cpu, &packed->data, w->in * w->out * PRODUCTS * sizeof(float)));
+    SID_TRY(sid_take_packed(w->product.cpu, &packed->data, w->in * w->out * products_of(w) * sizeof(float)));
     SID_TRY(transform(w, packed->data, SID_MATMUL_PANEL));
     return sid_pack_bias(packed, 1, &w->bias);
 }
 
 static int describe(const void *requested, dnnl_primitive_desc_t *description, const_dnnl_memory_desc_t weights) {
     const request *r = requested;
+    const sid_winograd *w = r->winograd;
     dnnl_memory_desc_t src = NULL, dst = NULL, any = NULL;
     dnnl_primitive_attr_t attributes;
     SID_TRY(sid_attributes_open(&attributes, &(sid_post){0}, 0, NULL, NULL));
-    int status = layout_of(&src, r->tiles, r->winograd->in, dnnl_abc);
-    if (status == SID_OK) status = layout_of(&dst, r->tiles, r->winograd->out, dnnl_abc);
-    if (status == SID_OK) status = layout_of(&any, r->winograd->in, r->winograd->out, dnnl_format_tag_any);
+    int status = layout_of(&src, w, r->tiles, w->in, w->dtype, dnnl_abc);
+    if (status == SID_OK) status = layout_of(&dst, w, r->tiles, w->out, SID_F32, dnnl_abc);
+    if (status == SID_OK) status = layout_of(&any, w, w->in, w->out, w->dtype, dnnl_format_tag_any);
     if (status == SID_OK &&
-        dnnl_matmul_primitive_desc_create(description, r->winograd->product.cpu->engine, src, weights ? weights : any,
-                                          NULL, dst, attributes) != dnnl_success)
+        dnnl_matmul_primitive_desc_create(description, w->product.cpu->engine, src, weights ? weights : any, NULL, dst,
+                                          attributes) != dnnl_success)
         status = sid_fail(SID_EINTERNAL, "oneDNN: the products of a convolution were refused");
     dnnl_primitive_attr_destroy(attributes);
     dnnl_memory_desc_t all[] = {src, dst, any};
@@ -146,8 +178,8 @@ static int describe(const void *requested, dnnl_primitive_desc_t *description, c
     return status;
 }
 
-/* m [36][tiles][out] = v [36][tiles][in] times the weights, by oneDNN. */
-static int multiply_onednn(sid_exec *exec, float *m, float *v, size_t tiles, sid_winograd *w) {
+/* m [elements][tiles][out] = v [elements][tiles][in] times the weights, by oneDNN. */
+static int multiply_onednn(sid_exec *exec, float *m, void *v, size_t tiles, sid_winograd *w) {
     size_t key[SID_KEY_SIZE] = {tiles};
     sid_primitive *primitive;
     SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, tiles}, describe, pack}, &primitive));
@@ -155,7 +187,7 @@ static int multiply_onednn(sid_exec *exec, float *m, float *v, size_t tiles, sid
     return sid_primitive_run(exec, primitive, arguments, 3);
 }
 
-/* The same by the CPU's own kernel. */
+/* The same by the CPU's own kernel, in float32. */
 static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, sid_winograd *w) {
     sid_cpu *cpu = w->product.cpu;
     int status = SID_OK;
@@ -163,8 +195,9 @@ static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, 
     if (!w->product.packed.data) status = pack_panels(w);
     pthread_mutex_unlock(&cpu->lock);
     if (status != SID_OK || sid_measuring(&exec->arena)) return status;
-    sid_matmul products[PRODUCTS];
-    for (size_t k = 0; k < PRODUCTS; k++)
+    const size_t count = products_of(w);
+    sid_matmul products[MOST_INPUT * MOST_INPUT];
+    for (size_t k = 0; k < count; k++)
         products[k] = (sid_matmul){.rows = tiles,
                                    .in = w->in,
                                    .out = w->out,
@@ -173,24 +206,24 @@ static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, 
                                    .weights = (const float *)w->product.packed.data + k * w->in * w->out,
                                    .dst_stride = w->out,
                                    .src_stride = w->in};
-    cpu->kernels.matmul(products, PRODUCTS, exec->backend->threads);
+    cpu->kernels.matmul(products, count, exec->backend->threads);
     return SID_OK;
 }
 
-/* The grid's tiles: transform, 36 products, transform back. */
+/* The grid's tiles: transform, multiply, transform back. */
 static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *dst, const sid_tensor *src,
                      sid_winograd *w, const sid_post *post) {
     const sid_kernels *kernels = &w->product.cpu->kernels;
-    size_t mark = sid_arena_mark(&exec->arena);
+    size_t mark = sid_arena_mark(&exec->arena), elements = products_of(w) * grid->count;
     int measuring = sid_measuring(&exec->arena), threads = exec->backend->threads;
     void *v, *m;
-    SID_TRY(sid_arena_take(&exec->arena, &v, PRODUCTS * grid->count * w->in * sizeof(float)));
-    SID_TRY(sid_arena_take(&exec->arena, &m, PRODUCTS * grid->count * w->out * sizeof(float)));
-    if (!measuring) kernels->winograd_input(v, grid, src->data, src->dtype, w->in, threads);
+    SID_TRY(sid_arena_take(&exec->arena, &v, elements * w->in * sid_dtype_size(w->dtype)));
+    SID_TRY(sid_arena_take(&exec->arena, &m, elements * w->out * sizeof(float)));
+    if (!measuring) kernels->winograd_input[w->dtype](v, grid, src->data, src->dtype, w->in, threads);
     SID_TRY(kernels->matmul ? multiply_own(exec, m, v, grid->count, w) : multiply_onednn(exec, m, v, grid->count, w));
     if (!measuring)
-        kernels->winograd_output(dst->data, dst->dtype, grid, m, w->out, w->product.packed.bias,
-                                 post->residual ? post->residual->data : NULL, post->relu, threads);
+        kernels->winograd_output[w->dtype](dst->data, dst->dtype, grid, m, w->out, w->product.packed.bias,
+                                           post->residual ? post->residual->data : NULL, post->relu, threads);
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
@@ -198,12 +231,13 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
 /* As many tiles as stay in the cache. It depends on the widths alone, so that a tile's products are the same in every
  * batch. */
 static size_t chunk_tiles(const sid_winograd *w) {
-    size_t tiles = CHUNK_BYTES / (PRODUCTS * (w->in + w->out) * sizeof(float)) / CHUNK_MULTIPLE * CHUNK_MULTIPLE;
+    size_t tile_bytes = products_of(w) * (w->in * sid_dtype_size(w->dtype) + w->out * sizeof(float));
+    size_t tiles = CHUNK_BYTES / tile_bytes / CHUNK_MULTIPLE * CHUNK_MULTIPLE;
     return tiles ? tiles : CHUNK_MULTIPLE;
 }
 
 int sid_winograd_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_winograd *w, const sid_post *post) {
-    size_t columns = (src->w + OUTPUT - 1) / OUTPUT, rows = (src->h + OUTPUT - 1) / OUTPUT;
+    size_t columns = (src->w + w->output - 1) / w->output, rows = (src->h + w->output - 1) / w->output;
     size_t total = src->n * rows * columns, most = chunk_tiles(w);
     for (size_t first = 0; first < total; first += most) {
         sid_winograd_grid grid = {src->h, src->w, first, total - first < most ? total - first : most};

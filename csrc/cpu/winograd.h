@@ -1,5 +1,6 @@
-/* 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3): a quarter of the multiplications, as 36 matrix products over
- * tiles. They are computed in float32, whatever the maps are stored in; the weights take four times float32's memory. */
+/* 3x3 convolutions of stride 1 by Winograd's minimal filtering, as matrix products over tiles. F(4x4, 3x3): 36 products
+ * in float32, whatever the maps are stored in, with a quarter of the multiplications and four times float32's memory
+ * for the weights. F(2x2, 3x3): 16 in bfloat16, with 4/9 of the multiplications and 16/9 of bfloat16's memory. */
 #ifndef SID_CPU_WINOGRAD_H
 #define SID_CPU_WINOGRAD_H
 

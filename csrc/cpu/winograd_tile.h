@@ -1,7 +1,10 @@
-/* The transforms of Winograd's minimal filtering F(4x4, 3x3): 36 products an input tile of 6x6 instead of 144.
+/* The transforms of Winograd's minimal filtering: F(4x4, 3x3), 36 products an input tile of 6x6 instead of 144, and
+ * F(2x2, 3x3), 16 products an input tile of 4x4 instead of 36.
  *
- * The polynomials are evaluated at 0, +-s, +-1/s and infinity with s = sqrt(2): of the usual choices the one that loses
- * the least in float32. Included by each instruction set's file, which defines TARGET. */
+ * The polynomials are evaluated at 0, +-s, +-1/s and infinity with s = sqrt(2), of the usual choices the one that loses
+ * the least in float32; for the small tiles at 0, 1, -1 and infinity, which only add: the transformed tiles are rounded
+ * to bfloat16 and lose little more than their maps did. Included by each instruction set's file, which defines TARGET.
+ */
 #ifndef SID_CPU_WINOGRAD_TILE_H
 #define SID_CPU_WINOGRAD_TILE_H
 
@@ -10,15 +13,14 @@
 
 #include <string.h>
 
-#define INPUT 6 /* rows and columns of an input tile, and of a transformed one */
-#define OUTPUT 4
-#define WIDTH 16 /* channels at a time */
+#define WIDTH 16     /* channels at a time */
+#define MOST_INPUT 6 /* rows and columns of an input tile: two more than an output tile's */
 
 #define S 1.41421356f
 #define T 0.70710678f
 
-/* Six vectors, `step` apart, in place: B^T x. */
-TARGET static inline void transform_input_line(float *x, size_t step) {
+/* Six vectors, `step` apart, in place: B^T x of F(4, 3). */
+INLINE void six_inputs(float *x, size_t step) {
     float *x0 = x, *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step, *x4 = x3 + step, *x5 = x4 + step;
 #pragma omp simd
     for (size_t i = 0; i < WIDTH; i++) {
@@ -33,8 +35,21 @@ TARGET static inline void transform_input_line(float *x, size_t step) {
     }
 }
 
-/* Six vectors to four, in the first four's place: A^T x. */
-TARGET static inline void transform_output_line(float *x, size_t step) {
+/* Four, of F(2, 3). */
+INLINE void four_inputs(float *x, size_t step) {
+    float *x0 = x, *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step;
+#pragma omp simd
+    for (size_t i = 0; i < WIDTH; i++) {
+        float first = x1[i], second = x2[i];
+        x0[i] -= second;
+        x1[i] = first + second;
+        x2[i] = second - first;
+        x3[i] = first - x3[i];
+    }
+}
+
+/* Six vectors to four, in the first four's place: A^T x of F(4, 3). */
+INLINE void six_outputs(float *x, size_t step) {
     float *x0 = x, *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step, *x4 = x3 + step, *x5 = x4 + step;
 #pragma omp simd
     for (size_t i = 0; i < WIDTH; i++) {
@@ -47,22 +62,26 @@ TARGET static inline void transform_output_line(float *x, size_t step) {
     }
 }
 
-/* A tile's place: its sample, and its first output pixel. */
-typedef struct {
-    size_t n, y, x;
-} tile_place;
-
-static tile_place place_of(const sid_winograd_grid *g, size_t tile) {
-    size_t columns = (g->w + OUTPUT - 1) / OUTPUT, rows = (g->h + OUTPUT - 1) / OUTPUT;
-    return (tile_place){tile / columns / rows, tile / columns % rows * OUTPUT, tile % columns * OUTPUT};
+/* Four to two, of F(2, 3). */
+INLINE void four_outputs(float *x, size_t step) {
+    float *x0 = x, *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step;
+#pragma omp simd
+    for (size_t i = 0; i < WIDTH; i++) {
+        float sum = x1[i] + x2[i], difference = x1[i] - x2[i];
+        x0[i] += sum;
+        x1[i] = difference - x3[i];
+    }
 }
 
-TARGET static void input_tile(float *v, size_t v_step, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
-                              size_t channels, tile_place p) {
-    float d[INPUT * INPUT * WIDTH];
+/* One tile of the grid. Inlined with a constant `output`, so that the loops over a tile are unrolled. */
+INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
+                       size_t channels, size_t output) {
+    const size_t input = output + 2;
+    sid_tile_place p = sid_place_of(g, tile, output);
+    float d[MOST_INPUT * MOST_INPUT * WIDTH];
     for (size_t c = 0; c < channels; c += WIDTH) {
-        for (size_t i = 0; i < INPUT * INPUT; i++) {
-            size_t y = p.y + i / INPUT - 1, x = p.x + i % INPUT - 1; /* wraps around to huge above and left */
+        for (size_t i = 0; i < input * input; i++) {
+            size_t y = p.y + i / input - 1, x = p.x + i % input - 1; /* wraps around to huge above and left */
             float *to = d + i * WIDTH;
             if (y < g->h && x < g->w) {
                 const float *from = read_floats(to, src, dtype, ((p.n * g->h + y) * g->w + x) * channels + c, WIDTH);
@@ -71,9 +90,19 @@ TARGET static void input_tile(float *v, size_t v_step, const sid_winograd_grid *
                 memset(to, 0, WIDTH * sizeof *to);
             }
         }
-        for (size_t x = 0; x < INPUT; x++) transform_input_line(d + x * WIDTH, INPUT * WIDTH);
-        for (size_t y = 0; y < INPUT; y++) transform_input_line(d + y * INPUT * WIDTH, WIDTH);
-        for (size_t i = 0; i < INPUT * INPUT; i++) memcpy(v + i * v_step + c, d + i * WIDTH, WIDTH * sizeof *d);
+        for (size_t x = 0; x < input; x++) {
+            if (output == 4) six_inputs(d + x * WIDTH, input * WIDTH);
+            else four_inputs(d + x * WIDTH, input * WIDTH);
+        }
+        for (size_t y = 0; y < input; y++) {
+            if (output == 4) six_inputs(d + y * input * WIDTH, WIDTH);
+            else four_inputs(d + y * input * WIDTH, WIDTH);
+        }
+        for (size_t i = 0; i < input * input; i++) {
+            size_t place = (i * g->count + tile) * channels + c;
+            if (output == 4) memcpy((float *)v + place, d + i * WIDTH, WIDTH * sizeof *d);
+            else write_floats(v, SID_BF16, place, WIDTH, d + i * WIDTH);
+        }
     }
 }
 
@@ -96,38 +125,55 @@ TARGET static inline void store_pixel(void *dst, sid_dtype dtype, size_t at, con
     else write_floats(dst, dtype, at, WIDTH, sum);
 }
 
-TARGET static void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t m_step,
-                               size_t channels, const float *bias, const void *residual, int relu, tile_place p) {
-    float d[INPUT * INPUT * WIDTH];
+INLINE void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile,
+                        size_t channels, const float *bias, const void *residual, int relu, size_t output) {
+    const size_t input = output + 2;
+    sid_tile_place p = sid_place_of(g, tile, output);
+    float d[MOST_INPUT * MOST_INPUT * WIDTH];
     for (size_t c = 0; c < channels; c += WIDTH) {
-        for (size_t i = 0; i < INPUT * INPUT; i++) memcpy(d + i * WIDTH, m + i * m_step + c, WIDTH * sizeof *d);
-        for (size_t x = 0; x < INPUT; x++) transform_output_line(d + x * WIDTH, INPUT * WIDTH);
-        for (size_t y = 0; y < OUTPUT; y++) transform_output_line(d + y * INPUT * WIDTH, WIDTH);
-        for (size_t y = 0; y < OUTPUT && p.y + y < g->h; y++)
-            for (size_t x = 0; x < OUTPUT && p.x + x < g->w; x++)
+        for (size_t i = 0; i < input * input; i++)
+            memcpy(d + i * WIDTH, m + (i * g->count + tile) * channels + c, WIDTH * sizeof *d);
+        for (size_t x = 0; x < input; x++) {
+            if (output == 4) six_outputs(d + x * WIDTH, input * WIDTH);
+            else four_outputs(d + x * WIDTH, input * WIDTH);
+        }
+        for (size_t y = 0; y < output; y++) {
+            if (output == 4) six_outputs(d + y * input * WIDTH, WIDTH);
+            else four_outputs(d + y * input * WIDTH, WIDTH);
+        }
+        for (size_t y = 0; y < output && p.y + y < g->h; y++)
+            for (size_t x = 0; x < output && p.x + x < g->w; x++)
                 store_pixel(dst, dtype, ((p.n * g->h + p.y + y) * g->w + p.x + x) * channels + c,
-                            d + (y * INPUT + x) * WIDTH, bias + c, residual, relu);
+                            d + (y * input + x) * WIDTH, bias + c, residual, relu);
     }
 }
 
-static void winograd_input(float *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype, size_t channels,
-                           int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (size_t i = 0; i < g->count; i++)
-        input_tile(v + i * channels, g->count * channels, g, src, dtype, channels, place_of(g, g->first + i));
-}
+/* The transforms with output tiles of n x n pixels. */
+#define WINOGRAD(n)                                                                                                    \
+    TARGET static void input_##n(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,   \
+                                 size_t channels) {                                                                    \
+        input_tile(v, tile, g, src, dtype, channels, n);                                                               \
+    }                                                                                                                  \
+    static void winograd_input_##n(void *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype,              \
+                                   size_t channels, int threads) {                                                     \
+        _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                         \
+            input_##n(v, i, g, src, dtype, channels);                                                                  \
+    }                                                                                                                  \
+    TARGET static void output_##n(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile, \
+                                  size_t channels, const float *bias, const void *residual, int relu) {                \
+        output_tile(dst, dtype, g, m, tile, channels, bias, residual, relu, n);                                        \
+    }                                                                                                                  \
+    static void winograd_output_##n(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m,            \
+                                    size_t channels, const float *bias, const void *residual, int relu, int threads) { \
+        _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                         \
+            output_##n(dst, dtype, g, m, i, channels, bias, residual, relu);                                           \
+    }
 
-static void winograd_output(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t channels,
-                            const float *bias, const void *residual, int relu, int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (size_t i = 0; i < g->count; i++)
-        output_tile(dst, dtype, g, m + i * channels, g->count * channels, channels, bias, residual, relu,
-                    place_of(g, g->first + i));
-}
+WINOGRAD(4)
 
 static void fill_winograd(sid_kernels *kernels) {
-    kernels->winograd_input = winograd_input;
-    kernels->winograd_output = winograd_output;
+    kernels->winograd_input[SID_F32] = winograd_input_4;
+    kernels->winograd_output[SID_F32] = winograd_output_4;
 }
 
 #undef S

@@ -113,8 +113,8 @@ _ARGUMENTS = {
     ],
     "layer_norm": [c_int, c_int, *[c_void_p, c_size_t] * 2, c_size_t, c_size_t, c_void_p, c_void_p, c_float, c_int],
     "combine": [c_int, c_void_p, c_int, *[c_float, c_void_p, c_int] * 2, c_size_t, c_int],
-    "winograd_input": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_int],
-    "winograd_output": [c_int, c_void_p, c_int, *[c_void_p] * 3, *[c_size_t] * 5, c_int, c_int],
+    "winograd_input": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 6, c_int],
+    "winograd_output": [c_int, c_void_p, c_int, *[c_void_p] * 3, *[c_size_t] * 6, c_int, c_int],
     "matmul": [c_int, POINTER(_Matmul), c_size_t, c_int],
     "from_planes": [c_int, c_void_p, c_int, c_void_p, *[c_size_t] * 4, c_float, c_int],
     "to_planes": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_float, c_int],
@@ -276,19 +276,19 @@ class Kernels:
         )
         return dst
 
-    def winograd_input(self, src, first, count, threads=2):
+    def winograd_input(self, src, first, count, output, threads=2):
         _, h, w, c = src.shape
-        v = np.empty((36, count, c), np.float32)
+        v = np.empty(((output + 2) ** 2, count, c), np.float32 if output == 4 else np.uint16)
         self.library.shim_winograd_input(
-            self.level, _address(v), _address(src), _dtype(src), h, w, first, count, c, threads
+            self.level, _address(v), _address(src), _dtype(src), h, w, first, count, output, c, threads
         )
         return v
 
-    def winograd_output(self, dst, m, bias, residual, relu, first, threads=2):
+    def winograd_output(self, dst, m, bias, residual, relu, first, output, threads=2):
         _, h, w, c = dst.shape
         self.library.shim_winograd_output(
             self.level, _address(dst), _dtype(dst), _address(m), _address(bias),
-            None if residual is None else _address(residual), h, w, first, m.shape[1], c, relu, threads,
+            None if residual is None else _address(residual), h, w, first, m.shape[1], output, c, relu, threads,
         )  # fmt: skip
 
     def matmul(self, products, threads=2):

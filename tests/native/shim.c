@@ -64,17 +64,18 @@ EXPORT void shim_combine(int isa, void *dst, int dst_dtype, float a, const void 
     level(isa).combine(dst, (sid_dtype)dst_dtype, a, x, (sid_dtype)x_dtype, b, y, (sid_dtype)y_dtype, count, threads);
 }
 
-EXPORT void shim_winograd_input(int isa, float *v, const void *src, int dtype, size_t h, size_t w, size_t first,
-                                size_t count, size_t channels, int threads) {
+EXPORT void shim_winograd_input(int isa, void *v, const void *src, int dtype, size_t h, size_t w, size_t first,
+                                size_t count, size_t output, size_t channels, int threads) {
     sid_winograd_grid grid = {h, w, first, count};
-    level(isa).winograd_input(v, &grid, src, (sid_dtype)dtype, channels, threads);
+    level(isa).winograd_input[output == 4 ? SID_F32 : SID_BF16](v, &grid, src, (sid_dtype)dtype, channels, threads);
 }
 
 EXPORT void shim_winograd_output(int isa, void *dst, int dtype, const float *m, const float *bias, const void *residual,
-                                 size_t h, size_t w, size_t first, size_t count, size_t channels, int relu,
-                                 int threads) {
+                                 size_t h, size_t w, size_t first, size_t count, size_t output, size_t channels,
+                                 int relu, int threads) {
     sid_winograd_grid grid = {h, w, first, count};
-    level(isa).winograd_output(dst, (sid_dtype)dtype, &grid, m, channels, bias, residual, relu, threads);
+    level(isa).winograd_output[output == 4 ? SID_F32 : SID_BF16](dst, (sid_dtype)dtype, &grid, m, channels, bias,
+                                                                 residual, relu, threads);
 }
 
 /* Whether the level has such a kernel. */
