@@ -83,7 +83,7 @@ def main():
             for dtype in options.dtype or [*native, "float32"]:
                 for section in PARTS[part](options.steps):
                     section.rows = [row for row in section.rows if options.only in row.label]
-                    if not section.rows:
+                    if not section.rows or dtype not in section.dtypes:
                         continue
                     if options.cpu_time:
                         section.threads, section.clock = 1, "process_time"

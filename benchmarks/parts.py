@@ -30,6 +30,7 @@ class Section:
     fresh: bool = False  # a new process for each run
     clock: str = "perf_counter"
     most: int = 99  # counted runs at most: of what takes minutes
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
 
 
 EVALUATION = Row("one UNet evaluation", "evaluate")
@@ -90,7 +91,13 @@ def levels(steps):
     """The instruction sets below the machine's own."""
     below = LEVELS[: LEVELS.index(_core.info()["isa"])]
     rows = [EVALUATION, Row("VAE decode", "decode")]
-    return [Section(f"Held to {level}", rows, ("styleid",), level=level, most=2) for level in reversed(below)]
+    return [
+        Section(
+            f"Held to {level}", rows, ("styleid",), level=level, most=2,
+            dtypes=("bfloat16", "float32") if "avx512" in level else ("float32",),
+        )
+        for level in reversed(below)
+    ]  # fmt: skip
 
 
 PARTS = {function.__name__: function for function in (unet, vae, load, default, growth, transfer, levels)}

@@ -9,6 +9,7 @@ The rules, for whatever comes in:
 - files are refused beyond `PIL.Image.MAX_IMAGE_PIXELS`, before they are unpacked
 """
 
+import errno
 import io
 import operator
 import os
@@ -206,8 +207,8 @@ def _damage_in(name: object) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a picture, or in no format that is read here") from None
     except Exception as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            raise  # the operating system's: no such file, no permission
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise  # the operating system's: a disk that fails; but a seek to where no file reaches is the picture's fault
         raise ValueError(f"{name}: not usable as a picture: {error}") from None
 
 

@@ -391,3 +391,14 @@ def test_a_header_that_promises_more_than_any_memory(tmp_path):
     path.write_bytes(b"".join(boxes) + struct.pack(">I4sQ", 1, b"jp2h", 1 << 62))
     with pytest.raises(ValueError, match="a.jp2: not"):
         load_image(path)
+
+
+def test_pixels_before_the_begin_of_the_file(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    place = data.index(struct.pack("<HHI", 273, 4, 1))  # StripOffsets, an unsigned number
+    data[place : place + 12] = struct.pack("<HHIi", 273, 9, 1, -8)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ValueError, match="a.tif: not usable as a picture: .*Invalid argument"):
+        load_image(tmp_path / "a.tif")
