@@ -414,7 +414,8 @@ def test_command_line(model, shared_folder, mode, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, seed in ("c.png", 0), ("s.png", 1):
         styleid.save_image(name, picture(seed))
-    common = ["--steps", "3", "--model", str(shared_folder), "--threads", "1", "--quiet", "--features", mode]
+    common = ["--steps", "3", "--model", str(shared_folder), "--dtype", "float32", "--threads", "1", "--quiet"]
+    common += ["--features", mode]
     assert main(["transfer", "c.png", "s.png", "-o", "out.png", *common]) == 0
     expected = styleid.transfer("c.png", "s.png", model, 3)
     np.testing.assert_array_equal(styleid.load_image("out.png"), expected)
