@@ -125,8 +125,11 @@ def test_features_take_no_more_than_they_must(model, pictures):
 def test_features_in_16_bits_where_the_model_computes_in_16_bits(folder, pictures):
     """1.18 GB of a style's K and V and 0.59 GB of a content's Q at SD 1.x's size and 50 steps."""
     half = styleid.load_model(folder, dtype="bfloat16", threads=1)
-    inversion = styleid.invert(pictures[0], half, layers=(8,), keep="query", **RATES)
-    assert inversion.nbytes - inversion.latents.nbytes - inversion.context.nbytes == 5 * 16 * 16 * CHANNELS[0] * 2
+    narrow, wide = (
+        styleid.invert(pictures[0], half, layers=(8,), keep="query", feature_dtype=dtype, **RATES)
+        for dtype in ("auto", "float32")
+    )
+    assert wide.nbytes - narrow.nbytes == 5 * 16 * 16 * CHANNELS[0] * 2
 
 
 @pytest.mark.parametrize("size", [(36, 32), (32, 33), (7, 32)])
