@@ -67,7 +67,7 @@ def growth(steps):
     """How time and memory grow."""
     sizes = [Row(f"latent {side}x{side}", "evaluate", {"side": side}) for side in (32, 48, 64, 96, 128)]
     batches = [Row(f"batch of {n}", "evaluate", {"batch": n}) for n in (1, 2, 3, 4)]
-    inversions = [Row(f"inversion of {n} steps", "invert", {"steps": n}) for n in (1, 2, 4)]
+    inversions = [Row(f"inversion of {n} steps", "invert", {"steps": n}) for n in (2, 4, 8)]
     peers = ("styleid", "PyTorch")
     return [
         Section("Growth with the size", sizes, peers, most=3),
