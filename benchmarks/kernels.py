@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 from tests import native
-from tests.native import AVX512, GENERIC, Kernels, Problem, Source, floats, to_bfloat16
+from tests.native import AVX512, AVX512_BF16, GENERIC, Kernels, Problem, Source, floats, to_bfloat16
 
 try:
     import torch
@@ -33,6 +33,9 @@ ATTENTION = {
 }
 PRODUCTS = {"4096 x 320 x 1280": (4096, 320, 1280), "256 x 1280 x 5120": (256, 1280, 5120)}  # rows, in, out
 NORM = {"64 x 64 x 320": (64, 320), "32 x 32 x 1280": (32, 1280), "256 x 256 x 256": (256, 256)}  # side, channels
+
+WINOGRAD = {"64 x 64 x 320": (64, 320), "256 x 256 x 128": (256, 128)}  # side, channels
+TILES = 256  # at a time, as the engine does, so that they stay in the cache
 
 
 def levels(dtype):
@@ -118,6 +121,23 @@ def matmul(shape, dtype, threads):
     return candidates, 2 * rows * depth * columns / 1e9, "GFLOP/s"
 
 
+def winograd(shape, dtype, threads):
+    """Both transforms: to F(4x4, 3x3) in float32, to F(2x2, 3x3) in bfloat16."""
+    side, channels = shape
+    output = 4 if dtype == "float32" else 2
+    own = [kernels for kernels in levels(dtype) if output == 4 or kernels.level in (GENERIC, AVX512_BF16)]
+    x, bias = noise(0, 1, side, side, channels, dtype=dtype), noise(1, channels, dtype="float32")
+    dst, m = np.empty_like(x), noise(2, (output + 2) ** 2, TILES, channels, dtype="float32")
+
+    def run(kernels):
+        kernels.winograd_input(x, 0, TILES, output, threads)
+        kernels.winograd_output(dst, m, bias, None, False, 0, output, threads)
+
+    candidates = {repr(kernels): lambda kernels=kernels: run(kernels) for kernels in own}
+    maps = 2 * TILES * output**2 * channels * x.itemsize
+    return candidates, (maps + m.size * (x.itemsize + 4)) / 1e9, "GB/s"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -133,6 +153,7 @@ def main():
     cases = [(f"attention, {name}", attention, shape) for name, shape in ATTENTION.items()]
     cases += [(f"product with GELU and gate, {name}", matmul, shape) for name, shape in PRODUCTS.items()]
     cases += [(f"group norm + SiLU, {name}", group_norm, shape) for name, shape in NORM.items()]
+    cases += [(f"Winograd's transforms, {name}", winograd, shape) for name, shape in WINOGRAD.items()]
 
     print(f"{options.threads} threads; best of {options.rounds}; the ratios are of speed\n")
     print("| case | dtype | kernel | ms | rate | to plain C | to torch |\n| --- | --- | --- | --- | --- | --- | --- |")

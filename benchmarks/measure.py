@@ -49,7 +49,7 @@ def run_command(row):
         start = time.perf_counter()
         subprocess.run([*row.command, str(Path(folder, "result.png"))], check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-    return {"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024}
+    return {"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 // 10**6}
 
 
 def run_row(row, section, dtype, folder, names, workers, repeats):

@@ -7,6 +7,7 @@ from styleid import _core
 
 THREADS = 2
 STEPS = 50
+DTYPES = ("bfloat16", "float32")
 LEVELS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 
 
@@ -30,7 +31,7 @@ class Section:
     fresh: bool = False  # a new process for each run
     clock: str = "perf_counter"
     most: int = 99  # counted runs at most: of what takes minutes
-    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    dtypes: tuple[str, ...] = DTYPES  # those of them that it is for
 
 
 EVALUATION = Row("one UNet evaluation", "evaluate")
@@ -94,7 +95,7 @@ def levels(steps):
     return [
         Section(
             f"Held to {level}", rows, ("styleid",), level=level, most=2,
-            dtypes=("bfloat16", "float32") if "avx512" in level else ("float32",),
+            dtypes=DTYPES if "avx512" in level else ("float32",),
         )
         for level in reversed(below)
     ]  # fmt: skip

@@ -174,10 +174,11 @@ def forget_peak():
 
 
 def peak():
-    """Megabytes."""
+    """Megabytes, of a million bytes each."""
     status = Path("/proc/self/status").read_text()
     line = next((line for line in status.splitlines() if line.startswith("VmHWM")), None)
-    return int(line.split()[1]) // 1024 if line else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    kibibytes = int(line.split()[1]) if line else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes * 1024 // 10**6
 
 
 def main(name, dtype, folder, threads, clock_name):

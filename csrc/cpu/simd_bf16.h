@@ -9,6 +9,9 @@ SIMD vec v_dot_pairs(vec c, vec a, vec b) {
     return _mm512_dpbf16_ps(c, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
 }
 
+/* v_to_bf16() in one instruction. */
+SIMD void v_store_bf16(uint16_t *p, vec x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+
 /* Words of 16-bit values: low[i] in the low half, high[i] in the high half. */
 SIMD vec v_interleave(__m512i low_then_high) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,

@@ -4,7 +4,7 @@
 
 #include "core/err.h"
 
-#define MOST_INPUT 6 /* rows and columns of an input tile: two more than an output tile's */
+#define MOST_INPUT 6 /* rows and columns of an input tile */
 #define CHANNEL_MULTIPLE 16
 #define BLOCK CHANNEL_MULTIPLE
 #define LEAST_CHANNELS 64
@@ -19,23 +19,25 @@
 struct sid_winograd {
     sid_product product;
     size_t in, out;
-    size_t output;           /* rows and columns of an output tile */
     sid_dtype dtype;         /* of the transformed tiles and weights */
     sid_weight weight, bias; /* borrowed until packed */
 };
 
-/* Elements of a transformed tile. */
-static size_t products_of(const sid_winograd *w) { return (w->output + 2) * (w->output + 2); }
+/* Rows and columns of an input tile, and the elements that it has transformed. */
+static size_t input_of(const sid_winograd *w) { return w->dtype == SID_F32 ? 6 : 4; }
+static size_t elements_of(const sid_winograd *w) { return input_of(w) * input_of(w); }
 
-/* Whether tiles are of bfloat16, with 2x2 outputs. */
-static int small_tiles(const sid_cpu *cpu) {
-    return cpu->base.dtype == SID_BF16 && cpu->kernels.isa == SID_ISA_AVX512_BF16;
+/* What tiles are transformed to. */
+static sid_dtype tile_dtype(const sid_cpu *cpu) {
+    return cpu->base.dtype == SID_BF16 && cpu->kernels.isa == SID_ISA_AVX512_BF16 ? SID_BF16 : SID_F32;
 }
 
 int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *s, const sid_tensor *src, const sid_tensor *dst) {
     if (src->dtype == SID_BF16 && cpu->kernels.isa >= SID_ISA_AMX)
-        return 0; /* whose products are so fast that the transforms would cost what they save */
-    size_t least = src->dtype == SID_F32 ? LEAST_PIXELS_F32 : small_tiles(cpu) ? LEAST_PIXELS_BF16 : LEAST_PIXELS_MIXED;
+        return 0; /* direct products are fast there, and whether transforms pay has not been measured */
+    size_t least = src->dtype == SID_F32         ? LEAST_PIXELS_F32
+                   : tile_dtype(cpu) == SID_BF16 ? LEAST_PIXELS_BF16
+                                                 : LEAST_PIXELS_MIXED;
     return src->dtype == dst->dtype && s->kernel == 3 && s->stride == 1 && s->pad_before == 1 && s->pad_after == 1 &&
            s->in % CHANNEL_MULTIPLE == 0 && s->out % CHANNEL_MULTIPLE == 0 && s->in >= LEAST_CHANNELS &&
            s->out >= LEAST_CHANNELS && src->h * src->w >= least;
@@ -45,9 +47,12 @@ int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shap
                       const sid_weight *bias) {
     sid_winograd *w = *winograd = calloc(1, sizeof *w);
     if (!w) return sid_fail(SID_EMEMORY, "out of memory");
-    *w = (sid_winograd){.product = {.cpu = cpu}, .in = s->in, .out = s->out, .weight = *weight, .bias = *bias};
-    w->output = small_tiles(cpu) ? 2 : 4;
-    w->dtype = small_tiles(cpu) ? SID_BF16 : SID_F32;
+    *w = (sid_winograd){.product = {.cpu = cpu},
+                        .in = s->in,
+                        .out = s->out,
+                        .dtype = tile_dtype(cpu),
+                        .weight = *weight,
+                        .bias = *bias};
     return SID_OK;
 }
 
@@ -89,8 +94,8 @@ static void four_taps(double *four, size_t step, const double *x, size_t x_step)
 /* transformed [elements][out / width][in][width] from taps (out, in, 3, 3), BLOCK columns of one row at a time, so that
  * what is read and what is written lies in a few streams. */
 static void transform_weights(float *transformed, const float *taps, const sid_winograd *w, size_t width) {
-    const size_t in = w->in, out = w->out, input = w->output + 2;
-    void (*const transform_line)(double *, size_t, const double *, size_t) = w->output == 4 ? six_taps : four_taps;
+    const size_t in = w->in, out = w->out, input = input_of(w);
+    void (*const transform_line)(double *, size_t, const double *, size_t) = w->dtype == SID_F32 ? six_taps : four_taps;
 #pragma omp parallel for num_threads(w->product.cpu->base.threads)
     for (size_t o = 0; o < out; o += BLOCK)
         for (size_t i = 0; i < in; i++) {
@@ -114,7 +119,7 @@ typedef struct {
 
 static int layout_of(dnnl_memory_desc_t *layout, const sid_winograd *w, size_t rows, size_t columns, sid_dtype dtype,
                      dnnl_format_tag_t tag) {
-    dnnl_dims_t dims = {(dnnl_dim_t)products_of(w), (dnnl_dim_t)rows, (dnnl_dim_t)columns};
+    dnnl_dims_t dims = {(dnnl_dim_t)elements_of(w), (dnnl_dim_t)rows, (dnnl_dim_t)columns};
     SID_DNNL(dnnl_memory_desc_create_with_tag(layout, 3, dims, sid_dnnl_type(dtype), tag));
     return SID_OK;
 }
@@ -122,7 +127,7 @@ static int layout_of(dnnl_memory_desc_t *layout, const sid_winograd *w, size_t r
 static int pack_transformed(sid_winograd *w, const float *transformed, const_dnnl_memory_desc_t layout) {
     sid_weight weight = {.dtype = SID_F32,
                          .rank = 3,
-                         .shape = {products_of(w), w->in, w->out},
+                         .shape = {elements_of(w), w->in, w->out},
                          .stride = w->in * w->out,
                          .data = transformed};
     dnnl_memory_desc_t plain;
@@ -142,7 +147,7 @@ static int transform(const sid_winograd *w, float *transformed, size_t width) {
 
 static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
     sid_winograd *w = ((const request *)requested)->winograd;
-    float *transformed = malloc(w->in * w->out * products_of(w) * sizeof *transformed);
+    float *transformed = malloc(w->in * w->out * elements_of(w) * sizeof *transformed);
     int status = transformed ? transform(w, transformed, w->out)
                              : sid_fail(SID_EMEMORY, "out of memory for transformed weights");
     if (status == SID_OK) status = pack_transformed(w, transformed, layout);
@@ -153,7 +158,7 @@ static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
 /* The same as panels for the kernel matmul. */
 static int pack_panels(sid_winograd *w) {
     sid_packed *packed = &w->product.packed;
-    SID_TRY(sid_take_packed(w->product.cpu, &packed->data, w->in * w->out * products_of(w) * sizeof(float)));
+    SID_TRY(sid_take_packed(w->product.cpu, &packed->data, w->in * w->out * elements_of(w) * sizeof(float)));
     SID_TRY(transform(w, packed->data, SID_MATMUL_PANEL));
     return sid_pack_bias(packed, 1, &w->bias);
 }
@@ -195,7 +200,7 @@ static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, 
     if (!w->product.packed.data) status = pack_panels(w);
     pthread_mutex_unlock(&cpu->lock);
     if (status != SID_OK || sid_measuring(&exec->arena)) return status;
-    const size_t count = products_of(w);
+    const size_t count = elements_of(w);
     sid_matmul products[MOST_INPUT * MOST_INPUT];
     for (size_t k = 0; k < count; k++)
         products[k] = (sid_matmul){.rows = tiles,
@@ -214,11 +219,11 @@ static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, 
 static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *dst, const sid_tensor *src,
                      sid_winograd *w, const sid_post *post) {
     const sid_kernels *kernels = &w->product.cpu->kernels;
-    size_t mark = sid_arena_mark(&exec->arena), elements = products_of(w) * grid->count;
+    size_t mark = sid_arena_mark(&exec->arena), rows = elements_of(w) * grid->count;
     int measuring = sid_measuring(&exec->arena), threads = exec->backend->threads;
     void *v, *m;
-    SID_TRY(sid_arena_take(&exec->arena, &v, elements * w->in * sid_dtype_size(w->dtype)));
-    SID_TRY(sid_arena_take(&exec->arena, &m, elements * w->out * sizeof(float)));
+    SID_TRY(sid_arena_take(&exec->arena, &v, rows * w->in * sid_dtype_size(w->dtype)));
+    SID_TRY(sid_arena_take(&exec->arena, &m, rows * w->out * sizeof(float)));
     if (!measuring) kernels->winograd_input[w->dtype](v, grid, src->data, src->dtype, w->in, threads);
     SID_TRY(kernels->matmul ? multiply_own(exec, m, v, grid->count, w) : multiply_onednn(exec, m, v, grid->count, w));
     if (!measuring)
@@ -231,13 +236,14 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
 /* As many tiles as stay in the cache. It depends on the widths alone, so that a tile's products are the same in every
  * batch. */
 static size_t chunk_tiles(const sid_winograd *w) {
-    size_t tile_bytes = products_of(w) * (w->in * sid_dtype_size(w->dtype) + w->out * sizeof(float));
+    size_t tile_bytes = elements_of(w) * (w->in * sid_dtype_size(w->dtype) + w->out * sizeof(float));
     size_t tiles = CHUNK_BYTES / tile_bytes / CHUNK_MULTIPLE * CHUNK_MULTIPLE;
     return tiles ? tiles : CHUNK_MULTIPLE;
 }
 
 int sid_winograd_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_winograd *w, const sid_post *post) {
-    size_t columns = (src->w + w->output - 1) / w->output, rows = (src->h + w->output - 1) / w->output;
+    const size_t output = input_of(w) - 2;
+    size_t columns = (src->w + output - 1) / output, rows = (src->h + output - 1) / output;
     size_t total = src->n * rows * columns, most = chunk_tiles(w);
     for (size_t first = 0; first < total; first += most) {
         sid_winograd_grid grid = {src->h, src->w, first, total - first < most ? total - first : most};

@@ -13,8 +13,6 @@ SIMD vec load_pixel(const void *map, sid_dtype dtype, size_t at) {
     return dtype == SID_F32 ? v_load((const float *)map + at) : v_from_bf16((const uint16_t *)map + at);
 }
 
-SIMD void store_rounded(uint16_t *p, vec x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
-
 /* B^T x, A^T x of vectors `step` apart, in place. */
 SIMD void transform_input(vec *x, size_t step) {
     vec a = x[0], b = x[step], c = x[2 * step], d = x[3 * step];
@@ -44,7 +42,7 @@ SIMD void input_tile(uint16_t *v, size_t tile, const sid_winograd_grid *g, const
         EACH(size_t i = 0; i < INPUT * INPUT; i++) d[i] = inside[i] ? load_pixel(src, dtype, from[i] + c) : v_set(0);
         EACH(size_t x = 0; x < INPUT; x++) transform_input(d + x, INPUT);
         EACH(size_t y = 0; y < INPUT; y++) transform_input(d + y * INPUT, 1);
-        EACH(size_t i = 0; i < INPUT * INPUT; i++) store_rounded(v + (i * g->count + tile) * channels + c, d[i]);
+        EACH(size_t i = 0; i < INPUT * INPUT; i++) v_store_bf16(v + (i * g->count + tile) * channels + c, d[i]);
     }
 }
 
@@ -63,7 +61,7 @@ SIMD void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, co
             if (residual) sum = v_add(sum, load_pixel(residual, dtype, at));
             if (relu) sum = v_max(sum, v_set(0));
             if (dtype == SID_F32) v_store((float *)dst + at, sum);
-            else store_rounded((uint16_t *)dst + at, sum);
+            else v_store_bf16((uint16_t *)dst + at, sum);
         }
     }
 }
@@ -80,21 +78,11 @@ TARGET static void output_tile_of(void *dst, sid_dtype dtype, const sid_winograd
     else output_tile(dst, SID_BF16, g, m, tile, channels, bias, residual, relu);
 }
 
-static void winograd_input(void *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype, size_t channels,
-                           int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (size_t i = 0; i < g->count; i++) input_tile_of(v, i, g, src, dtype, channels);
-}
-
-static void winograd_output(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t channels,
-                            const float *bias, const void *residual, int relu, int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (size_t i = 0; i < g->count; i++) output_tile_of(dst, dtype, g, m, i, channels, bias, residual, relu);
-}
+WINOGRAD_KERNELS(2, input_tile_of, output_tile_of)
 
 static void fill_winograd(sid_kernels *kernels) {
-    kernels->winograd_input[SID_BF16] = winograd_input;
-    kernels->winograd_output[SID_BF16] = winograd_output;
+    kernels->winograd_input[SID_BF16] = winograd_input_2;
+    kernels->winograd_output[SID_BF16] = winograd_output_2;
 }
 
 #endif

@@ -73,6 +73,16 @@ INLINE void four_outputs(float *x, size_t step) {
     }
 }
 
+/* A line of a tile. */
+INLINE void transform_input(float *x, size_t step, size_t output) {
+    if (output == 4) six_inputs(x, step);
+    else four_inputs(x, step);
+}
+INLINE void transform_output(float *x, size_t step, size_t output) {
+    if (output == 4) six_outputs(x, step);
+    else four_outputs(x, step);
+}
+
 /* One tile of the grid. Inlined with a constant `output`, so that the loops over a tile are unrolled. */
 INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
                        size_t channels, size_t output) {
@@ -90,14 +100,8 @@ INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const v
                 memset(to, 0, WIDTH * sizeof *to);
             }
         }
-        for (size_t x = 0; x < input; x++) {
-            if (output == 4) six_inputs(d + x * WIDTH, input * WIDTH);
-            else four_inputs(d + x * WIDTH, input * WIDTH);
-        }
-        for (size_t y = 0; y < input; y++) {
-            if (output == 4) six_inputs(d + y * input * WIDTH, WIDTH);
-            else four_inputs(d + y * input * WIDTH, WIDTH);
-        }
+        for (size_t x = 0; x < input; x++) transform_input(d + x * WIDTH, input * WIDTH, output);
+        for (size_t y = 0; y < input; y++) transform_input(d + y * input * WIDTH, WIDTH, output);
         for (size_t i = 0; i < input * input; i++) {
             size_t place = (i * g->count + tile) * channels + c;
             if (output == 4) memcpy((float *)v + place, d + i * WIDTH, WIDTH * sizeof *d);
@@ -133,14 +137,8 @@ INLINE void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, 
     for (size_t c = 0; c < channels; c += WIDTH) {
         for (size_t i = 0; i < input * input; i++)
             memcpy(d + i * WIDTH, m + (i * g->count + tile) * channels + c, WIDTH * sizeof *d);
-        for (size_t x = 0; x < input; x++) {
-            if (output == 4) six_outputs(d + x * WIDTH, input * WIDTH);
-            else four_outputs(d + x * WIDTH, input * WIDTH);
-        }
-        for (size_t y = 0; y < output; y++) {
-            if (output == 4) six_outputs(d + y * input * WIDTH, WIDTH);
-            else four_outputs(d + y * input * WIDTH, WIDTH);
-        }
+        for (size_t x = 0; x < input; x++) transform_output(d + x * WIDTH, input * WIDTH, output);
+        for (size_t y = 0; y < output; y++) transform_output(d + y * input * WIDTH, WIDTH, output);
         for (size_t y = 0; y < output && p.y + y < g->h; y++)
             for (size_t x = 0; x < output && p.x + x < g->w; x++)
                 store_pixel(dst, dtype, ((p.n * g->h + p.y + y) * g->w + p.x + x) * channels + c,
@@ -148,26 +146,17 @@ INLINE void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, 
     }
 }
 
-/* The transforms with output tiles of n x n pixels. */
-#define WINOGRAD(n)                                                                                                    \
-    TARGET static void input_##n(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,   \
+/* The kernels with output tiles of N x N pixels. */
+#define WINOGRAD(N)                                                                                                    \
+    TARGET static void input_##N(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,   \
                                  size_t channels) {                                                                    \
-        input_tile(v, tile, g, src, dtype, channels, n);                                                               \
+        input_tile(v, tile, g, src, dtype, channels, N);                                                               \
     }                                                                                                                  \
-    static void winograd_input_##n(void *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype,              \
-                                   size_t channels, int threads) {                                                     \
-        _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                         \
-            input_##n(v, i, g, src, dtype, channels);                                                                  \
-    }                                                                                                                  \
-    TARGET static void output_##n(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile, \
+    TARGET static void output_##N(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile, \
                                   size_t channels, const float *bias, const void *residual, int relu) {                \
-        output_tile(dst, dtype, g, m, tile, channels, bias, residual, relu, n);                                        \
+        output_tile(dst, dtype, g, m, tile, channels, bias, residual, relu, N);                                        \
     }                                                                                                                  \
-    static void winograd_output_##n(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m,            \
-                                    size_t channels, const float *bias, const void *residual, int relu, int threads) { \
-        _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                         \
-            output_##n(dst, dtype, g, m, i, channels, bias, residual, relu);                                           \
-    }
+    WINOGRAD_KERNELS(N, input_##N, output_##N)
 
 WINOGRAD(4)
 
