@@ -78,6 +78,6 @@ $(VENV)/.test $(VENV)/.bench $(VENV)/.train $(VENV)/.docs $(VENV)/.format: $(VEN
 	$(PIP) install -q -e ".[$*]"
 	@touch $@
 
-$(SANITIZED)/.styleid: $(SANITIZED)/bin/python $(SOURCES) $(wildcard styleid/*.py)
+$(SANITIZED)/.styleid: $(SANITIZED)/bin/python $(SOURCES) $(shell find styleid -name "*.py")
 	STYLEID_SANITIZE=address,undefined $(SANITIZED)/bin/python -m pip install -q . pytest
 	@touch $@

@@ -7,17 +7,17 @@
 
 import styleid._onednn  # noqa: F401  first: it finds the library that _core needs
 from styleid._core import ModelError, __version__
-from styleid.cache import Cache
 from styleid.colours import keep_colours
 from styleid.images import load_image, save_image, to_array
-from styleid.inversion import Inversion
-from styleid.loading import load_model, load_vae
-from styleid.logits import LogitStatistics
+from styleid.inversions.cache import Cache
+from styleid.inversions.inversion import Inversion
 from styleid.memory import free_memory, predict_memory
-from styleid.method import inject_styles, invert, transfer
-from styleid.model import VAE, Model
-from styleid.preview import Preview
-from styleid.rates import decreasing
+from styleid.method.calls import inject_styles, invert, transfer
+from styleid.method.logits import LogitStatistics
+from styleid.method.preview import Preview
+from styleid.method.rates import decreasing
+from styleid.models.loading import load_model, load_vae
+from styleid.models.model import VAE, Model
 
 __all__ = [
     "VAE",

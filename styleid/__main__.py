@@ -2,6 +2,6 @@
 
 import sys
 
-from styleid.cli import main
+from styleid.cli.main import main
 
 sys.exit(main())

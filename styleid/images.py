@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from styleid.files import check_writable, write_whole
+from styleid.files.disk import check_writable, write_whole
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Picture = NDArray[Any] | Image.Image | str | os.PathLike[str]

@@ -17,7 +17,7 @@ from styleid import _core
 from styleid.images import Size, check_size, padded_size
 
 if TYPE_CHECKING:
-    from styleid.model import Model
+    from styleid.models.model import Model
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from styleid.inversion import Inversion
-from styleid.loading import default_model
-from styleid.logits import LogitStatistics
-from styleid.method import inject_styles
-from styleid.model import Model
-from styleid.rates import Rate
+from styleid.inversions.inversion import Inversion
+from styleid.method.calls import inject_styles
+from styleid.method.logits import LogitStatistics
+from styleid.method.rates import Rate
+from styleid.models.loading import default_model
+from styleid.models.model import Model
 
 Float64 = NDArray[np.float64]
 Point = tuple[float, float]

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import styleid
 
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item):
     """Below AVX-512 the engine refuses bfloat16: tests of it are skipped there."""

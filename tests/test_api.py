@@ -167,7 +167,7 @@ def test_sizes_of_arrays(model):
 
 
 def test_the_default_model_is_taken_where_none_is_given(model, monkeypatch):
-    monkeypatch.setattr(styleid.method, "default_model", lambda: model)
+    monkeypatch.setattr(styleid.method.calls, "default_model", lambda: model)
     np.testing.assert_array_equal(styleid.transfer(picture(0), picture(1), steps=STEPS), transfer(model))
     assert styleid.invert(picture(0), steps=2).model is model
 

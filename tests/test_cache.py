@@ -20,7 +20,7 @@ STEPS = 3
 def runs(monkeypatch):
     """How many inversions have been computed."""
     count = []
-    real = styleid.recording._core.invert
+    real = styleid.inversions.recording._core.invert
 
     class Counting:
         def __getattr__(self, name):
@@ -30,7 +30,7 @@ def runs(monkeypatch):
             count.append(1)
             return real(*arguments, **options)
 
-    monkeypatch.setattr(styleid.recording, "_core", Counting())
+    monkeypatch.setattr(styleid.inversions.recording, "_core", Counting())
     return count
 
 
@@ -217,6 +217,6 @@ def test_a_folder_without_locks(model, tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(styleid.files.fcntl, "flock", unsupported)
+    monkeypatch.setattr(styleid.files.disk.fcntl, "flock", unsupported)
     invert(model, tmp_path)
     assert len(entries(tmp_path)) == 1

@@ -13,8 +13,8 @@ import torch
 
 import styleid
 from styleid import ModelError
-from styleid.checkpoint import read_checkpoint
-from styleid.weights import read_weights
+from styleid.files.checkpoint import read_checkpoint
+from styleid.models.weights import read_weights
 
 
 def archive(path, program, members=(("data/0", bytes(16)),), compression=zipfile.ZIP_STORED):

@@ -14,7 +14,7 @@ from conftest import picture
 from PIL import Image
 
 import styleid
-from styleid import cli
+from styleid.cli import main as cli
 
 STEPS = ["--steps", "3"]
 

@@ -14,7 +14,8 @@ from conftest import picture
 from PIL import Image
 
 import styleid
-from styleid import loading, metrics
+from styleid import metrics
+from styleid.models import loading
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

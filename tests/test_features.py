@@ -18,9 +18,9 @@ from tiny import STEPS, inject_arguments, invert, sample_arguments, transfer_arg
 
 import styleid
 from styleid import Inversion, _core
-from styleid.cli import main
-from styleid.recording import FEATURES
-from styleid.tensors import Tensor, TensorStream, read_tensors, releasing, write_tensors
+from styleid.cli.main import main
+from styleid.files.tensors import Tensor, TensorStream, read_tensors, releasing, write_tensors
+from styleid.inversions.recording import FEATURES
 
 KINDS = ("query", "key", "value")
 
@@ -343,7 +343,7 @@ def test_a_full_disk(model, tmp_path, monkeypatch, when):
     if when == "reserved":
         monkeypatch.setattr(os, "posix_fallocate", full)
     else:
-        monkeypatch.setattr(styleid.tensors.TensorStream, {"written": "write", "flushed": "finish"}[when], full)
+        monkeypatch.setattr(styleid.files.tensors.TensorStream, {"written": "write", "flushed": "finish"}[when], full)
     with pytest.raises(OSError, match="No space left on device"):
         inverted(model, 0, "disk", cache=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 import styleid
 from styleid import ModelError
-from styleid.ldm import convert
-from styleid.tensors import Tensor
+from styleid.files.tensors import Tensor
+from styleid.models.ldm import convert
 
 PREDICTION = {"1.x": None, "2.x": "epsilon"}  # files of 2.x do not say
 

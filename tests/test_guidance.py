@@ -11,7 +11,7 @@ from oracle import TRAJECTORY_TOLERANCE, Networks, noise, relative_error
 
 import styleid
 from styleid import _core
-from styleid.cli import main
+from styleid.cli.main import main
 
 STEPS = 5
 LAYERS = (6, 9, 11)

@@ -14,7 +14,7 @@ import formats
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from styleid.hub import needed
+from styleid.models.hub import needed
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 PROGRAM = """

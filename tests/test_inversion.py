@@ -10,9 +10,9 @@ from conftest import picture
 
 import styleid
 from styleid import Inversion
-from styleid.checksums import seal
-from styleid.inversion_file import KEEP
-from styleid.tensors import Tensor, from_bfloat16, read_tensors, write_tensors
+from styleid.files.checksums import seal
+from styleid.files.tensors import Tensor, from_bfloat16, read_tensors, write_tensors
+from styleid.inversions.file import KEEP
 
 STEPS = 3
 

@@ -11,10 +11,10 @@ import tiny
 
 import styleid
 from styleid import ModelError, _core
-from styleid.config import read_config, read_scheduler, read_text, read_unet, read_vae
-from styleid.loading import default_model
-from styleid.tensors import Tensor, read_tensors, write_tensors
-from styleid.weights import engine_weights, read_component
+from styleid.files.tensors import Tensor, read_tensors, write_tensors
+from styleid.models.config import read_config, read_scheduler, read_text, read_unet, read_vae
+from styleid.models.loading import default_model
+from styleid.models.weights import engine_weights, read_component
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 import styleid
 from styleid import ModelError
-from styleid.cli import main
-from styleid.weights import engine_weights, read_component
+from styleid.cli.main import main
+from styleid.models.weights import engine_weights, read_component
 
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_out.0"

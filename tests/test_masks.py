@@ -5,7 +5,8 @@ import pytest
 from conftest import picture
 
 import styleid
-from styleid import _core, masks
+from styleid import _core
+from styleid.method import masks
 
 STEPS = 3
 EVERYWHERE = np.ones((16, 16))

@@ -10,7 +10,8 @@ import pytest
 from conftest import picture
 
 import styleid
-from styleid import cli, memory
+from styleid import memory
+from styleid.cli import main as cli
 
 STEPS = 3
 

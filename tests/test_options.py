@@ -8,7 +8,8 @@ import pytest
 from conftest import picture
 
 import styleid
-from styleid import _core, initial, rates
+from styleid import _core
+from styleid.method import initial, rates
 
 STEPS = 3
 

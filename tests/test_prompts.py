@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from styleid.prompts import read_tokenizer
+from styleid.models.prompts import read_tokenizer
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -10,10 +10,10 @@ from PIL import Image
 from random_networks import write_weights
 
 from styleid import metrics
-from styleid.cli import main
+from styleid.cli.main import main
 from styleid.images import load_image
-from styleid.protocol import evaluate_results, find_pairs
-from styleid.sweep import sweep
+from styleid.study.protocol import evaluate_results, find_pairs
+from styleid.study.sweep import sweep
 
 CONTENTS, STYLES = ("a", "b"), ("c", "d")
 

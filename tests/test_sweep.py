@@ -15,8 +15,8 @@ from conftest import picture
 from PIL import Image
 
 import styleid
-from styleid import sweep as sweeping
-from styleid.sweep import sweep
+from styleid.study import sweep as sweeping
+from styleid.study.sweep import sweep
 
 OPTIONS = {"steps": 3, "size": 16}
 
@@ -209,7 +209,7 @@ PROCESS = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import styleid
-from styleid import sweep as sweeping
+from styleid.study import sweep as sweeping
 
 real = sweeping.inject_styles
 

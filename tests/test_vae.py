@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 import styleid
 from styleid import ModelError, _core
-from styleid.cli import main
-from styleid.hub import needed_of_vae
+from styleid.cli.main import main
+from styleid.models.hub import needed_of_vae
 
 FAMILY = "1.x"
 

@@ -2,7 +2,7 @@
 
 Without a network's weights: `histogram_loss`, `ssim`, `psnr`, `gradient_correlation`, and, of features at hand,
 `frechet_distance`, `extrapolated_distance`, `structural_distance`, `art_fid`. With PyTorch and published weights: `lpips`,
-`cfsd`, `fid`, `inception_features`. `styleid.protocol` applies them to 20 x 40 = 800 pairs, as the paper does.
+`cfsd`, `fid`, `inception_features`. `styleid.study.protocol` applies them to 20 x 40 = 800 pairs, as the paper does.
 """
 
 from collections.abc import Callable

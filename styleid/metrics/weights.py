@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from styleid.hub import reason
+from styleid.models.hub import reason
 
 if TYPE_CHECKING:
     from torch import nn

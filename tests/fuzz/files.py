@@ -15,14 +15,14 @@ from safetensors.numpy import save
 
 import styleid
 from fuzz.mutate import change_bytes, change_tree
-from styleid.checkpoint import read_checkpoint
-from styleid.checksums import seal
-from styleid.config import read_config
-from styleid.loading import _read_file
-from styleid.lora import merge
-from styleid.prompts import read_tokenizer
-from styleid.tensors import Tensor, read_tensors
-from styleid.weights import read_component
+from styleid.files.checkpoint import read_checkpoint
+from styleid.files.checksums import seal
+from styleid.files.tensors import Tensor, read_tensors
+from styleid.models.config import read_config
+from styleid.models.loading import _read_file
+from styleid.models.lora import merge
+from styleid.models.prompts import read_tokenizer
+from styleid.models.weights import read_component
 
 JSON_WORDS = [word.encode() for word in (
     '"', ":", ",", "{", "}", "[", "]", "null", "true", "-1", "1e999", "NaN", "Infinity", "\\u0000", "\\ud800", " " * 99,

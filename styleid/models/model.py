@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from styleid import _core
+from styleid.files.tensors import releasing
 from styleid.images import Picture, padded_size, to_array
-from styleid.prompts import Tokenize
-from styleid.tensors import releasing
+from styleid.models.prompts import Tokenize
 
 if TYPE_CHECKING:
     from styleid._core import Config, VAEAlone, Weight

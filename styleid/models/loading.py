@@ -14,25 +14,26 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid import _core, lora
+from styleid import _core
 from styleid._core import ModelError
-from styleid.config import STANDARD_ALPHAS, read_config
-from styleid.files import read_json
-from styleid.hub import NAME, fetch
-from styleid.ldm import convert
+from styleid.files.disk import read_json
+from styleid.files.tensors import read_tensors
 from styleid.memory import check_weights
-from styleid.model import VAE, Model, Recommended
-from styleid.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
-from styleid.tensors import read_tensors
-from styleid.vae import read as read_vae
-from styleid.weights import STEMS, engine_weights, read_component, read_weights
+from styleid.models import lora
+from styleid.models.config import STANDARD_ALPHAS, read_config
+from styleid.models.hub import NAME, fetch
+from styleid.models.ldm import convert
+from styleid.models.model import VAE, Model, Recommended
+from styleid.models.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
+from styleid.models.vae import read as read_vae
+from styleid.models.weights import STEMS, engine_weights, read_component, read_weights
 
 if TYPE_CHECKING:
     from styleid._core import Config, VAEAlone, Weight
-    from styleid.ldm import Prediction
+    from styleid.models.ldm import Prediction
 
 LARGEST = 1 << 31  # numbers of one weight; the largest of Stable Diffusion 2 has 2^26
-DEFAULT_FOLDER = Path(__file__).parent / "data" / "default-model"
+DEFAULT_FOLDER = Path(__file__).parents[1] / "data" / "default-model"
 
 
 class Parts(NamedTuple):

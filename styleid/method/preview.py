@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styleid import _core
-from styleid.inversion import Inversion
-from styleid.loading import default_model
-from styleid.model import VAE, Model
+from styleid.inversions.inversion import Inversion
+from styleid.models.loading import default_model
+from styleid.models.model import VAE, Model
 
 Show = Callable[[int, int, NDArray[np.uint8]], object]
 

@@ -24,17 +24,17 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from styleid._core import __version__
-from styleid.cache import Cache, key_of
-from styleid.files import locked, remove_abandoned, write_whole
+from styleid.files.disk import locked, remove_abandoned, write_whole
 from styleid.images import Size, load_image
-from styleid.initial import NAMES
-from styleid.inversion import Inversion
-from styleid.loading import default_model
-from styleid.method import inject_styles, invert
+from styleid.inversions.cache import Cache, key_of
+from styleid.inversions.inversion import Inversion
+from styleid.method.calls import inject_styles, invert
+from styleid.method.initial import NAMES
+from styleid.method.rates import parse_rate, per_step_and_layer
 from styleid.metrics import evaluate
-from styleid.model import Model
+from styleid.models.loading import default_model
+from styleid.models.model import Model
 from styleid.progress import Progress, reporter
-from styleid.rates import parse_rate, per_step_and_layer
 
 Row = dict[str, Any]  # of the manifest: content, style, the settings, output, sha256 of its file, measures
 

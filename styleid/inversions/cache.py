@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from styleid._core import __version__
-from styleid.files import locked, remove_abandoned, write_whole
+from styleid.files.disk import locked, remove_abandoned, write_whole
 from styleid.images import Pixels
-from styleid.inversion import Inversion
-from styleid.model import Model
+from styleid.inversions.inversion import Inversion
+from styleid.models.model import Model
 
 LIMIT = 20 << 30  # bytes
 

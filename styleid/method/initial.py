@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from styleid.model import float32_array
+from styleid.models.model import float32_array
 
 Float32 = NDArray[np.float32]
 Mixer = Callable[[Float32, Float32], ArrayLike]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from styleid.images import pad, padded_size
-from styleid.model import Model
+from styleid.models.model import Model
 
 if TYPE_CHECKING:
     from styleid._core import Regions

@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Mapping
 
-from styleid.tensors import Tensor, release
+from styleid.files.tensors import Tensor, release
 
 KEY = "crc32"  # of the metadata; with a dot and a name: of that tensor
 PIECE = 16 << 20  # bytes that are read at a time

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styleid import _core
-from styleid.checksums import first_sum, seal_sums
+from styleid.files.checksums import first_sum, seal_sums
+from styleid.files.tensors import TensorStream
 from styleid.images import Pixels, pad, padded_size
-from styleid.inversion import Inversion
-from styleid.inversion_file import KEEP, arrays_of, metadata_of, to_array, to_tensor
-from styleid.model import Model
+from styleid.inversions.file import KEEP, arrays_of, metadata_of, to_array, to_tensor
+from styleid.inversions.inversion import Inversion
+from styleid.models.model import Model
 from styleid.progress import Report
-from styleid.tensors import TensorStream
 
 if TYPE_CHECKING:
     from styleid._core import Features, Hook, OnAttention

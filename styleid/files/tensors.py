@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from styleid.files import parse_json, write_whole
+from styleid.files.disk import parse_json, write_whole
 
 HEADER_LIMIT = 16 << 20  # bytes; the header of a whole Stable Diffusion model has about 0.2 MB
 ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8}

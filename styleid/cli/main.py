@@ -13,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styleid import _core
-from styleid.files import check_writable
+from styleid.files.disk import check_writable
 from styleid.images import RESIZE, Size, check_output, load_image, save_image
-from styleid.initial import NAMES
-from styleid.inversion import Inversion
-from styleid.inversion_file import KEEP, SCHEDULES
-from styleid.loading import load_model
+from styleid.inversions.file import KEEP, SCHEDULES
+from styleid.inversions.inversion import Inversion
+from styleid.inversions.recording import FEATURES
 from styleid.memory import free_memory, predict_memory
-from styleid.method import inject_styles, invert, transfer
+from styleid.method.calls import inject_styles, invert, transfer
+from styleid.method.initial import NAMES
+from styleid.method.rates import SHAPES, Rate, parse_rate
 from styleid.metrics import evaluate
-from styleid.model import Model
-from styleid.protocol import evaluate_results, table_text
-from styleid.rates import SHAPES, Rate, parse_rate
-from styleid.recording import FEATURES
-from styleid.sweep import sweep, write_table
+from styleid.models.loading import load_model
+from styleid.models.model import Model
+from styleid.study.protocol import evaluate_results, table_text
+from styleid.study.sweep import sweep, write_table
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 TILINGS: dict[str, str | bool] = {"auto": "auto", "on": True, "off": False}

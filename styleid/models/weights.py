@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from styleid.checkpoint import ZIP_MAGIC, read_checkpoint
-from styleid.files import read_json
-from styleid.tensors import Tensor, read_tensors
+from styleid.files.checkpoint import ZIP_MAGIC, read_checkpoint
+from styleid.files.disk import read_json
+from styleid.files.tensors import Tensor, read_tensors
 
 if TYPE_CHECKING:
     from styleid._core import Weight

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styleid import _core
-from styleid.checksums import seal
+from styleid.files.checksums import seal
+from styleid.files.tensors import from_bfloat16, mapping_of, release, write_tensors
 from styleid.images import padded_size
-from styleid.inversion_file import KEEP, arrays_of, metadata_of, read_fields, to_tensor
-from styleid.loading import default_model
-from styleid.model import Model
-from styleid.tensors import from_bfloat16, mapping_of, release, write_tensors
+from styleid.inversions.file import KEEP, arrays_of, metadata_of, read_fields, to_tensor
+from styleid.models.loading import default_model
+from styleid.models.model import Model
 
 if TYPE_CHECKING:
     from styleid._core import Feature, InversionData, Recomputed

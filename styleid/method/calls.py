@@ -17,20 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styleid import _core
-from styleid import initial as initial_latents
-from styleid.cache import Cache, key_of
 from styleid.images import Picture, Pixels, Size, pad, padded_size, to_array
-from styleid.initial import Initial
-from styleid.inversion import Inversion
-from styleid.inversion_file import KEEP
-from styleid.loading import default_model
-from styleid.logits import LogitStatistics
-from styleid.masks import Float64, Masks, over_padding, pixel_shares, read_masks, regions, visible
+from styleid.inversions.cache import Cache, key_of
+from styleid.inversions.file import KEEP
+from styleid.inversions.inversion import Inversion
+from styleid.inversions.recording import FEATURES, draft_of, run_inversions
 from styleid.memory import check_memory, of_inversion, of_transfer
-from styleid.model import Model
+from styleid.method import initial as initial_latents
+from styleid.method.initial import Initial
+from styleid.method.logits import LogitStatistics
+from styleid.method.masks import Float64, Masks, over_padding, pixel_shares, read_masks, regions, visible
+from styleid.method.rates import LayersByStep, Rate, layers_by_step, per_step_and_layer
+from styleid.models.loading import default_model
+from styleid.models.model import Model
 from styleid.progress import Progress, part, reporter
-from styleid.rates import LayersByStep, Rate, layers_by_step, per_step_and_layer
-from styleid.recording import FEATURES, draft_of, run_inversions
 
 Float32 = NDArray[np.float32]
 OnStep = Callable[[int, int, Float32], object]
@@ -197,13 +197,13 @@ def inject_styles(
         weights: with several styles, the share of each; None: equal. log(weight) is added to the logits of a style's
             keys, and the initial latent is the mean with these weights: two styles are interpolated by (1 - s, s)
         initial: the initial latent in place of what `adain` says: "adain", "content", "style", "quantiles",
-            "frequencies", or a function of the content's and the style's zT, see `styleid.initial`
+            "frequencies", or a function of the content's and the style's zT, see `styleid.method.initial`
         on_step: as in `invert`; here latents are the sampling's, zT first and z0 last
         prompt: the text that the picture is sampled under; None: the one that `content` was inverted under
         negative_prompt: what `guidance` leads away from
         guidance: g in e = e_negative + g (e_prompt - e_negative), where both evaluations get the same features (Ho and
             Salimans, Classifier-free diffusion guidance, 2022). 1: the prompt's evaluation alone, as in the paper
-        masks: where in the content a style is injected, see `styleid.masks`: an array (H, W) over the content, or, with
+        masks: where in the content a style is injected, see `styleid.method.masks`: an array (H, W) over the content, or, with
             several styles, a list of one for each; None, also in the list: everywhere. Where the masks leave something
             over, that share of the attention, and of the initial latent, is the content's, as without any injection
         style_masks: the same over the styles' pictures: which part of each is looked at; AdaIN, too, takes its

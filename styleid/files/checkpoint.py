@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from styleid.tensors import Tensor
+from styleid.files.tensors import Tensor
 
 ZIP_MAGIC = b"PK\x03\x04"
 DIRECTORY_LIMIT = 16 << 20  # bytes of the archive's list of members: 100,000 of them

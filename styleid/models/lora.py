@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid.tensors import Tensor
-from styleid.weights import read_weights
+from styleid.files.tensors import Tensor
+from styleid.models.weights import read_weights
 
 if TYPE_CHECKING:
     from styleid._core import Weight

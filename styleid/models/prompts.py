@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from styleid.files import read_json, read_limited
+from styleid.files.disk import read_json, read_limited
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = {"unk": END, "bos": BEGIN, "eos": END, "pad": END}  # unless the files say otherwise

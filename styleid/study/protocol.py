@@ -21,7 +21,7 @@ from styleid.images import load_image
 from styleid.metrics.learned import Kind
 from styleid.metrics.weights import Folder
 from styleid.progress import Progress, reporter
-from styleid.sweep import SUFFIXES, Manifest, list_pictures
+from styleid.study.sweep import SUFFIXES, Manifest, list_pictures
 
 Place = str | os.PathLike[str]
 Row = dict[str, Any]
@@ -50,7 +50,7 @@ def evaluate_results(
     """Measures of a folder of results, one row for every combination of settings in it.
 
     Args:
-        results: a folder that `styleid.sweep.sweep` made, of whose settings each gets a row; or one of pictures named
+        results: a folder that `styleid.study.sweep.sweep` made, of whose settings each gets a row; or one of pictures named
             CONTENT_stylized_STYLE or CONTENT_STYLE, as by StyleID's program
         contents, styles: the folders of the pictures, or the pictures; they are cropped and resized to a result's size
         networks: also LPIPS, CFSD, FID and ArtFID, plain and extrapolated

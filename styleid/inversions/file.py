@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid.checksums import check_seal
-from styleid.tensors import Tensor, read_tensors, release
+from styleid.files.checksums import check_seal
+from styleid.files.tensors import Tensor, read_tensors, release
 
 if TYPE_CHECKING:
     from styleid._core import Feature
-    from styleid.inversion import Inversion
+    from styleid.inversions.inversion import Inversion
 
 FORMAT, VERSION = "styleid inversion", "2"
 UNSEALED = "1"  # the version before: without checksums, guidance, and pictures that needed padding

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid.config import STANDARD_ALPHAS, TRAIN_STEPS
-from styleid.tensors import Tensor
-from styleid.weights import add_tensor
+from styleid.files.tensors import Tensor
+from styleid.models.config import STANDARD_ALPHAS, TRAIN_STEPS
+from styleid.models.weights import add_tensor
 
 if TYPE_CHECKING:
     from styleid._core import Config, KLConfig, TextConfig, UNetConfig

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from styleid.config import read_vae
-from styleid.hub import NAME, fetch_vae
-from styleid.ldm import VAE as LDM_PREFIX
-from styleid.ldm import convert_vae
-from styleid.tensors import Tensor
-from styleid.weights import STEMS, read_component, read_weights
+from styleid.files.tensors import Tensor
+from styleid.models.config import read_vae
+from styleid.models.hub import NAME, fetch_vae
+from styleid.models.ldm import VAE as LDM_PREFIX
+from styleid.models.ldm import convert_vae
+from styleid.models.weights import STEMS, read_component, read_weights
 
 if TYPE_CHECKING:
     from styleid._core import VAEConfig

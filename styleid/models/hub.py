@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from styleid.weights import STEMS, weight_files
+from styleid.models.weights import STEMS, weight_files
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name, and a branch, tag or commit
 SMALL_FILES = re.compile(

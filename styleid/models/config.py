@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid.files import read_json
+from styleid.files.disk import read_json
 
 if TYPE_CHECKING:
     from styleid._core import Config, KLConfig, TextConfig, TinyConfig, UNetConfig, VAEConfig

@@ -1,0 +1,1 @@
+"""Files: whole-or-nothing writes, limited reads, and the formats of tensors."""

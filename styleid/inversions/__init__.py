@@ -1,0 +1,1 @@
+"""Inversions: what an inversion keeps, its file, its recording and the cache."""

@@ -1,0 +1,1 @@
+"""The method: calls, options and what they are resolved to."""

@@ -1,0 +1,1 @@
+"""Models: their configurations and weights, read from folders, single files and the hub."""

@@ -1,0 +1,1 @@
+"""Studies: sweeps over settings and the evaluation protocol."""
