@@ -209,8 +209,15 @@ def timesteps(steps):
     return [1 + i * (TRAIN_STEPS // steps) for i in range(steps)]
 
 
+NO_NOISE = -1  # the level of a clean latent; the others are indices of ALPHAS
+
+
+def alpha(level):
+    return 1.0 if level == NO_NOISE else ALPHAS[level]
+
+
 def inversion_moves(schedule, steps):
-    """(evaluated timestep, level before, level after) of every step; a level is an index of alphas."""
+    """(evaluated timestep, level before, level after) of every step."""
     c, ts = TRAIN_STEPS // steps, timesteps(steps)
     if schedule == "diffusers":
         return [(t, max(0, t - c), t) for t in ts]
@@ -221,17 +228,16 @@ def sampling_moves(schedule, steps):
     ts = timesteps(steps)
     if schedule == "paper":
         ts = ts[:-1]  # the evaluation at the largest timestep is skipped
-    return [(t, t, preceding) for t, preceding in zip(ts, [0, *ts[:-1]])][::-1]
+    last = NO_NOISE if schedule == "diffusers" else 0
+    return [(t, t, preceding) for t, preceding in zip(ts, [last, *ts[:-1]])][::-1]
 
 
-def move(z, prediction, kind, t, a, b):
-    """One DDIM move of z from level a to level b; prediction is what the UNet said at timestep t."""
-    if kind == "v_prediction":
-        e = math.sqrt(ALPHAS[t]) * prediction + math.sqrt(1 - ALPHAS[t]) * z
-    else:
-        e = prediction
-    x0 = (z - math.sqrt(1 - ALPHAS[a]) * e) / math.sqrt(ALPHAS[a])
-    return math.sqrt(ALPHAS[b]) * x0 + math.sqrt(1 - ALPHAS[b]) * e
+def move(z, prediction, kind, a, b):
+    """One DDIM move of z from level a to level b; prediction is what the UNet said of z."""
+    a, b = alpha(a), alpha(b)
+    e = math.sqrt(a) * prediction + math.sqrt(1 - a) * z if kind == "v_prediction" else prediction
+    x0 = (z - math.sqrt(1 - a) * e) / math.sqrt(a)
+    return math.sqrt(b) * x0 + math.sqrt(1 - b) * e
 
 
 # ------------------------------------------------------------------------------------------------------- the method
@@ -323,7 +329,7 @@ class StyleID:
     def invert(self, z, context, steps, schedule, negative=None, guidance=1.0):
         inversion = Inversion([z], [])
         for t, a, b in inversion_moves(schedule, steps):
-            z = move(z, self.guided(z, t, context, negative, guidance), self.prediction, t, a, b)
+            z = move(z, self.guided(z, t, context, negative, guidance), self.prediction, a, b)
             inversion.latents.append(z)
             inversion.features.append({n: layer.features for n, layer in self.layers.items()})
         return inversion
@@ -349,7 +355,7 @@ class StyleID:
                     float(temperature[slot, n]),
                     *([None, None] if regions is None else self.region(regions, n)),
                 )
-            z = move(z, self.guided(z, t, context, negative, guidance), self.prediction, t, a, b)
+            z = move(z, self.guided(z, t, context, negative, guidance), self.prediction, a, b)
         for layer in self.layers.values():
             layer.injection = None
         return z

@@ -68,7 +68,7 @@ def test_one_step_by_hand():
     """The first move of an inversion is that of e_negative + g (e - e_negative)."""
     model, g = engine(), 3.0
     one, other = (model.predict_noise(start(), 1, context) for context in (CONTEXT, NEGATIVE))
-    expected = oracle.move(start(), other + g * (one - other), "epsilon", 1, 1, 201)
+    expected = oracle.move(start(), other + g * (one - other), "epsilon", 1, 201)
     actual = inverted(model, start(), negative=NEGATIVE, guidance=g)["latents"][1:2]
     assert relative_error(actual, expected) <= oracle.EVALUATION_TOLERANCE
 

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import ALPHAS, EVALUATION_TOLERANCE, TRAJECTORY_TOLERANCE, Networks, noise, relative_error
+from oracle import EVALUATION_TOLERANCE, NO_NOISE, TRAJECTORY_TOLERANCE, Networks, alpha, noise, relative_error
 
 from styleid import _core
 
@@ -102,7 +102,7 @@ def test_every_inversion_step(schedule, steps, prediction):
     assert np.array_equal(latents[:1], START)
     for i, (t, a, b) in enumerate(oracle.inversion_moves(schedule, steps)):
         z = latents[i : i + 1]
-        expected = oracle.move(z, method.predict(z, t, context), prediction, t, a, b)
+        expected = oracle.move(z, method.predict(z, t, context), prediction, a, b)
         assert relative_error(latents[i + 1 : i + 2], expected) <= EVALUATION_TOLERANCE
         for layer in LAYERS:
             for kind, wanted in zip(("query", "key", "value"), method.layers[layer].features):
@@ -121,7 +121,7 @@ def test_every_sampling_step(schedule, steps, prediction):
     assert np.array_equal(latents[-1], z0)
     for (t, a, b), z, actual in zip(moves, latents, latents[1:]):
         z = torch.from_numpy(z)
-        expected = oracle.move(z, method.predict(z, t, torch.from_numpy(CONTEXT)), prediction, t, a, b)
+        expected = oracle.move(z, method.predict(z, t, torch.from_numpy(CONTEXT)), prediction, a, b)
         assert relative_error(actual, expected) <= EVALUATION_TOLERANCE
 
 
@@ -151,38 +151,53 @@ def test_moves_without_an_oracle(schedule, steps, prediction):
     for i, (t, a, b) in enumerate(oracle.inversion_moves(schedule, steps)):
         z = inversion["latents"][i : i + 1]
         prediction_of_z = engine(prediction).predict_noise(z, t, CONTEXT)
-        expected = oracle.move(z.astype(np.float64), prediction_of_z, prediction, t, a, b)
+        expected = oracle.move(z.astype(np.float64), prediction_of_z, prediction, a, b)
         assert relative_error(inversion["latents"][i + 1 : i + 2], expected) <= 1e-6
 
 
-def level(t):
-    """The noise per signal at level t: a move with noise e changes z / sqrt(alpha) by e * (level(b) - level(a))."""
-    return np.sqrt((1 - ALPHAS[t]) / ALPHAS[t])
+def noise_per_signal(level):
+    """A move with noise e changes z / sqrt(alpha) by e times the difference of the two levels' numbers."""
+    return np.sqrt((1 - alpha(level)) / alpha(level))
+
+
+def moved(z, a, b):
+    """By the constant networks' noise."""
+    e = constant_networks().unet.conv_out.bias.double().numpy()[:, None, None]
+    return np.sqrt(alpha(b)) * (z / np.sqrt(alpha(a)) + (noise_per_signal(b) - noise_per_signal(a)) * e)
 
 
 @every_schedule
 @every_number_of_steps
 def test_constant_noise_in_closed_form(schedule, steps):
-    e = constant_networks().unet.conv_out.bias.double().numpy()[:, None, None]
-
-    def moved(z, moves):
-        a, b = moves[0][1], moves[-1][2]
-        return np.sqrt(ALPHAS[b]) * (z / np.sqrt(ALPHAS[a]) + (level(b) - level(a)) * e)
-
     inversion = _core.invert(constant_engine(), START, CONTEXT, steps, schedule, (), ["none"], "float32")[0]
-    expected = moved(START, oracle.inversion_moves(schedule, steps))
-    assert relative_error(inversion["latents"][-1:], expected) <= EVALUATION_TOLERANCE
-    z0 = sampled(constant_engine(), START, schedule, steps)
-    assert relative_error(z0, moved(START, oracle.sampling_moves(schedule, steps))) <= EVALUATION_TOLERANCE
+    for moves, latent in (
+        (oracle.inversion_moves(schedule, steps), inversion["latents"][-1:]),
+        (oracle.sampling_moves(schedule, steps), sampled(constant_engine(), START, schedule, steps)),
+    ):
+        assert relative_error(latent, moved(START, moves[0][1], moves[-1][2])) <= EVALUATION_TOLERANCE
 
 
 @every_number_of_steps
 def test_inversion_and_sampling_with_the_same_noise_are_inverse(steps):
-    """In the one schedule whose moves are: `diffusers`."""
+    """In the one schedule whose moves are: `diffusers`, whose last one goes on from alpha[0] to where there is no noise."""
     inversion = _core.invert(constant_engine(), START, CONTEXT, steps, "diffusers", (), ["none"], "float32")[0]
     z0 = sampled(constant_engine(), inversion["latents"][-1:], "diffusers", steps)
     assert relative_error(inversion["latents"][-1:], START) > 0.1
-    assert relative_error(z0, START) <= EVALUATION_TOLERANCE
+    assert relative_error(z0, moved(START, 0, NO_NOISE)) <= EVALUATION_TOLERANCE
+
+
+def test_levels_of_the_second_program():
+    """By hand, for 20 steps: the sampling's levels, of which the last has no noise, and v at the level of the latent."""
+    a = oracle.ALPHAS
+    levels = _core.schedule(engine(), "diffusers", 20)["levels"]
+    np.testing.assert_allclose(levels, [*a[951::-50], 1.0], rtol=1e-12)
+    np.testing.assert_allclose(_core.schedule(engine(), "corrected", 20)["levels"], [*a[951::-50], a[0]], rtol=1e-12)
+    latents = inverted("diffusers", 20, "v_prediction")["latents"].astype(np.float64)
+    for i, t in ((0, 1), (1, 51), (19, 951)):
+        z, here, there = latents[i : i + 1], a[max(0, t - 50)], a[t]
+        v = engine("v_prediction").predict_noise(z.astype(np.float32), t, CONTEXT)
+        x0, e = here**0.5 * z - (1 - here) ** 0.5 * v, here**0.5 * v + (1 - here) ** 0.5 * z
+        assert relative_error(latents[i + 1 : i + 2], there**0.5 * x0 + (1 - there) ** 0.5 * e) <= 1e-6
 
 
 @every_schedule

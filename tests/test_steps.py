@@ -31,15 +31,22 @@ def core_model(prediction="epsilon", gain=1.0):
     return _core.Model(config, weights)
 
 
-def noise_of(model, z, t, prediction="epsilon"):
+NO_NOISE = -1  # the level of a clean latent; the others are timesteps
+
+
+def alpha_of(level):
+    return 1.0 if level == NO_NOISE else tiny.ALPHAS[level]
+
+
+def noise_of(model, z, t, level, prediction="epsilon"):
+    """The noise in a latent of a level, as the model sees it at timestep t."""
     out = model.predict_noise(z.astype(np.float32), t, tiny.CONTEXT).astype(np.float64)
-    alpha = tiny.ALPHAS[t]
+    alpha = alpha_of(level)
     return out if prediction == "epsilon" else math.sqrt(alpha) * out + math.sqrt(1 - alpha) * z
 
 
 def move(z, e, start, end):
-    """From the level of one timestep to that of another."""
-    a, b = tiny.ALPHAS[start], tiny.ALPHAS[end]
+    a, b = alpha_of(start), alpha_of(end)
     return math.sqrt(b) * (z - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - b) * e
 
 
@@ -62,9 +69,9 @@ def test_refinement_by_hand(schedule, prediction):
     z = tiny.latents().astype(np.float64)
     for i, (t, start, end) in enumerate(moves(schedule)):
         np.testing.assert_allclose(inverted[i : i + 1], z, rtol=1e-3, atol=1e-4)
-        before, z = z, move(z, noise_of(model, z, t, prediction), start, end)
+        before, z = z, move(z, noise_of(model, z, t, start, prediction), start, end)
         for _ in range(2):
-            z = move(before, noise_of(model, z, end, prediction), start, end)
+            z = move(before, noise_of(model, z, end, end, prediction), start, end)
     np.testing.assert_allclose(inverted[-1:], z, rtol=1e-3, atol=1e-4)
 
 
@@ -79,14 +86,18 @@ def test_no_refinement_is_the_papers(model, inversions):
 
 
 def test_refinement_finds_what_the_sampling_undoes():
-    """With a UNet that does not jump, every iteration is nearer to it; features are those of the last evaluation."""
+    """With a UNet that does not jump, every iteration is nearer to it. The last move of `diffusers`, to where there is no
+    noise, is made again to alpha[0], where the inversion begins."""
     model, errors = core_model(gain=0.02), []
     ones = np.ones((STEPS, 4), np.float32)
     for refine in (0, 1, 4):
         inverted = tiny.invert(model, steps=STEPS, refine=refine)[0]
-        z0 = _core.sample(
-            model, inverted["latents"][-1:], tiny.CONTEXT, STEPS, "diffusers", (), None, [], [], ones, ones
-        )
+        zT, seen = inverted["latents"][-1:], []
+        _core.sample(
+            model, zT, tiny.CONTEXT, STEPS, "diffusers", (), None, [], [], ones, ones,
+            hook=lambda step, steps, z: seen.append(z.copy()),
+        )  # fmt: skip
+        z0 = move(seen[-2], noise_of(model, seen[-2], 1, 1), 1, 0)
         errors.append(np.linalg.norm(z0 - tiny.latents()) / np.linalg.norm(tiny.latents()))
     assert errors[1] < errors[0] / 2 and errors[2] < errors[1] / 2 and errors[2] < 1e-3
 
@@ -129,7 +140,7 @@ def test_strength_by_hand(model, inversions, schedule, strength, count):
         if i < count:
             t = 1 + (count - 1 - i) * STRIDE
             e = model.predict_noise(z.astype(np.float32), t).astype(np.float64)
-            z = move(z, e, t, max(t - STRIDE, 0))
+            z = move(z, e, t, NO_NOISE if schedule == "diffusers" and t == 1 else max(t - STRIDE, 0))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -22,13 +22,15 @@ static void fill_inversion(sid_schedule *s, sid_schedule_name name, int stride, 
     }
 }
 
-/* Downwards through the same timesteps, the last move to alpha[0]; `paper` leaves out the first evaluation. */
+/* Downwards through the same timesteps; `paper` leaves out the first evaluation. The last move ends at alpha[0], that of
+ * `diffusers` where there is no noise: what its program decodes is the x0 that its last evaluation predicts. */
 static void fill_sampling(sid_schedule *s, sid_schedule_name name, int stride, const double *alphas) {
     s->sampling_steps = name == SID_PAPER ? s->steps - 1 : s->steps;
     for (size_t i = 0; i < s->sampling_steps; i++) {
         size_t slot = s->sampling_steps - 1 - i;
         int t = 1 + (int)slot * stride;
-        s->sampling[i] = (sid_move){clamp(t), alphas[clamp(t)], alphas[clamp(t - stride)], clamp(t - stride), slot};
+        double to = name == SID_DIFFUSERS && slot == 0 ? 1 : alphas[clamp(t - stride)];
+        s->sampling[i] = (sid_move){clamp(t), alphas[clamp(t)], to, clamp(t - stride), slot};
     }
 }
 
@@ -47,18 +49,17 @@ int sid_schedule_open(sid_schedule *s, sid_schedule_name name, size_t steps, con
     return SID_OK;
 }
 
-void sid_ddim_move(float *z, const float *prediction, size_t count, sid_prediction kind, double alpha_t,
-                   const sid_move *move) {
+void sid_ddim_move(float *z, const float *prediction, size_t count, sid_prediction kind, const sid_move *move) {
     double noise = sqrt(1 - move->from), signal = sqrt(move->from);
     double up = sqrt(move->to) / signal, down = sqrt(1 - move->to) - up * noise;
     /* e = a v + b z for a v-prediction; e = the prediction itself otherwise. */
-    double a = kind == SID_V_PREDICTION ? sqrt(alpha_t) : 1, b = kind == SID_V_PREDICTION ? sqrt(1 - alpha_t) : 0;
+    double a = kind == SID_V_PREDICTION ? signal : 1, b = kind == SID_V_PREDICTION ? noise : 0;
     for (size_t i = 0; i < count; i++) z[i] = (float)(up * z[i] + down * (a * prediction[i] + b * z[i]));
 }
 
-void sid_to_noise(float *prediction, const float *z, size_t count, sid_prediction kind, double alpha_t) {
+void sid_to_noise(float *prediction, const float *z, size_t count, sid_prediction kind, double level) {
     if (kind != SID_V_PREDICTION) return;
-    double a = sqrt(alpha_t), b = sqrt(1 - alpha_t);
+    double a = sqrt(level), b = sqrt(1 - level);
     for (size_t i = 0; i < count; i++) prediction[i] = (float)(a * prediction[i] + b * z[i]);
 }
 

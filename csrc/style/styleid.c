@@ -53,13 +53,12 @@ static int evaluate(const state *s, int timestep, const sid_tap *tap) {
 static int move_latents(const state *s, const sid_tap *tap, const sid_move *move) {
     const sid_config *config = sid_model_config(s->model);
     SID_TRY(evaluate(s, move->timestep, tap));
-    double alpha = config->alphas[move->timestep];
     if (s->predicted) { /* the same move, to where there is no noise */
         sid_move clean = {.from = move->from, .to = 1};
         memcpy(s->predicted, s->z, s->count * sizeof *s->z);
-        sid_ddim_move(s->predicted, s->noise, s->count, config->unet.prediction, alpha, &clean);
+        sid_ddim_move(s->predicted, s->noise, s->count, config->unet.prediction, &clean);
     }
-    sid_ddim_move(s->z, s->noise, s->count, config->unet.prediction, alpha, move);
+    sid_ddim_move(s->z, s->noise, s->count, config->unet.prediction, move);
     return SID_OK;
 }
 
@@ -67,13 +66,12 @@ static int move_latents(const state *s, const sid_tap *tap, const sid_move *move
  * fixed-point iteration z = move(start, e(z)), whose solution the sampling's move leads back to start. */
 static int move_again(const state *s, const float *start, const sid_tap *tap, const sid_move *move) {
     const sid_config *config = sid_model_config(s->model);
-    double alpha = config->alphas[move->target];
     sid_tap unsaved = *tap;
     if (move->target != move->timestep) unsaved.saved = NULL, unsaved.step++;
     SID_TRY(evaluate(s, move->target, &unsaved));
-    sid_to_noise(s->noise, s->z, s->count, config->unet.prediction, alpha);
+    sid_to_noise(s->noise, s->z, s->count, config->unet.prediction, move->to);
     memcpy(s->z, start, s->count * sizeof *start);
-    sid_ddim_move(s->z, s->noise, s->count, SID_EPSILON, alpha, move);
+    sid_ddim_move(s->z, s->noise, s->count, SID_EPSILON, move);
     return SID_OK;
 }
 
