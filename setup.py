@@ -1,6 +1,9 @@
 """Builds styleid._core: C11 against oneDNN's C API and GNU OpenMP. Everything else is in pyproject.toml.
 
-ONEDNN_ROOT=DIR       use the oneDNN (3.2 or later) in DIR/include and DIR/lib or DIR/lib64
+oneDNN's library becomes part of the package, in styleid/onednn with its licence, so that nothing else has to be found at
+run time.
+
+ONEDNN_ROOT=DIR       link to the oneDNN (3.2 or later) in DIR/include and DIR/lib or DIR/lib64 where it lies instead
 STYLEID_WERROR=1      warnings are errors
 STYLEID_SANITIZE=...  e.g. address,undefined: build with these sanitizers
 """
@@ -19,6 +22,7 @@ from setuptools.errors import SetupError
 
 LAYERS = ("core", "cpu", "model", "style", "python")
 LEAST_ONEDNN = (3, 2)
+LIBRARY = "libdnnl.so.3"
 VERSION_HEADER = "oneapi/dnnl/dnnl_version.h"
 HELP = "install onednn-devel-cpu-gomp, or set ONEDNN_ROOT to the directory of a oneDNN 3.2 or later with GNU OpenMP"
 
@@ -44,7 +48,7 @@ def find_onednn() -> tuple[Path, Path]:
             raise SetupError(f"ONEDNN_ROOT: no lib/libdnnl.so or lib64/libdnnl.so in {root}")
     else:
         headers = installed("onednn-devel-cpu-gomp", "include/" + VERSION_HEADER).parents[2]
-        library = installed("onednn-cpu-gomp", "libdnnl.so")
+        library = installed("onednn-cpu-gomp", LIBRARY)
     check_version(headers / VERSION_HEADER)
     return headers, library.parent
 
@@ -63,6 +67,11 @@ class BuildCore(build_ext):
         super().finalize_options()
         self.force = True  # what an earlier build left may be of other flags
 
+    def run(self) -> None:
+        super().run()
+        if not os.environ.get("ONEDNN_ROOT"):
+            self.bundle_onednn(Path(self.get_ext_fullpath("styleid._core")).with_name("onednn"))
+
     def build_extension(self, extension: Extension) -> None:
         import numpy  # a build requirement: needed by no other command
 
@@ -70,8 +79,10 @@ class BuildCore(build_ext):
         headers, libraries = find_onednn()
         extension.include_dirs += [str(headers), numpy.get_include()]
         extension.library_dirs.append(str(libraries))
-        # From site-packages/styleid to the environment's lib; styleid/_onednn.py finds it where that does not hold.
-        extension.runtime_library_dirs.append(str(libraries) if os.environ.get("ONEDNN_ROOT") else "$ORIGIN/../../..")
+        if os.environ.get("ONEDNN_ROOT"):
+            extension.runtime_library_dirs.append(str(libraries))
+        else:
+            extension.runtime_library_dirs.append("$ORIGIN/onednn")
         extension.define_macros.append(("STYLEID_VERSION", f'"{self.distribution.get_version()}"'))
         self.compile_in_parallel()
         super().build_extension(extension)
@@ -82,6 +93,17 @@ class BuildCore(build_ext):
             raise SetupError(f"styleid needs a C compiler, and there is no {compiler}; on Debian: apt install gcc")
         if not Path(sysconfig.get_path("include"), "Python.h").is_file():
             raise SetupError("styleid needs Python's headers (Python.h); on Debian: apt install python3-dev")
+
+    def bundle_onednn(self, folder: Path) -> None:
+        """Copies oneDNN's library, without its symbols for debuggers, and its licence into the package."""
+        folder.mkdir(parents=True, exist_ok=True)
+        source, target = installed("onednn-cpu-gomp", LIBRARY), folder / LIBRARY
+        if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
+            shutil.copyfile(source, target)
+            if shutil.which("strip"):
+                self.spawn(["strip", "--strip-unneeded", str(target)])
+        for name in ("LICENSE", "THIRD-PARTY-PROGRAMS"):
+            shutil.copyfile(installed("onednn-cpu-gomp", f"doc/onednn/{name}"), folder / name)
 
     def compile_in_parallel(self) -> None:
         compile_files = self.compiler.compile

@@ -1,14 +1,14 @@
-"""Importing this makes styleid._core importable: it finds oneDNN where the dynamic loader alone does not."""
+"""Importing this loads styleid._core and with it oneDNN and GNU OpenMP, or says what keeps them from loading."""
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, files
 
-LIBRARY = "libdnnl.so.3"
 LEAST = (3, 2)
-HELP = "styleid needs oneDNN 3.2 or later, built for GNU OpenMP: pip install 'onednn-cpu-gomp>=2023.2'"
+HELP = (
+    "styleid needs oneDNN 3.2 or later, built for GNU OpenMP; it is part of the package, in styleid/onednn, unless it was "
+    "built with ONEDNN_ROOT; install styleid again"
+)
 SPINS = "300"  # turns of a waiting thread's loop before it sleeps, some microseconds; GNU OpenMP's own: milliseconds
 
 
@@ -31,30 +31,10 @@ def load() -> None:
     try:
         from styleid import _core
     except ImportError as error:
-        if LIBRARY not in str(error):
-            raise explain(error) from error
-        preload()
-        try:
-            from styleid import _core
-        except ImportError as again:
-            raise explain(again) from again
+        raise explain(error) from error
     version = _core.info()["onednn"]
     if tuple(int(number) for number in version.split(".")[:2]) < LEAST:
         raise ImportError(f"{HELP}; found {version}")
-
-
-def preload() -> None:
-    """Loads the wheel's library. _core then gets it by its name wherever it lies, as in an editable installation."""
-    try:
-        paths = [file.locate() for file in files("onednn-cpu-gomp") or [] if file.name == LIBRARY]
-    except PackageNotFoundError:
-        paths = []
-    if not paths:
-        raise ImportError(f"{LIBRARY} not found. {HELP}")
-    try:
-        ctypes.CDLL(str(paths[0]))
-    except OSError as error:
-        raise explain(error) from error
 
 
 def explain(error: Exception) -> ImportError:
