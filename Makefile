@@ -12,7 +12,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.[ch]')
 SANITIZED := build/sanitized
 EXAMPLES := styleid/data/demo
 
-.PHONY: demo test fuzz bench train docs notebooks format clean
+.PHONY: demo test fuzz bench train docs notebooks format wheel clean
 
 demo: demo/stylized.png
 
@@ -48,6 +48,13 @@ docs: $(VENV)/.docs
 notebooks: $(VENV)/.test
 	$(BIN)/python -m notebooks
 
+# One wheel for this Python in dist/, with oneDNN and GNU OpenMP inside, for systems of this machine's C library or a later
+# one. The workflow .github/workflows/wheels.yml makes those of all Pythons for older systems.
+wheel: $(VENV)/.wheel
+	rm -rf build/wheel
+	$(PIP) wheel -q --no-deps -w build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist build/wheel/styleid-*.whl
+
 format: $(VENV)/.format
 	$(BIN)/clang-format -i $$(find csrc tests -name '*.[ch]')
 	$(BIN)/ruff format .
@@ -74,7 +81,14 @@ $(VENV)/.torch: $(BIN)/python Makefile
 
 $(VENV)/.test $(VENV)/.bench $(VENV)/.train: $(VENV)/.torch
 
-$(VENV)/.test $(VENV)/.bench $(VENV)/.train $(VENV)/.docs $(VENV)/.format: $(VENV)/.%: $(SOURCES)
+$(VENV)/.test $(VENV)/.bench $(VENV)/.train $(VENV)/.docs $(VENV)/.# One wheel for this Python in dist/, with oneDNN and GNU OpenMP inside, for systems of this machine's C library or a later
+# one. The workflow .github/workflows/wheels.yml makes those of all Pythons for older systems.
+wheel: $(VENV)/.wheel
+	rm -rf build/wheel
+	$(PIP) wheel -q --no-deps -w build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist build/wheel/styleid-*.whl
+
+format: $(VENV)/.%: $(SOURCES)
 	$(PIP) install -q -e ".[$*]"
 	@touch $@
 

@@ -234,6 +234,37 @@ def test_a_user_installation(wheel, tmp_path):
     assert str(tmp_path) in succeed(python("-c", IMPORT, executable=interpreter, **variables))
 
 
+@pytest.fixture(scope="module")
+def portable(wheel):
+    """The wheel as `make wheel` repairs it: with GNU OpenMP inside."""
+    variables = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    succeed(python("-m", "auditwheel", "repair", "-w", str(wheel.parent / "portable"), str(wheel), **variables))
+    return next((wheel.parent / "portable").glob("styleid-*-manylinux_*.whl"))
+
+
+USE = """
+import styleid, sys
+inversion = styleid.invert(sys.argv[1], steps=2, size=64)
+print(inversion.latent.shape)
+print({line.split()[-1] for line in open("/proc/self/maps") if "libdnnl" in line or "libgomp" in line})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [False, True])
+def test_a_portable_wheel(portable, environment, tmp_path, target):
+    """It runs without a compiler, and with no library of the system's but those that every system has."""
+    folder = tmp_path / "site"
+    place = ["--target", str(folder)] if target else []
+    install(environment, *place, str(portable), PATH=str(environment.parent))
+    code = f"import sys; sys.path.insert(0, {str(folder)!r})\n{USE}" if target else USE
+    image = ROOT / "styleid" / "data" / "demo" / "content.jpg"
+    printed = succeed(python("-c", code, str(image), executable=environment, PATH=str(environment.parent)))
+    assert printed.startswith("(1, ")
+    assert "styleid/onednn/libdnnl.so.3" in printed and "styleid.libs/libgomp" in printed
+    assert "x86_64-linux-gnu" not in printed.splitlines()[-1]
+
+
 # --------------------------------------------------------------------------------------------------- other toolchains
 
 
