@@ -1,6 +1,6 @@
 """A little of the fuzzing: whatever comes in, a result or a refusal comes out, soon and in bounds. See tests/fuzz.
 
-`make fuzz` runs more of it, under sanitizers; docs/security.md says what was run.
+`make fuzz` runs more of it, under sanitizers; docs/reliability.md says what was run.
 """
 
 import json

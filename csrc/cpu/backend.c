@@ -6,6 +6,7 @@
 #include "core/err.h"
 #include "cpu/cpu.h"
 #include "cpu/primitive.h"
+#include "cpu/team.h"
 
 static sid_isa forced_isa = SID_ISA_COUNT; /* SID_ISA_COUNT: the best */
 
@@ -96,7 +97,6 @@ static void cpu_close(sid_backend **backend) {
     sid_cpu *cpu = (sid_cpu *)*backend;
     if (!cpu) return;
     if (cpu->engine) dnnl_engine_destroy(cpu->engine);
-    pthread_mutex_destroy(&cpu->lock);
     free(cpu);
     *backend = NULL;
 }
@@ -106,10 +106,10 @@ int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
     if (dtype == SID_BF16 && isa_in_use() < SID_ISA_AVX512) /* oneDNN has no such products */
         return sid_fail(SID_EVALUE, "dtype: bfloat16 needs AVX-512, and this CPU has or uses %s; use float32",
                         sid_isa_name(isa_in_use()));
+    SID_TRY(sid_team_open());
     sid_cpu *cpu = calloc(1, sizeof *cpu);
     *backend = (sid_backend *)cpu;
     if (!cpu) return sid_fail(SID_EMEMORY, "out of memory");
-    pthread_mutex_init(&cpu->lock, NULL);
     cpu->base = (sid_backend){
         .dtype = dtype,
         .threads = threads,

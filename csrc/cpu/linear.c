@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "core/lock.h"
 #include "cpu/primitive.h"
 
 typedef struct {
@@ -115,10 +116,10 @@ static int run_own(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cpu_l
     sid_cpu *cpu = l->product.cpu;
     sid_packed *packed = &l->product.packed;
     int status = SID_OK;
-    pthread_mutex_lock(&cpu->lock);
+    sid_lock(SID_LOCK_PRODUCTS);
     if (!packed->data)
         status = sid_pack_panels(cpu, packed, l->base.in, l->base.out, l->parts, l->weights, l->biases);
-    pthread_mutex_unlock(&cpu->lock);
+    sid_unlock(SID_LOCK_PRODUCTS);
     if (status != SID_OK || sid_measuring(&exec->arena)) return status;
     sid_matmul product = {.rows = sid_rows(src),
                           .in = l->base.in,

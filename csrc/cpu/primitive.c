@@ -1,10 +1,11 @@
 #include "cpu/primitive.h"
 
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/err.h"
+#include "core/lock.h"
+#include "cpu/team.h"
 
 #define MAX_ARGUMENTS 8
 #define MOST_SHAPES 16 /* of a layer: more than most runs have, and few beside those of pictures of every size */
@@ -16,15 +17,6 @@ int sid_dnnl_fail(const char *what, dnnl_status_t status) {
                                                          : "run-time error";
     return sid_fail(status == dnnl_out_of_memory ? SID_EMEMORY : SID_EINTERNAL, "oneDNN: %s (%.60s)", why, what);
 }
-
-/* OpenMP's thread count is the caller's own state: set for the time of a call, then as it was. */
-static int threads_enter(const sid_cpu *cpu) {
-    int before = omp_get_max_threads();
-    omp_set_num_threads(cpu->base.threads);
-    return before;
-}
-
-static void threads_leave(int before) { omp_set_num_threads(before); }
 
 static int append_post(dnnl_post_ops_t ops, const sid_post *post, int accumulate, const_dnnl_memory_desc_t factor,
                        const_dnnl_memory_desc_t residual) {
@@ -56,11 +48,11 @@ int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post,
     return status;
 }
 
-/* The one of that key, which is now the first of the list; NULL if there is none. */
-static sid_primitive *find(sid_primitive **list, const size_t *key) {
+/* The one of that key and team, which is now the first of the list; NULL if there is none. */
+static sid_primitive *find(sid_primitive **list, const size_t *key, int team) {
     for (sid_primitive **link = list; *link; link = &(*link)->next) {
         sid_primitive *p = *link;
-        if (memcmp(p->key, key, sizeof p->key) != 0) continue;
+        if (p->team != team || memcmp(p->key, key, sizeof p->key) != 0) continue;
         *link = p->next;
         p->next = *list;
         return *list = p;
@@ -99,14 +91,16 @@ static void trim(sid_primitive **list) {
     }
 }
 
-/* Takes the description over, also when it fails. */
-static int add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t description, sid_primitive **primitive) {
+/* Within a team of that size. Takes the description over, also when it fails. */
+static int add(sid_primitive **list, const size_t *key, int team, dnnl_primitive_desc_t description,
+               sid_primitive **primitive) {
     sid_primitive *p = calloc(1, sizeof *p);
     if (!p) {
         dnnl_primitive_desc_destroy(description);
         return sid_fail(SID_EMEMORY, "out of memory");
     }
     memcpy(p->key, key, sizeof p->key);
+    p->team = team;
     p->description = description;
     p->scratch = dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(description, dnnl_query_exec_arg_md,
                                                                         DNNL_ARG_SCRATCHPAD));
@@ -123,6 +117,9 @@ static int add(sid_primitive **list, const size_t *key, dnnl_primitive_desc_t de
 static int execute(const sid_cpu *cpu, const sid_primitive *primitive, const sid_argument *arguments, size_t count) {
     dnnl_exec_arg_t bound[MAX_ARGUMENTS];
     dnnl_stream_t stream = NULL;
+    if (sid_team_size(cpu->base.threads) < primitive->team)
+        return sid_fail(SID_EINTERNAL, "OpenMP has %d of %d threads left: its limits were lowered during a run",
+                        sid_team_size(cpu->base.threads), primitive->team);
     dnnl_status_t status = dnnl_stream_create(&stream, cpu->engine, dnnl_stream_default_flags);
     size_t made = 0;
     for (; made < count && status == dnnl_success; made++) {
@@ -132,10 +129,10 @@ static int execute(const sid_cpu *cpu, const sid_primitive *primitive, const sid
         status = dnnl_memory_create(&bound[made].memory, layout, cpu->engine, arguments[made].data);
     }
     if (status == dnnl_success) {
-        int before = threads_enter(cpu);
+        sid_team before = sid_team_enter(primitive->team);
         status = dnnl_primitive_execute(primitive->handle, stream, (int)count, bound);
         if (status == dnnl_success) status = dnnl_stream_wait(stream);
-        threads_leave(before);
+        sid_team_leave(&before);
     }
     while (made--) dnnl_memory_destroy(bound[made].memory);
     dnnl_stream_destroy(stream);
@@ -154,15 +151,14 @@ static int run(sid_exec *exec, const sid_primitive *primitive, const sid_argumen
 }
 
 int sid_primitive_run(sid_exec *exec, sid_primitive *primitive, const sid_argument *arguments, size_t count) {
-    sid_cpu *cpu = (sid_cpu *)exec->backend;
     int status = run(exec, primitive, arguments, count);
-    pthread_mutex_lock(&cpu->lock);
+    sid_lock(SID_LOCK_PRODUCTS);
     primitive->users--;
-    pthread_mutex_unlock(&cpu->lock);
+    sid_unlock(SID_LOCK_PRODUCTS);
     return status;
 }
 
-/* dst = src in another layout. */
+/* Within a team: dst = src in another layout. */
 static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, void *src,
                    const_dnnl_memory_desc_t src_layout) {
     dnnl_primitive_desc_t description = NULL;
@@ -174,7 +170,7 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
         dnnl_reorder_primitive_desc_create(&description, src_layout, cpu->engine, dst_layout, cpu->engine, attributes);
     dnnl_primitive_attr_destroy(attributes);
     if (made != dnnl_success) return sid_dnnl_fail("packing of weights", made);
-    SID_TRY(add(&primitive, key, description, &primitive));
+    SID_TRY(add(&primitive, key, sid_team_size(cpu->base.threads), description, &primitive));
 
     sid_exec exec = {.backend = &cpu->base};
     sid_argument arguments[] = {{DNNL_ARG_FROM, src}, {DNNL_ARG_TO, dst}};
@@ -259,8 +255,9 @@ int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memor
     return status;
 }
 
-/* With the lock held: a new primitive that multiplies with the weights as they are packed, or else with a copy. */
-static int make(sid_product *product, const size_t *key, const sid_recipe *recipe, sid_primitive **primitive) {
+/* With the lock held, within a team: a new primitive that multiplies with the weights as they are packed, or else with
+ * a copy. */
+static int make(sid_product *product, const size_t *key, int team, const sid_recipe *recipe, sid_primitive **primitive) {
     sid_packed *packed = &product->packed;
     dnnl_primitive_desc_t description = NULL;
     void *weights = NULL;
@@ -276,22 +273,23 @@ static int make(sid_product *product, const size_t *key, const sid_recipe *recip
         dnnl_primitive_desc_destroy(description);
         return status;
     }
-    SID_TRY(add(&product->primitives, key, description, primitive));
+    SID_TRY(add(&product->primitives, key, team, description, primitive));
     (*primitive)->weights = weights;
     return SID_OK;
 }
 
 int sid_product_prepare(sid_product *product, const size_t *key, const sid_recipe *recipe, sid_primitive **primitive) {
-    pthread_mutex_lock(&product->cpu->lock);
-    int status = SID_OK, before = threads_enter(product->cpu);
-    *primitive = find(&product->primitives, key);
+    sid_lock(SID_LOCK_PRODUCTS);
+    int status = SID_OK, team = sid_team_size(product->cpu->base.threads);
+    sid_team before = sid_team_enter(team);
+    *primitive = find(&product->primitives, key, team);
     if (!*primitive) {
-        status = make(product, key, recipe, primitive);
+        status = make(product, key, team, recipe, primitive);
         trim(&product->primitives);
     }
     if (status == SID_OK) (*primitive)->users++;
-    threads_leave(before);
-    pthread_mutex_unlock(&product->cpu->lock);
+    sid_team_leave(&before);
+    sid_unlock(SID_LOCK_PRODUCTS);
     return status;
 }
 

@@ -3,7 +3,6 @@
 #define SID_CPU_PRIMITIVE_H
 
 #include <oneapi/dnnl/dnnl.h>
-#include <pthread.h>
 
 #include "core/backend.h"
 #include "cpu/kernels.h"
@@ -12,14 +11,15 @@ typedef struct {
     sid_backend base;
     sid_kernels kernels;
     dnnl_engine_t engine;
-    pthread_mutex_t lock; /* guards what is created at a first use: primitives and packed weights */
 } sid_cpu;
 
 #define SID_KEY_SIZE 8
 
-/* One primitive of a layer, for one shape; a layer has a list of them, the last used one first. */
+/* One primitive of a layer, for one shape and team; a layer has a list of them, the last used one first. Lists and packed
+ * weights are guarded by SID_LOCK_PRODUCTS. */
 typedef struct sid_primitive {
     size_t key[SID_KEY_SIZE];
+    int team; /* threads that it was created for */
     dnnl_primitive_desc_t description;
     dnnl_primitive_t handle;
     void *weights; /* in the layout that it wants; NULL where it has none */

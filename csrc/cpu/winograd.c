@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "core/err.h"
+#include "core/lock.h"
 
 #define MOST_INPUT 6 /* rows and columns of an input tile */
 #define CHANNEL_MULTIPLE 16
@@ -196,9 +197,9 @@ static int multiply_onednn(sid_exec *exec, float *m, void *v, size_t tiles, sid_
 static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, sid_winograd *w) {
     sid_cpu *cpu = w->product.cpu;
     int status = SID_OK;
-    pthread_mutex_lock(&cpu->lock);
+    sid_lock(SID_LOCK_PRODUCTS);
     if (!w->product.packed.data) status = pack_panels(w);
-    pthread_mutex_unlock(&cpu->lock);
+    sid_unlock(SID_LOCK_PRODUCTS);
     if (status != SID_OK || sid_measuring(&exec->arena)) return status;
     const size_t count = elements_of(w);
     sid_matmul products[MOST_INPUT * MOST_INPUT];

@@ -1,10 +1,10 @@
 #include "model/model.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/err.h"
+#include "core/lock.h"
 #include "model/clip.h"
 #include "model/unet.h"
 #include "model/vae.h"
@@ -27,7 +27,7 @@ struct sid_model {
     sid_vae *vae;
     sid_clip *clip;
     sid_tiling tiling;
-    pthread_mutex_t lock;          /* guards what follows */
+    /* What follows is guarded by SID_LOCK_STATE. */
     sid_arena idle;                /* the last run's buffer, for the next */
     prepared_context *contexts[CONTEXTS]; /* the last ones used, the latest first */
     float *times[SID_TRAIN_STEPS]; /* what the ResNets add at a timestep; NULL until asked for */
@@ -39,9 +39,9 @@ int sid_model_threads(const sid_model *model) { return model->backend->threads; 
 size_t sid_model_memory(const sid_model *model) { return model->backend->packed_bytes; }
 
 size_t sid_model_idle(sid_model *model) {
-    pthread_mutex_lock(&model->lock);
+    sid_lock(SID_LOCK_STATE);
     size_t bytes = model->idle.size;
-    pthread_mutex_unlock(&model->lock);
+    sid_unlock(SID_LOCK_STATE);
     return bytes;
 }
 
@@ -57,10 +57,10 @@ static int measure(sid_model *model, run_function function, const void *argument
 
 /* The idle buffer if it is large enough, else a new one in its place: both at once would be more than was predicted. */
 static int take_arena(sid_model *model, sid_arena *arena, size_t bytes) {
-    pthread_mutex_lock(&model->lock);
+    sid_lock(SID_LOCK_STATE);
     *arena = (sid_arena){.base = model->idle.base, .size = model->idle.size};
     model->idle = (sid_arena){0};
-    pthread_mutex_unlock(&model->lock);
+    sid_unlock(SID_LOCK_STATE);
     if (arena->base && arena->size >= bytes) return SID_OK;
     sid_arena_close(arena);
     arena->peak = bytes;
@@ -69,13 +69,13 @@ static int take_arena(sid_model *model, sid_arena *arena, size_t bytes) {
 
 /* Keeps the larger of the returned and the idle buffer. */
 static void return_arena(sid_model *model, sid_arena *arena) {
-    pthread_mutex_lock(&model->lock);
+    sid_lock(SID_LOCK_STATE);
     if (arena->size > model->idle.size) {
         sid_arena swap = model->idle;
         model->idle = *arena;
         *arena = swap;
     }
-    pthread_mutex_unlock(&model->lock);
+    sid_unlock(SID_LOCK_STATE);
     sid_arena_close(arena);
 }
 
@@ -103,22 +103,22 @@ static int run_time(sid_exec *exec, const sid_model *model, const void *argument
 
 /* *time: the model's own row for the timestep, computed at its first use. */
 static int time_of(sid_model *model, const float **time, int timestep) {
-    pthread_mutex_lock(&model->lock);
+    sid_lock(SID_LOCK_STATE);
     *time = model->times[timestep];
-    pthread_mutex_unlock(&model->lock);
+    sid_unlock(SID_LOCK_STATE);
     if (*time) return SID_OK;
 
     float *row = malloc(sid_unet_time_size(model->unet) * sizeof *row);
     if (!row) return sid_fail(SID_EMEMORY, "out of memory");
     int status = run(model, run_time, &(time_arguments){row, timestep});
     if (status == SID_OK) {
-        pthread_mutex_lock(&model->lock);
+        sid_lock(SID_LOCK_STATE);
         if (!model->times[timestep]) {
             model->times[timestep] = row;
             row = NULL;
         }
         *time = model->times[timestep];
-        pthread_mutex_unlock(&model->lock);
+        sid_unlock(SID_LOCK_STATE);
     }
     free(row);
     return status;
@@ -208,10 +208,10 @@ static void context_keep(sid_model *model, prepared_context *p) {
 
 /* *prepared: the model's own where it has the same, else a new one. */
 static int context_of(sid_model *model, prepared_context **prepared, const float *context, size_t n, size_t tokens) {
-    pthread_mutex_lock(&model->lock);
+    sid_lock(SID_LOCK_STATE);
     *prepared = context_find(model, context, n, tokens);
     if (*prepared) context_keep(model, *prepared);
-    pthread_mutex_unlock(&model->lock);
+    sid_unlock(SID_LOCK_STATE);
     if (*prepared) return SID_OK;
 
     int status = context_allocate(model, prepared, context, n, tokens);
@@ -220,10 +220,10 @@ static int context_of(sid_model *model, prepared_context **prepared, const float
         context_free(*prepared);
         return status;
     }
-    pthread_mutex_lock(&model->lock);
+    sid_lock(SID_LOCK_STATE);
     (*prepared)->users = 1;
     context_keep(model, *prepared);
-    pthread_mutex_unlock(&model->lock);
+    sid_unlock(SID_LOCK_STATE);
     return SID_OK;
 }
 
@@ -260,9 +260,9 @@ int sid_model_predict(sid_model *model, float *noise, const float *latents, size
     SID_TRY(context_of(model, &prepared, context, context_n, context_tokens));
     a.keys = prepared->keys;
     int status = run(model, run_predict, &a);
-    pthread_mutex_lock(&model->lock);
+    sid_lock(SID_LOCK_STATE);
     context_drop(model, prepared);
-    pthread_mutex_unlock(&model->lock);
+    sid_unlock(SID_LOCK_STATE);
     return status;
 }
 
@@ -391,10 +391,10 @@ int sid_model_open(sid_model **model, const sid_config *config, sid_weights *wei
     SID_TRY(sid_config_check(config));
     sid_model *m = *model = calloc(1, sizeof *m);
     if (!m) return sid_fail(SID_EMEMORY, "out of memory");
-    pthread_mutex_init(&m->lock, NULL);
     m->config = *config;
     m->tiling = tiling;
-    int status = sid_cpu_open(&m->backend, dtype, threads);
+    int status = sid_locks_open();
+    if (status == SID_OK) status = sid_cpu_open(&m->backend, dtype, threads);
     if (status == SID_OK) status = open_parts(m, weights);
     if (status == SID_OK) status = pack_parts(m);
     if (status != SID_OK) sid_model_close(model);
@@ -411,7 +411,6 @@ void sid_model_close(sid_model **model) {
     for (size_t i = 0; i < CONTEXTS; i++) context_free(m->contexts[i]);
     sid_arena_close(&m->idle);
     if (m->backend) m->backend->close(&m->backend);
-    pthread_mutex_destroy(&m->lock);
     free(m);
     *model = NULL;
 }

@@ -157,6 +157,15 @@ def load_vae(
 _default_lock = threading.Lock()
 
 
+def _renew_lock() -> None:
+    """In the child of a fork, where the thread that may have held it is gone."""
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def default_model() -> Model:
     """The default model, loaded once in the life of the process."""
     with _default_lock:
