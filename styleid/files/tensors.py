@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -24,7 +24,12 @@ from safetensors import SafetensorError, safe_open
 from styleid.files.disk import parse_json, write_whole
 
 HEADER_LIMIT = 16 << 20  # bytes; the header of a whole Stable Diffusion model has about 0.2 MB
-ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8}
+NUMPY = {  # safetensors' names of types; BF16 has none in NumPy
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?",
+}  # fmt: skip
+ITEM_SIZE = {"BF16": 2} | {dtype: np.dtype(name).itemsize for dtype, name in NUMPY.items()}
+USUAL = ("F32", "F16", "BF16", "I32", "I64")  # what the files of models and inversions hold
 FOREIGN = {  # first bytes of what people rename to .safetensors, or git leaves in its place
     b"PK\x03\x04": "a zip archive (a PyTorch checkpoint?)",
     b"\x80\x02": "a pickle",
@@ -47,8 +52,8 @@ class Tensor(NamedTuple):
         """A copy as float32."""
         if self.dtype == "BF16":
             return from_bfloat16(np.frombuffer(self.data, "<u2")).reshape(self.shape)
-        stored = np.frombuffer(self.data, {"F32": "<f4", "F16": "<f2"}[self.dtype])
-        return stored.astype(np.float32).reshape(self.shape)
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinity, which whoever uses it refuses
+            return np.frombuffer(self.data, NUMPY[self.dtype]).astype(np.float32).reshape(self.shape)
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -56,8 +61,8 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file. ValueError naming the file and the fault."""
+def read_tensors(path: Path, dtypes: Collection[str] = USUAL) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, of any of these types, and the metadata of a safetensors file. ValueError naming the file and the fault."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     with open(path, "rb") as file:
@@ -69,6 +74,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(f"{path}: not a sound safetensors file: {error}") from None
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     metadata = header.pop("__metadata__", None) or {}
+    for name, entry in header.items():
+        if entry["dtype"] not in dtypes:
+            raise ValueError(
+                f"{path}: tensor {name[:80]!r} has the type {entry['dtype']}, expected {', '.join(sorted(dtypes))}"
+            )
     return {name: _tensor(name, entry, content, start, path) for name, entry in header.items()}, metadata
 
 
@@ -90,8 +100,6 @@ def _tensor(name: str, entry: Any, content: memoryview, start: int, path: Path) 
     this name, and nothing below looks at sizes again."""
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if dtype not in ITEM_SIZE:
-        raise ValueError(f"{path}: tensor {name[:80]!r} has the type {dtype}, expected F32, F16 or BF16")
     if end - begin != math.prod(shape) * ITEM_SIZE[dtype] or not 0 <= begin <= end <= len(content) - start:
         raise ValueError(f"{path}: tensor {name[:80]!r} lies outside the file or has a wrong size")
     return Tensor(dtype, shape, content[start + begin : start + end])

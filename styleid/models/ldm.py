@@ -184,10 +184,10 @@ def _unet(tensors: Tensors, prediction: Prediction) -> tuple[UNetConfig, Tensors
         "prediction": prediction,
         "sample_size": NATIVE_SIZE[prediction],
     }
-    return config, _rename(tensors, dict(_unet_modules(levels, per_block)), UNET_INNER)
+    return config, _rename(tensors, dict(unet_modules(levels, per_block)), UNET_INNER)
 
 
-def _unet_modules(levels: int, per_block: int) -> Iterator[tuple[str, str]]:
+def unet_modules(levels: int, per_block: int) -> Iterator[tuple[str, str]]:
     """The modules' original and modern names."""
     yield "time_embed.0", "time_embedding.linear_1"
     yield "time_embed.2", "time_embedding.linear_2"

@@ -73,8 +73,8 @@ def load_model(
         device: "auto" or "cpu"
         threads: None: what OMP_NUM_THREADS says, else one per physical core
         prediction: "epsilon" or "v_prediction", what the model predicts; None: what its files say
-        loras: LoRA files as kohya-ss or diffusers write them, which are merged into the weights, each with its weight:
-            [("a.safetensors", 0.8)]
+        loras: LoRA files or folders as kohya-ss, diffusers, PEFT and others write them, which are merged into the weights,
+            each with its weight: [("a.safetensors", 0.8)]
         vae: a VAE to take in place of the model's own: a folder with diffusers' AutoencoderKL or AutoencoderTiny (or with
             such a folder vae/), a file in the original naming, one of TAESD's own two files, or a name on the hub
         tiling: True: encode and decode in overlapping tiles, in bounded memory and close to exact; False: whole pictures;

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from styleid.files.checkpoint import ZIP_MAGIC, read_checkpoint
 from styleid.files.disk import read_json
-from styleid.files.tensors import Tensor, read_tensors
+from styleid.files.tensors import USUAL, Tensor, read_tensors
 
 if TYPE_CHECKING:
     from styleid._core import Weight
@@ -39,16 +39,17 @@ def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
     raise ValueError(f"{folder}: neither {stem}.safetensors, nor an fp16, bf16 or .bin variant, nor an index of shards")
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_weights(path: Path, dtypes: Collection[str] = USUAL) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file or a PyTorch checkpoint, whatever its name ends with.
 
+    dtypes: those that a safetensors file may hold
     ValueError naming the file and the fault.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     with open(path, "rb") as file:
         is_checkpoint = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-    return (read_checkpoint(path), {}) if is_checkpoint else read_tensors(path)
+    return (read_checkpoint(path), {}) if is_checkpoint else read_tensors(path, dtypes)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
