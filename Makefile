@@ -81,14 +81,7 @@ $(VENV)/.torch: $(BIN)/python Makefile
 
 $(VENV)/.test $(VENV)/.bench $(VENV)/.train: $(VENV)/.torch
 
-$(VENV)/.test $(VENV)/.bench $(VENV)/.train $(VENV)/.docs $(VENV)/.# One wheel for this Python in dist/, with oneDNN and GNU OpenMP inside, for systems of this machine's C library or a later
-# one. The workflow .github/workflows/wheels.yml makes those of all Pythons for older systems.
-wheel: $(VENV)/.wheel
-	rm -rf build/wheel
-	$(PIP) wheel -q --no-deps -w build/wheel .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist build/wheel/styleid-*.whl
-
-format: $(VENV)/.%: $(SOURCES)
+$(VENV)/.test $(VENV)/.bench $(VENV)/.train $(VENV)/.docs $(VENV)/.wheel $(VENV)/.format: $(VENV)/.%: $(SOURCES)
 	$(PIP) install -q -e ".[$*]"
 	@touch $@
 
