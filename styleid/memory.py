@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from styleid.models.model import Model
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+V1_LIMIT, V1_USAGE = "memory.limit_in_bytes", "memory.usage_in_bytes"
 
 
 class Memory(NamedTuple):
@@ -142,44 +143,54 @@ def free_memory() -> tuple[float, str]:
 
 
 def _machine() -> Iterator[tuple[float, str]]:
-    for line in _lines(PROC / "meminfo"):
+    for line in lines(PROC / "meminfo"):
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) << 10, "in this machine"
 
 
 def _control_groups() -> Iterator[tuple[float, str]]:
-    """Of the process's groups and all above them; a container sees its own as the root."""
-    for line in _lines(PROC / "self" / "cgroup"):
-        _, controllers, path = line.rstrip("\n").split(":", 2)
+    for folder, version in control_groups("memory"):
+        limit, usage = ("memory.max", "memory.current") if version == 2 else (V1_LIMIT, V1_USAGE)
+        most, used = _number(folder / limit), _number(folder / usage)
+        if most is not None and used is not None:
+            cache = _file_cache(folder / "memory.stat", "" if version == 2 else "total_")
+            yield max(0, most - used + cache), "in its control group"
+
+
+def control_groups(controller: str) -> Iterator[tuple[Path, int]]:
+    """The folders of the process's groups and of all above them, with their version, 1 or 2; a container sees its own
+    as the root."""
+    for line in lines(PROC / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, limit, usage, prefix = CGROUPS, "memory.max", "memory.current", ""
-        elif "memory" in controllers.split(","):
-            root, limit, usage, prefix = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+            root, version = CGROUPS, 2
+        elif controller in controllers.split(","):
+            together = CGROUPS / controllers  # mounted as one, mostly with a link of each name
+            root, version = together if together.is_dir() else CGROUPS / controller, 1
         else:
             continue
         group = root / path.lstrip("/")
         for folder in [group, *group.parents]:
             if not folder.is_relative_to(root):
                 break
-            most, used = _number(folder / limit), _number(folder / usage)
-            if most is not None and used is not None:
-                yield max(0, most - used + _file_cache(folder / "memory.stat", prefix)), "in its control group"
+            yield folder, version
 
 
 def _file_cache(path: Path, prefix: str) -> int:
     """Bytes that count as used but are given back when they are needed."""
     names = f"{prefix}inactive_file", f"{prefix}active_file"
-    return sum(int(words[1]) for words in map(str.split, _lines(path)) if len(words) == 2 and words[0] in names)
+    return sum(int(words[1]) for words in map(str.split, lines(path)) if len(words) == 2 and words[0] in names)
 
 
 def _address_space() -> Iterator[tuple[float, str]]:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    for line in _lines(PROC / "self" / "statm"):
+    for line in lines(PROC / "self" / "statm"):
         if limit != resource.RLIM_INFINITY:
             yield max(0, limit - int(line.split()[0]) * os.sysconf("SC_PAGE_SIZE")), "in its address space (ulimit -v)"
 
 
-def _lines(path: Path) -> list[str]:
+def lines(path: Path) -> list[str]:
+    """Those of a file of the system; none where it cannot be read."""
     try:
         return path.read_text().splitlines()
     except OSError:
@@ -187,7 +198,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    text = "".join(_lines(path))
+    text = "".join(lines(path))
     return int(text) if text.isdecimal() else None  # "max": no limit
 
 

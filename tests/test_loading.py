@@ -15,6 +15,7 @@ from styleid.files.tensors import Tensor, read_tensors, write_tensors
 from styleid.models.config import read_config, read_scheduler, read_text, read_unet, read_vae
 from styleid.models.loading import default_model
 from styleid.models.weights import engine_weights, read_component
+from styleid.processors import default_threads
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 
@@ -241,7 +242,7 @@ def test_wrong_arguments(error, name, arguments):
 @pytest.mark.parametrize("value, threads", [("3", 3), ("2,1", 2), (" 1 ", 1), ("many", None), ("0", None), ("", None)])
 def test_threads_follow_the_environment(shared_folder, value, threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert styleid.load_model(shared_folder).threads == (threads or _core.info()["threads"])
+    assert styleid.load_model(shared_folder).threads == (threads or default_threads()[0])
 
 
 def test_dtype_auto(shared_folder, monkeypatch):

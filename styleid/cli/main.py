@@ -25,6 +25,7 @@ from styleid.method.rates import SHAPES, Rate, parse_rate
 from styleid.metrics import evaluate
 from styleid.models.loading import load_model
 from styleid.models.model import Model
+from styleid.processors import default_threads
 from styleid.study.protocol import evaluate_results, table_text
 from styleid.study.sweep import sweep, write_table
 
@@ -216,7 +217,9 @@ def run_info(options: argparse.Namespace) -> None:
     engine = _core.info()
     print(f"styleid {_core.__version__}")
     print(f"oneDNN {engine['onednn']} ({engine['onednn_threading']})")
-    print(f"CPU: {engine['isa']} (of {', '.join(engine['isas'])}), {engine['threads']} threads by default")
+    threads, source = default_threads()
+    print(f"CPU: {engine['isa']} (of {', '.join(engine['isas'])})")
+    print(f"threads by default: {threads} ({source})")
     print(
         f"bfloat16: {'computed natively' if engine['native_bfloat16'] else 'not native; float32 is the better choice'}"
     )
@@ -461,7 +464,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--ema", action="store_true", help="running means of the UNet's weights, of a single file")
     command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    command.add_argument("--threads", type=int, help="threads to compute with (one per core)")
+    command.add_argument("--threads", type=int, help="threads to compute with (what the process may use: see styleid info)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

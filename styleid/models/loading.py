@@ -27,6 +27,7 @@ from styleid.models.model import VAE, Model, Recommended
 from styleid.models.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.models.vae import read as read_vae
 from styleid.models.weights import STEMS, engine_weights, read_component, read_weights
+from styleid.processors import MOST, default_threads
 
 if TYPE_CHECKING:
     from styleid._core import Config, VAEAlone, Weight
@@ -71,7 +72,8 @@ def load_model(
               a file or folder
         dtype: what is computed in: "float32", "bfloat16", or "auto": bfloat16 where the CPU computes it natively
         device: "auto" or "cpu"
-        threads: None: what OMP_NUM_THREADS says, else one per physical core
+        threads: None: what OMP_NUM_THREADS says, else one for each physical core that the process may run on, or as
+            many as its control groups' CPU quotas allow where that is less
         prediction: "epsilon" or "v_prediction", what the model predicts; None: what its files say
         loras: LoRA files or folders as kohya-ss, diffusers, PEFT and others write them, which are merged into the weights,
             each with its weight: [("a.safetensors", 0.8)]
@@ -194,14 +196,13 @@ def _tiling(tiling: str | bool) -> str:
 
 def _threads(threads: int | None) -> int:
     if threads is None:
-        wish = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is per nesting level
-        return int(wish) if wish.isdecimal() and 1 <= int(wish) <= 1024 else int(_core.info()["threads"])
+        return default_threads()[0]
     try:
         threads = operator.index(threads)
     except TypeError:
         raise TypeError(f"threads: expected a whole number or None, got {type(threads).__name__}") from None
-    if not 1 <= threads <= 1024:
-        raise ValueError(f"threads: expected 1 to 1024, got {threads}")
+    if not 1 <= threads <= MOST:
+        raise ValueError(f"threads: expected 1 to {MOST}, got {threads}")
     return threads
 
 
