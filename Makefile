@@ -38,8 +38,9 @@ fuzz: $(SANITIZED)/.styleid
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+# IMAGES: a folder of training images; training/README.md says which.
 train: $(VENV)/.train
-	$(BIN)/python -m training all
+	$(BIN)/python -m training --images $(IMAGES)
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

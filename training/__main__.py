@@ -1,57 +1,93 @@
-"""python -m training STAGE: makes the default model, or one stage of it.
+"""python -m training [STAGE]: trains the default model, or measures it.
 
-linear    the autoencoder as a linear transform coder (minutes)
-decoder   its decoder as a deep network
-unet      the UNet; needs `linear`, and does not need `decoder`
-all       the three in turn, then the attribution file
-evaluate  scores and sheets of a model folder
+unet      (default) teaches the UNet of a model folder to draw; the program behind the shipped weights
+linear    the autoencoder as a linear transform coder (minutes); only for a model from nothing
+decoder   its decoder as a deep network; after `linear`
+evaluate  scores and sheets of a model folder, by the engine
 
-Every stage goes on from its last checkpoint, at most a minute old, wherever it was interrupted.
+Every training stage goes on from its last checkpoint, at most a minute old, wherever it was interrupted.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from training import attribution, pictures, unet, vae, workers
+import torch
 
-STEPS = {"linear": 1600, "decoder": 3000, "unet": 6000}
+from training import attribution, crops, images, pairs, unet, vae, workers
+
+SHIPPED = Path(__file__).parents[1] / "styleid" / "data" / "default-model"
+STEPS = {"linear": 1600, "decoder": 3000, "evaluate": 20}
+
+
+def weight(text: str) -> tuple[str, float]:
+    """NAME=VALUE of --weight."""
+    name, _, value = text.partition("=")
+    names = [field.name for field in dataclasses.fields(unet.Weights)]
+    if name not in names:
+        raise argparse.ArgumentTypeError(f"is NAME=VALUE with one of {', '.join(names)}, not {text!r}")
+    return name, float(value)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=[*STEPS, "all", "evaluate"])
-    parser.add_argument("--pictures", type=Path, default=Path("../shared/training-images"), help="a folder of pictures")
-    parser.add_argument("--held-out", type=Path, default=Path("../shared/test-images/free"), help="never trained on")
+    parser.add_argument("stage", nargs="?", default="unet", choices=["unet", "linear", "decoder", "evaluate"])
+    parser.add_argument("--images", type=Path, help="a folder of training images; training/README.md says which")
+    parser.add_argument("--held-out", type=Path, help="a folder with the images of --pairs, which are never trained on")
+    parser.add_argument("--pairs", type=Path, default=pairs.CHOSEN, help="a table of contents and styles")
     parser.add_argument("--out", type=Path, default=Path("build/training"), help="the model folder to make or measure")
-    parser.add_argument("--init", type=Path, help="a model folder with fewer latent channels, whose UNet to take over")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help="of the stage; of a stage under way too: its learning rate follows; evaluate: DDIM steps",
-    )
+    parser.add_argument("--init", type=Path, help="unet: the model folder to begin with (default: the shipped one)")
+    parser.add_argument("--seconds", type=float, default=36000, help="unet: training time, all sittings together")
+    parser.add_argument("--batch", type=int, default=4, help="unet: transfers of 32x32 latents in a step; 32 on a GPU")
+    parser.add_argument("--weight", type=weight, action="append", default=[], metavar="NAME=VALUE", help="of a loss")
+    parser.add_argument("--device", default="cpu", help="unet: cpu, or cuda for all of it on one GPU")
+    parser.add_argument("--steps", type=int, help="linear, decoder: training steps; evaluate: DDIM steps")
+    parser.add_argument("--parts", nargs="+", help="evaluate: some of its parts (default: all)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2, help="training processes, one core each")
-    return parser.parse_args()
+    parser.add_argument("--workers", type=int, default=2, help="training processes on the CPU, one core each")
+    options = parser.parse_args()
+    if options.stage != "evaluate" and options.images is None:
+        parser.error(f"{options.stage} needs --images")
+    if options.stage != "unet" and options.held_out is None:
+        parser.error(f"{options.stage} needs --held-out")
+    options.steps = options.steps or STEPS.get(options.stage)
+    return options
 
 
-def train(stage: str, options: argparse.Namespace, training: list, held_out: list) -> None:
-    common = {
-        "training": training,
-        "held_out": held_out,
-        "out": options.out,
-        "steps": options.steps or STEPS[stage],
-        "seed": options.seed,
-    }
-    if stage == "linear":
-        settings = vae.Settings(**common, init=options.init)
+def train_autoencoder(options: argparse.Namespace) -> None:
+    training, held_out = (list(images.read_folder(folder).values()) for folder in (options.images, options.held_out))
+    settings = vae.Settings(training, held_out, options.out, options.steps, options.seed)
+    if options.stage == "linear":
         workers.run(1, lambda: vae.train_linear(settings))
-    elif stage == "decoder":
-        workers.run(options.workers, lambda: vae.train_decoder(vae.Settings(**common)))
     else:
-        settings = unet.Settings(**common, init=options.init)
-        workers.run(options.workers, lambda: unet.train(settings))
+        workers.run(options.workers, lambda: vae.train_decoder(settings))
+
+
+def train_unet(options: argparse.Namespace) -> None:
+    squares = []
+    if options.held_out:
+        squares = [
+            pairs.squares(pair, 256) for pair in pairs.read(options.pairs, options.held_out)[: unet.SCORED_PAIRS]
+        ]
+    settings = unet.Settings(
+        images=images.read_folder(options.images),
+        kinds=crops.kinds_of(options.images),
+        init=options.init or SHIPPED,
+        out=options.out,
+        seconds=options.seconds,
+        seed=options.seed,
+        batch=options.batch,
+        device=options.device,
+        weights=unet.Weights(**dict(options.weight)),
+        pairs=squares,
+    )
+    # One process feeds a GPU; CUDA must not be touched before it is forked.
+    workers.run(options.workers if options.device == "cpu" else 1, lambda: unet.train(settings))
+    manifest = options.images / "manifest.csv"
+    if manifest.exists():
+        attribution.write(manifest, options.out / "ATTRIBUTION")
 
 
 def main() -> None:
@@ -59,22 +95,15 @@ def main() -> None:
     if options.stage == "evaluate":
         from training import evaluate  # needs the built engine, which training does not
 
-        evaluate.run(options.out, options.held_out, options.out / "evaluation", options.steps or 50)
+        chosen = pairs.read(options.pairs, options.held_out)
+        evaluate.run(options.out, chosen, options.out / "evaluation", options.steps, options.parts)
         return
     (options.out / "work").mkdir(parents=True, exist_ok=True)
-    # Read before the worker processes start, so that they share one copy.
-    training = list(pictures.read_folder(options.pictures).values())
-    held_out = list(pictures.read_folder(options.held_out).values())
-    if options.stage != "all":
-        train(options.stage, options, training, held_out)
-        return
-    if not (options.out / "vae").exists():
-        train("linear", options, training, held_out)
-    for stage in ("decoder", "unet"):
-        train(stage, options, training, held_out)
-    manifest = options.pictures / "manifest.csv"
-    if manifest.exists():
-        attribution.write(manifest, options.out / "ATTRIBUTION")
+    torch.set_num_threads(1)
+    if options.stage == "unet":
+        train_unet(options)
+    else:
+        train_autoencoder(options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Self-attention whose queries, keys and values can be kept, and replaced by those of other pictures."""
+"""Self-attention whose queries, keys and values can be kept, and replaced by those of other images."""
 
 from dataclasses import dataclass, field
 
@@ -13,8 +13,9 @@ DECODER_LAYERS = tuple(range(3, 12))
 class Tap:
     """What the decoder's self-attention layers do beside attending; every layer reads it.
 
-    share: the batch is three equal parts [any, style, result]; in the chosen layers the result takes the style's keys
-    and values, and its queries are mixed with those in `content`: the method itself, inside one training step.
+    share: the batch is [any, styles, results], of the sizes in `parts`; in the chosen layers the results take the styles'
+    keys and values (equally many of them each style's, in order), and their queries are mixed with those in `content`:
+    the method itself, inside one training step.
     save: keeps (query, key, value) of the chosen layers in `kept`.
     inject: takes mixed queries from `content` and keys and values from `style`, both laid out like `kept`.
     """
@@ -23,6 +24,7 @@ class Tap:
     layers: tuple[int, ...] = ()
     gamma: float = 0.75
     temperature: float = 1.5
+    parts: tuple[int, int, int] = (0, 0, 0)
     kept: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     content: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     style: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
@@ -50,9 +52,9 @@ class SelfAttention:
         if tap.mode == "save":
             tap.kept[self.layer] = (query, key, value)
         elif tap.mode == "share":
-            plain, style, own = query.chunk(3)
+            plain, style, own = query.split(tap.parts)
             query = torch.cat([plain, style, self._mixed(own)])
-            key, value = (torch.cat([x.chunk(3)[0], x.chunk(3)[1], x.chunk(3)[1]]) for x in (key, value))
+            key, value = (shared(x, tap.parts) for x in (key, value))
         elif tap.mode == "inject":
             query = self._mixed(query)
             _, key, value = tap.style[self.layer]
@@ -60,7 +62,15 @@ class SelfAttention:
 
     def _mixed(self, query):
         tap = self.tap
+        if not tap.gamma:
+            return tap.temperature * query
         return tap.temperature * (tap.gamma * tap.content[self.layer][0] + (1 - tap.gamma) * query)
+
+
+def shared(x: torch.Tensor, parts: tuple[int, int, int]) -> torch.Tensor:
+    """Keys or values of [any, styles, results], the last of them replaced by the styles'."""
+    plain, style, _ = x.split(parts)
+    return torch.cat([plain, style, style.repeat_interleave(parts[2] // parts[1], 0)])
 
 
 class OneTokenAttention:

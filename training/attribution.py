@@ -1,20 +1,21 @@
-"""Writes the attribution file of a trained model from the manifest of its pictures."""
+"""Writes the attribution file of a trained model from the manifest of its images."""
 
 import csv
 from collections import defaultdict
 from pathlib import Path
 
 HEADER = """\
-This model was trained on the {count} pictures listed below, grouped by licence. Nothing else went into it: it starts
-from random weights, and no other model took part. The pictures themselves are not in this folder.
+This model was trained on the {count} images listed below, grouped by licence. Its weights start at random; the
+activations of one other network (Magenta's style-prediction MobileNetV2, Apache License 2.0) judged what it drew. The
+images themselves are not in this folder, nor is that network.
 
-The weights in this folder are offered under the terms of the project's LICENSE. Each picture belongs to its author and
+The weights in this folder are offered under the terms of the project's LICENSE. Each image belongs to its author and
 stays under the licence named here.
 """
 
 
 def attribution(manifest: Path) -> str:
-    """The text: one line a picture, with title, author, source and file."""
+    """The text: one line a image, with title, author, source and file."""
     with manifest.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     groups = defaultdict(list)

@@ -10,7 +10,7 @@ import torch
 
 from training import workers
 
-SAVE_EVERY_SECONDS = 45
+SAVE_EVERY_SECONDS = 60
 
 
 def save_atomically(value: object, path: Path) -> None:
@@ -57,7 +57,7 @@ class Run:
         self.seed = seed
         self.rate = rate
         self.step = 0
-        self.saved = time.monotonic()
+        self.saved = self.ticked = time.monotonic()
         self.seconds = 0.0
         self.average = MovingAverage(module, decay)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -65,10 +65,14 @@ class Run:
         if path.exists():
             self._load()
 
-    def begin_step(self, steps: int, warmup: int) -> np.random.Generator:
-        """Sets the learning rate and seeds this step's random numbers."""
+    def progress(self, seconds: float) -> float:
+        """How much of the time is used, all sittings together; the first process's clock holds for all."""
+        return workers.agreed(self.seconds / seconds)
+
+    def begin_step(self, progress: float, warmup: int) -> np.random.Generator:
+        """Sets the learning rate (`progress` from 0 to 1 is through the whole run) and seeds this step's random numbers."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(self.step, steps, self.rate, warmup)
+            group["lr"] = rate_at(self.step, progress, self.rate, warmup)
         sequence = np.random.SeedSequence([self.seed, self.step, workers.rank()])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
         return np.random.default_rng(sequence)
@@ -83,12 +87,16 @@ class Run:
         self.optimiser.step()
         self.average.update(self.module)
         self.step += 1
+        now = time.monotonic()
+        self.seconds, self.ticked = self.seconds + now - self.ticked, now
 
-    def save_now_and_then(self) -> None:
-        """Saves when the last time is a while ago; only the first process writes."""
-        if workers.rank() == 0 and time.monotonic() - self.saved > SAVE_EVERY_SECONDS:
+    def save_now_and_then(self) -> bool:
+        """Saves when the last time is a while ago, and says so; only the first process writes."""
+        due = workers.rank() == 0 and time.monotonic() - self.saved > SAVE_EVERY_SECONDS
+        if due:
             self.save()
             self.saved = time.monotonic()
+        return due
 
     def save(self) -> None:
         save_atomically(
@@ -105,7 +113,8 @@ class Run:
 
     def _load(self) -> None:
         # weights_only: a checkpoint is data, and never runs code.
-        state = torch.load(self.path, weights_only=True)
+        device = next(self.module.parameters()).device
+        state = torch.load(self.path, weights_only=True, map_location=device)
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average.values = state["average"]
@@ -115,9 +124,9 @@ class Run:
         print(f"resumed {self.path.name} at step {self.step}", flush=True)
 
 
-def rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Warm up, stay, and fall along a cosine over the last 40 % of the steps."""
+def rate_at(step: int, progress: float, peak: float, warmup: int) -> float:
+    """Warm up, stay, and fall along a cosine over the last 40 % of the run."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    fall = max(0.0, (step / steps - 0.6) / 0.4)
+    fall = max(0.0, (progress - 0.6) / 0.4)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))

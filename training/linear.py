@@ -17,12 +17,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional as F
 
-from training import checkpoint, pictures
+from training import checkpoint, images
 
 # Noise on the unit-variance latents in training: it takes the place of a learned posterior, and makes the decoder
 # forgive the UNet's small errors.
 LATENT_NOISE = 0.05
-WEAKEST = 0.5
 LEVEL = 8.0
 GROUPS = 8
 ENCODER_SHARE = 0.4
@@ -93,12 +92,12 @@ def fit(training: list[np.ndarray], latent_channels: int, steps: int, seed: int,
     """Learns the linear chain with Adam on random crops; goes on from a checkpoint at `path`."""
     torch.manual_seed(seed)
     coder = LinearCoder(latent_channels)
-    sampler = pictures.CropSampler(training, SIDES, CROP)
+    sampler = images.CropSampler(training, SIDES, CROP)
     coder.start_as_block_transform(sampler.batch(200, np.random.default_rng(seed)))
     coder.to(memory_format=torch.channels_last)
     run = checkpoint.Run(coder, path, seed, rate=2e-3, decay=0.99)
     while run.step < steps:
-        random = run.begin_step(steps, warmup=20)
+        random = run.begin_step(run.step / steps, warmup=20)
         image = sampler.batch(BATCH, random).contiguous(memory_format=torch.channels_last)
         # The encoder settles early; the rest of the time goes to the decoder alone.
         with torch.set_grad_enabled(run.step < ENCODER_SHARE * steps):
@@ -146,35 +145,6 @@ def write_into(vae: AutoencoderKL, coder: LinearCoder) -> None:
         layer.weight.zero_()
         layer.weight[:, :, 0, 0] = torch.eye(count)
         layer.bias.zero_()
-
-
-def basis_like(latents: torch.Tensor, old: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A change of basis that makes latents resemble an older model's with fewer channels, whose UNet can then go on.
-
-    Returns (matrix, offset): matrix @ latent + offset. The first channels are the least-squares estimate of the old
-    ones, but no direction is made weaker than a floor (it would drown in noise); the others are what is left.
-    """
-    new, old = (x.movedim(1, -1).flatten(0, 2).double() for x in (latents, old))
-    new_mean, old_mean = new.mean(0), old.mean(0)
-    estimate = torch.linalg.lstsq(new - new_mean, old - old_mean).solution.T
-    left, strengths, right = torch.linalg.svd(estimate, full_matrices=True)
-    count = len(strengths)
-    similar = left @ (strengths.clamp_min(WEAKEST)[:, None] * right[:count])
-    matrix = torch.cat([similar, WEAKEST * right[count:]])
-    offset = torch.cat([old_mean, torch.zeros(len(matrix) - count)]) - matrix @ new_mean
-    return matrix.float(), offset.float()
-
-
-@torch.no_grad()
-def change_basis(vae: AutoencoderKL, matrix: torch.Tensor, offset: torch.Tensor) -> None:
-    """Writes the basis into the 1x1 convolutions on both sides of the latent; pictures do not change."""
-    count = len(matrix)
-    encoder_side, decoder_side = vae.quant_conv, vae.post_quant_conv
-    inverse = torch.linalg.inv(matrix)
-    encoder_side.bias[:count] = matrix @ encoder_side.bias[:count] + offset
-    encoder_side.weight[:count] = torch.einsum("ij,jkhw->ikhw", matrix, encoder_side.weight[:count])
-    decoder_side.bias -= decoder_side.weight[:, :, 0, 0] @ inverse @ offset
-    decoder_side.weight.copy_(torch.einsum("ijhw,jk->ikhw", decoder_side.weight, inverse))
 
 
 def _paired(into: nn.Conv2d, norm: nn.GroupNorm, out: nn.Conv2d, from_into: nn.Conv2d, from_out: nn.Conv2d) -> None:

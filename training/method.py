@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training import networks, pictures
+from training import images, networks
 from training.attention import Tap, install
 
 
 class Denoiser(torch.nn.Module):
     """The UNet with its one learned context token, and the tap on its self-attention.
 
-    The UNet predicts v = sqrt(alpha) e - sqrt(1 - alpha) x0 (Salimans and Ho, 2022): at high noise that is the picture
+    The UNet predicts v = sqrt(alpha) e - sqrt(1 - alpha) x0 (Salimans and Ho, 2022): at high noise that is the image
     itself. A network that predicts the noise e has to pass it through untouched there, and the palette, which is what
     is left when the noise is taken off, drowns in its errors.
     """
@@ -62,13 +62,13 @@ def moved(latent: torch.Tensor, noise: torch.Tensor, here: torch.Tensor, there: 
 
 @torch.no_grad()
 def invert(model: Denoiser, latent: torch.Tensor, times: list[int], layers: tuple[int, ...] = ()) -> Inversion:
-    """Picture latents (n, c, h, w) to their noise; keeps them, and q, k and v of the layers, at every timestep."""
-    alpha = networks.noise_levels()
+    """Image latents (n, c, h, w) to their noise; keeps them, and q, k and v of the layers, at every timestep."""
+    alpha = model.alpha
     result = Inversion(latent)
     for time, following in zip(times, times[1:] + [999]):
         result.latents[time] = result.latent
         model.tap.mode, model.tap.layers, model.tap.kept = "save", layers, {}
-        noise = model(result.latent, torch.tensor(time)).float()
+        noise = model(result.latent, torch.tensor(time, device=latent.device)).float()
         result.features[time] = {k: tuple(x.bfloat16() for x in v) for k, v in model.tap.kept.items()}
         result.latent = moved(result.latent, noise, alpha[time], alpha[following])
     model.tap.mode, model.tap.kept = "none", {}
@@ -86,11 +86,11 @@ def sample(
     gamma: float = 0.75,
     temperature: float = 1.5,
 ) -> torch.Tensor:
-    """Noise to picture latents by the corrected schedule; with inversions of content and style, injects them."""
-    alpha = networks.noise_levels()
+    """Noise to image latents by the corrected schedule; with inversions of content and style, injects them."""
+    alpha = model.alpha
     times = timesteps(steps)
     tap = model.tap
-    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    dtype = torch.bfloat16 if torch.is_autocast_enabled(latent.device.type) else torch.float32
     for time, following in zip(reversed(times), [*reversed(times[:-1]), 0]):
         if content and style:
             tap.mode, tap.layers, tap.gamma, tap.temperature = "inject", layers, gamma, temperature
@@ -98,7 +98,7 @@ def sample(
                 {k: tuple(x.to(dtype) for x in v) for k, v in source.features[time].items()}
                 for source in (content, style)
             )
-        noise = model(latent, torch.tensor(time)).float()
+        noise = model(latent, torch.tensor(time, device=latent.device)).float()
         latent = moved(latent, noise, alpha[time], alpha[following])
     tap.mode, tap.content, tap.style = "none", {}, {}
     return latent
@@ -114,14 +114,14 @@ def adain(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, squares: list[np.ndarray]) -> torch.Tensor:
     """uint8 squares to scaled latents, (n, c, h, w)."""
-    latents = [vae.encode(pictures.to_tensor(square)[None]).latent_dist.mode() for square in squares]
+    latents = [vae.encode(images.to_tensor(square)[None].to(vae.device)).latent_dist.mode() for square in squares]
     return torch.cat(latents) * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> list[np.ndarray]:
     """Scaled latents to uint8 squares."""
-    return [pictures.to_pixels(vae.decode(latent[None] / vae.config.scaling_factor).sample[0]) for latent in latents]
+    return [images.to_pixels(vae.decode(latent[None] / vae.config.scaling_factor).sample[0]) for latent in latents]
 
 
 def transfer(
@@ -135,7 +135,7 @@ def transfer(
     use_adain: bool = True,
     use_injection: bool = True,
 ) -> torch.Tensor:
-    """The whole method on two inversions; returns picture latents."""
+    """The whole method on two inversions; returns image latents."""
     latent = adain(content.latent, style.latent) if use_adain else content.latent
     if not use_injection:
         return sample(model, latent, steps)

@@ -1,4 +1,4 @@
-"""The two networks, their growth from smaller ones, and the diffusers folder that holds them."""
+"""The two networks, and the diffusers folder that holds them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ CONTEXT_NAME = "empty_prompt"
 
 
 def new_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
-    """Factor 4: 256x256 pictures have 64x64 latents."""
+    """Factor 4: 256x256 images have 64x64 latents."""
     return AutoencoderKL(
         latent_channels=latent_channels,
         block_out_channels=(32, 64, 96),
@@ -59,9 +59,10 @@ def noise_levels() -> torch.Tensor:
     return new_scheduler().alphas_cumprod
 
 
-def quick_arithmetic() -> torch.autocast:
-    """bfloat16 where the processor has vectors for it, float32 elsewhere."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
+def quick_arithmetic(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU and where the processor has vectors for it, float32 elsewhere."""
+    quick = device.type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.autocast(device.type, torch.bfloat16, enabled=quick)
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
@@ -77,17 +78,6 @@ def load_unet(folder: Path) -> UNet2DConditionModel:
 def load_context(folder: Path) -> torch.Tensor:
     """The one learned token that stands for the empty prompt, (1, 1, CONTEXT_WIDTH)."""
     return load_file(folder / "context.safetensors")[CONTEXT_NAME].float()
-
-
-def grown_unet(folder: Path) -> UNet2DConditionModel:
-    """A model folder's UNet for more latent channels, which it neither sees nor predicts until they are trained."""
-    old = load_unet(folder).state_dict()
-    unet = new_unet()
-    state = unet.state_dict()
-    for name, value in old.items():
-        state[name].zero_()[tuple(slice(0, length) for length in value.shape)] = value
-    unet.load_state_dict(state)
-    return unet
 
 
 def write_atomically(path: Path, write) -> None:

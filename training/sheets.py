@@ -1,4 +1,4 @@
-"""Sheets of pictures to look at."""
+"""Sheets of images to look at."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ LABEL = 14
 
 
 def grid(rows: list[list[np.ndarray | None]], labels: list[list[str]] | None = None) -> Image.Image:
-    """Lays out equal uint8 pictures in a grid; a label goes below its picture, None leaves a place empty."""
+    """Lays out equal uint8 images in a grid; a label goes below its image, None leaves a place empty."""
     side = next(cell for row in rows for cell in row if cell is not None).shape[0]
     below = LABEL if labels else 0
     columns = max(len(row) for row in rows)

@@ -1,12 +1,11 @@
 """Trains the UNet on the frozen autoencoder's latents: to denoise, and to draw with injected keys and values.
 
-Every step's batch is three parts of equal size: crops with noise, to be denoised as they are; styles on the way of
-their inversion; and results on their way from an inverted content to the picture that injection should make
-(training/rollout.py). The results take the styles' keys and values and a mix of their own and the contents' queries.
+Every step takes one of a few transfers under way (training/rollout.py) a timestep further. The images that it aims at
+are decoded and judged: by their style, their content, their colours (training/losses.py). Nothing says what the result
+should be: the mean of all that it might be has no strokes.
 """
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +13,150 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
-from training import checkpoint, log, method, networks, pictures, rollout, scores, sheets, triples, workers
+from training import checkpoint, losses, method, networks, workers
+from training.crops import Crops
+from training.report import Report
+from training.rollout import Rollout, decode, encode
 
-# Latent crop, triples a process takes at each step, and how often. Larger crops are for attention among more tokens.
-SHAPES = ((24, 3, 0.5), (32, 2, 0.3), (48, 1, 0.2))
-UNDER_WAY = 6
-# The weight of the errors' local means: they are few numbers among many, but they are the palette.
+UNDER_WAY = 5
+# Contents that share a style.
+SHARE = 4
+# Latent sizes, and how often they are drawn at the begin and in the last part: 64x64 latents have 4,096 keys, as in use.
+SIZES = (32, 48, 64)
+EARLY_SHARES, LATE_SHARES = (0.8, 0.1, 0.1), (0.5, 0.1, 0.4)
+LATE_PART = 0.67
+# Pairs that are scored during training.
+SCORED_PAIRS = 4
+# How often crops of their own are in a batch, to be denoised as they are.
+PLAIN_SHARE = 0.5
+# A UNet that begins with random weights learns to denoise before it injects.
+FIRST_STEPS, FIRST_CROPS = 2000, 12
+# The error's local means are few numbers among many, but they are the palette.
 COARSE_WEIGHT, COARSE_PIXELS = 12.0, 8
-# The weight of the injected picture's colours as such. To the squares above, the mean of all that it might be is best: grey.
-COLOURS_WEIGHT, DIRECTIONS = 10.0, 32
-SCORED_TIMES = (1, 101, 301, 501, 701, 901, 981)
-SHEET_LAYERS = tuple(range(6, 12))
+CLIP, WARMUP_STEPS = 2.0, 20
+# The image changes by sqrt(1 - alpha) v, so late steps would hardly count: the square root of at most this makes up for it.
+# The last ones can draw little but dither.
+LATE_WEIGHT, LAST_MOMENT, LAST_WEIGHT = 2.0, 150, 0.5
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the parts of the loss."""
+
+    plain: float = 0.5
+    colours: float = 30.0
+    style: float = 14.0
+    random: float = 3.0
+    content: float = 0.4
+    spectra: float = 8.0
+    layout: float = 1.0
+    patches: float = 1.0
+    edges: float = 0.2
 
 
 @dataclass
 class Settings:
-    training: list[np.ndarray]
-    held_out: list[np.ndarray]
+    """One run; what is not in it is a constant of this module."""
+
+    images: dict[str, np.ndarray]
+    kinds: dict[str, str]
+    init: Path
     out: Path
-    init: Path | None
-    steps: int
-    seed: int
+    seconds: float
+    seed: int = 1
+    batch: int = 4
+    device: str = "cpu"
     rate: float = 6e-4
-    score_every_steps: int = 400
+    average: float = 0.985
+    weights: Weights = field(default_factory=Weights)
+    score_every_seconds: float = 1200
+    pairs: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+
+class Judge(torch.nn.Module):
+    """Everything that an image under way is judged by."""
+
+    def __init__(self, vae: AutoencoderKL, crops: Crops) -> None:
+        super().__init__()
+        self.vae = vae
+        self.perception = losses.Perception()
+        random = np.random.default_rng(0)
+        some = torch.stack([crops.any(256, random) for _ in range(12)])
+        self.patches = losses.Patches(encode(vae, some), some)
+
+    def forward(self, drawn: torch.Tensor, rollout: Rollout, random: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Distances by name; `drawn` are latents of a rollout's images."""
+        images = decode(self.vae, drawn)
+        view = losses.View(4 * rollout.size, random)
+        seen, content = view(images), view(rollout.content_images)
+        # Another place of the style at every step, turned and scaled alike.
+        view.shift(random)
+        style = view(rollout.style_images)
+        return {
+            "colours": losses.colours_distance(drawn, rollout.style),
+            "style": self.perception.style(seen, style),
+            "random": losses.random_filters_distance(seen, style),
+            "content": self.perception.content(seen, content),
+            "spectra": losses.spectra_distance(images, rollout.content_decoded, rollout.style_decoded),
+            "layout": losses.layout_distance(images, rollout.content_decoded),
+            "patches": self.patches.distance(drawn, rollout.style),
+            "edges": self.patches.moved_edges(drawn, rollout.content),
+        }
+
+
+class Injection:
+    """The step of a run: transfers under way, crops with noise, and the sum of the losses."""
+
+    def __init__(self, model: method.Denoiser, vae: AutoencoderKL, settings: Settings) -> None:
+        self.model, self.vae, self.settings = model, vae, settings
+        self.device = torch.device(settings.device)
+        self.alpha = networks.noise_levels().tolist()
+        self.crops = Crops(settings.images, settings.kinds, self.device)
+        self.judge = Judge(vae, self.crops).requires_grad_(False).to(self.device)
+        self.rollouts: list[Rollout] = []
+
+    def noisy_crops(self, count: int, size: int, random: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        """(noisy latents, timesteps, v that should be predicted)."""
+        clean = torch.zeros(0, networks.LATENT_CHANNELS, size, size, device=self.device)
+        if count:
+            clean = encode(self.vae, torch.stack([self.crops.any(4 * size, random) for _ in range(count)]))
+        times = draw_times(count, random).to(self.device)
+        level = self.model.alpha[times].view(-1, 1, 1, 1)
+        noise = torch.randn_like(clean)
+        return (
+            level.sqrt() * clean + (1 - level).sqrt() * noise,
+            times,
+            level.sqrt() * noise - (1 - level).sqrt() * clean,
+        )
+
+    def plain_step(self, random: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Denoising alone."""
+        noisy, times, wanted = self.noisy_crops(FIRST_CROPS, SIZES[0], random)
+        with networks.quick_arithmetic(self.device):
+            found = self.model.velocity(noisy.contiguous(memory_format=torch.channels_last), times)
+        return {"plain": velocity_loss(found.float() - wanted)}
+
+    def step(
+        self, random: np.random.Generator, shared: np.random.Generator, progress: float
+    ) -> dict[str, torch.Tensor]:
+        """Weighted losses by name. `shared` is the same in every process: none waits for another that has more to do."""
+        if len(self.rollouts) < UNDER_WAY:
+            size = int(shared.choice(SIZES, p=LATE_SHARES if progress > LATE_PART else EARLY_SHARES))
+            styles = max(1, round(self.settings.batch / SHARE * (SIZES[0] / size) ** 2))
+            count = styles * min(SHARE, max(1, round(self.settings.batch * (SIZES[0] / size) ** 2)))
+            self.rollouts.append(Rollout(self.model, self.vae, self.crops, random, size, count, styles))
+        chosen = self.rollouts[shared.integers(len(self.rollouts))]
+        count = max(1, chosen.count // SHARE) if shared.random() < PLAIN_SHARE else 0
+        noisy, times, wanted = self.noisy_crops(count, chosen.size, random)
+        plain, drawn, moment = chosen.step(self.model, noisy, times)
+        self.rollouts = [one for one in self.rollouts if not one.done]
+        found = self.judge(drawn, chosen, random)
+        weight = min(1 / (1 - self.alpha[moment]), LATE_WEIGHT) ** 0.5 * (LAST_WEIGHT if moment < LAST_MOMENT else 1)
+        weighted = {name: getattr(self.settings.weights, name) * value for name, value in found.items()}
+        weighted = {name: value if name == "colours" else weight * value for name, value in weighted.items()}
+        if count:
+            weighted["plain"] = self.settings.weights.plain * velocity_loss(plain - wanted)
+        return weighted
 
 
 def draw_times(count: int, random: np.random.Generator) -> torch.Tensor:
@@ -46,140 +166,56 @@ def draw_times(count: int, random: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.minimum((u * 1000).astype(np.int64), 999))
 
 
-@torch.no_grad()
-def latents_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    with networks.quick_arithmetic():
-        latent = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
-    return latent.float() * vae.config.scaling_factor
-
-
-class Injection:
-    """Transfers under way; at every step one of them, drawn at random, goes on."""
-
-    def __init__(self, model: method.Denoiser, vae: AutoencoderKL, training: list[np.ndarray]) -> None:
-        self.model, self.vae = model, vae
-        self.triples = triples.Triples(training)
-        self.rollouts: list[rollout.Rollout] = []
-
-    def step_losses(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the plain part, of the injected one, and of the latter's colours."""
-        if len(self.rollouts) < UNDER_WAY:
-            self.rollouts.append(self._begun(random))
-        chosen = self.rollouts[random.integers(len(self.rollouts))]
-        count, _, size, _ = chosen.latent.shape
-        clean = latents_of(self.vae, torch.stack([self.triples.any(4 * size, random) for _ in range(count)]))
-        times = draw_times(count, random)
-        level = self.model.alpha[times].view(-1, 1, 1, 1)
-        noise = torch.randn_like(clean)
-        with networks.quick_arithmetic():
-            noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
-            plain, injected, drawn = chosen.step(self.model, noisy, times)
-        self.rollouts = [one for one in self.rollouts if not one.done]
-        plain = plain - (level.sqrt() * noise - (1 - level).sqrt() * clean)
-        return loss(plain), loss(injected), COLOURS_WEIGHT * colour_distance(drawn, chosen.result)
-
-    def _begun(self, random: np.random.Generator) -> rollout.Rollout:
-        size, count, _ = SHAPES[random.choice(len(SHAPES), p=[share for _, _, share in SHAPES])]
-        drawn = [self.triples.draw(4 * size, random) for _ in range(count)]
-        clean = latents_of(self.vae, torch.cat([torch.stack(part) for part in zip(*drawn)]))
-        with networks.quick_arithmetic():
-            return rollout.Rollout(self.model, *clean.chunk(3), random)
-
-
-def loss(error: torch.Tensor) -> torch.Tensor:
+def velocity_loss(error: torch.Tensor) -> torch.Tensor:
     """Mean square of an error of v, and of its local means."""
     return error.square().mean() + COARSE_WEIGHT * F.avg_pool2d(error, COARSE_PIXELS).square().mean()
 
 
-def colour_distance(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Sliced Wasserstein distance, squared, of the colours of latents (n, c, h, w), wherever in the pictures they are."""
-    directions = F.normalize(torch.randn(DIRECTIONS, drawn.shape[1]), dim=1)
-
-    def sorted_colours(latents: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("kc,nchw->nkhw", directions, F.avg_pool2d(latents, 2)).flatten(2).sort().values
-
-    return (sorted_colours(drawn) - sorted_colours(wanted)).square().mean()
-
-
-@torch.no_grad()
-def denoising_losses(model: method.Denoiser, latents: torch.Tensor) -> dict[int, float]:
-    """Mean squared error of the predicted noise by timestep, with the same noise at every call."""
-    alpha = networks.noise_levels()
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    losses = {}
-    for moment in SCORED_TIMES:
-        noisy = alpha[moment].sqrt() * latents + (1 - alpha[moment]).sqrt() * noise
-        errors = [(model(x[None], torch.tensor(moment)) - e).square().mean() for x, e in zip(noisy, noise)]
-        losses[moment] = torch.stack(errors).mean().item()
-    return losses
-
-
-def sheet(model: method.Denoiser, vae: AutoencoderKL, contents: list, styles: list, target: Path) -> dict[str, float]:
-    """A few quick transfers at the published defaults, to look at; returns their mean scores."""
-    latents = method.encode(vae, contents), method.encode(vae, styles)
-    with networks.quick_arithmetic():
-        content, style = (method.invert(model, x, method.timesteps(10), SHEET_LAYERS) for x in latents)
-        results = method.decode(vae, method.transfer(model, content, style, 10, SHEET_LAYERS).float())
-    sheets.save(sheets.grid([contents, styles, results]), target)
-    pairs = list(zip(contents, styles, results))
-    return {
-        "palette": round(float(np.mean([scores.palette(c, s, r) for c, s, r in pairs])), 3),
-        "structure": round(float(np.mean([scores.structure(c, r) for c, _, r in pairs])), 3),
-    }
-
-
-def start(settings: Settings) -> method.Denoiser:
-    if settings.init:
-        unet, context = networks.grown_unet(settings.init), networks.load_context(settings.init)
+def start(settings: Settings, device: torch.device) -> method.Denoiser:
+    """The UNet of the model folder to begin with; a new one where it holds the autoencoder only."""
+    if (settings.init / "unet").exists():
+        unet, context = networks.load_unet(settings.init), networks.load_context(settings.init)
     else:
+        torch.manual_seed(settings.seed)
         unet, context = networks.new_unet(), 0.1 * torch.randn(1, 1, networks.CONTEXT_WIDTH)
-    return method.Denoiser(unet, context).to(memory_format=torch.channels_last)
+    return method.Denoiser(unet, context).to(device).to(memory_format=torch.channels_last)
 
 
-def save_model(model: method.Denoiser, out: Path) -> None:
-    networks.save_network(model.unet, out / "unet")
-    networks.save_frame(out, model.context)
+def save_model(run: checkpoint.Run, vae: AutoencoderKL, out: Path) -> None:
+    """The whole model folder, with averaged weights."""
+    run.average.swap(run.module)
+    networks.save_network(run.module.unet, out / "unet")
+    networks.save_frame(out, run.module.context)
+    run.average.swap(run.module)
+    if not (out / "vae").exists():
+        networks.save_network(vae, out / "vae")
 
 
 def train(settings: Settings) -> None:
-    """Trains, and leaves the averaged UNet and the context in the model folder. Runs in every worker process."""
-    work = settings.out / "work"
-    vae = networks.load_vae(settings.out).to(memory_format=torch.channels_last)
-    held_out = [pictures.centre_square(pixels, 256) for pixels in settings.held_out]
-    model = start(settings)
-    injection = Injection(model, vae, settings.training)
-    run = checkpoint.Run(model, work / "unet.ckpt", settings.seed, settings.rate, decay=0.997)
-    totals, began = np.zeros(3), time.monotonic() - run.seconds
-    while run.step < settings.steps:
-        random = run.begin_step(settings.steps, warmup=40)
-        losses = injection.step_losses(random)
-        run.finish_step(sum(losses), clip=2.0)
-        run.seconds = time.monotonic() - began
-        totals += [part.item() for part in losses]
-        if workers.rank() == 0 and (run.step % settings.score_every_steps == 0 or run.step == settings.steps):
-            run.average.swap(model)
-            report(run, model, vae, held_out, work, totals / settings.score_every_steps)
-            # Every scored state is usable: the folder always holds the latest.
-            save_model(model, settings.out)
-            run.average.swap(model)
-            totals[:] = 0
-        run.save_now_and_then()
+    """Trains for `seconds`, all sittings together, and leaves a model folder. Runs in every worker process."""
+    work, device = settings.out / "work", torch.device(settings.device)
+    vae = networks.load_vae(settings.init).to(device).to(memory_format=torch.channels_last).requires_grad_(False)
+    model = start(settings, device)
+    first_steps = 0 if (settings.init / "unet").exists() else FIRST_STEPS
+    injection = Injection(model, vae, settings)
+    run = checkpoint.Run(model, work / "unet.ckpt", settings.seed, settings.rate, settings.average)
+    report = Report(work, settings.pairs, settings.score_every_seconds)
+    while (progress := run.progress(settings.seconds)) < 1:
+        random = run.begin_step(progress, WARMUP_STEPS)
+        shared = np.random.default_rng([settings.seed, run.step])
+        if run.step < first_steps:
+            parts = injection.plain_step(random)
+        else:
+            parts = injection.step(random, shared, progress)
+        run.finish_step(torch.stack(list(parts.values())).sum(), CLIP)
+        if workers.rank() == 0:
+            report.add(run, parts)
+            if report.due():
+                report.write(run, vae)
+            if run.save_now_and_then():
+                save_model(run, vae, settings.out)
     if workers.rank() == 0:
+        report.write(run, vae)
         run.save()
+        save_model(run, vae, settings.out)
     workers.wait()
-
-
-def report(run: checkpoint.Run, model: method.Denoiser, vae: AutoencoderKL, held_out: list, work: Path, losses) -> None:
-    """A row of losses and scores, the plot and the sample sheet."""
-    half = len(held_out) // 2
-    contents = held_out[:half][::4]
-    styles = held_out[half:][::4][: len(contents)]
-    row = {"step": run.step, "seconds": round(run.seconds)}
-    row |= dict(zip(("plain", "injected", "colours"), losses.round(4).tolist()))
-    with networks.quick_arithmetic():
-        by_time = denoising_losses(model, method.encode(vae, held_out[::5]))
-    row |= {f"t{moment}": round(value, 4) for moment, value in by_time.items()}
-    row |= sheet(model, vae, contents, styles, work / f"unet-sheet-{run.step:05d}.jpg")
-    print("unet", row, flush=True)
-    log.append_row(work / "unet.csv", row)
-    log.plot(work / "unet.csv", ["plain", "injected", "colours", "t501", "palette", "structure"], work / "unet.png")

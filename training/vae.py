@@ -1,11 +1,10 @@
 """Trains the autoencoder in two stages: a linear transform coder, then its decoder as a deep network.
 
 The encoder stays linear. That costs a little sharpness at a given number of channels, and buys a lot for the method:
-mean and deviation of a latent channel are those of the picture's colours (three channels) and of its grain (the
+mean and deviation of a latent channel are those of the image's colours (three channels) and of its grain (the
 others), so AdaIN on latents is AdaIN on palette and contrast; and the UNet can be trained while the decoder still is.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
-from training import checkpoint, linear, log, networks, pictures, scores, sheets, workers
+from training import checkpoint, images, linear, log, networks, scores, sheets, workers
 
 CROP = 96
 BATCH = 4
@@ -28,7 +27,6 @@ class Settings:
     out: Path
     steps: int
     seed: int
-    init: Path | None = None
     rate: float = 5e-4
     score_every_steps: int = 250
 
@@ -39,7 +37,7 @@ def moments(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The PSNR itself (log of the error, picture by picture), L1, SSIM, and colour differences.
+    """The PSNR itself (log of the error, image by image), L1, SSIM, and colour differences.
 
     Without the colour terms the red-green axis, which carries little energy, is learned last or never.
     """
@@ -53,7 +51,7 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 def fast_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """SSIM with a flat window of 7, on pictures in [-1, 1]: cheap enough for every step."""
+    """SSIM with a flat window of 7, on images in [-1, 1]: cheap enough for every step."""
 
     def blur(x: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(x, 7, 1)
@@ -68,13 +66,13 @@ def fast_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, squares: list[np.ndarray]) -> torch.Tensor:
     """Encodes and decodes uint8 squares; (n, 3, side, side) in [0, 1]."""
-    outputs = [vae.decode(moments(vae, pictures.to_tensor(square)[None])).sample for square in squares]
+    outputs = [vae.decode(moments(vae, images.to_tensor(square)[None])).sample for square in squares]
     return ((torch.cat(outputs).float() + 1) / 2).clamp(0, 1)
 
 
 def score(vae: AutoencoderKL, squares: list[np.ndarray]) -> dict[str, float]:
     """Mean PSNR and SSIM of the reconstructions."""
-    target = (pictures.to_tensor(np.stack(squares)) + 1) / 2
+    target = (images.to_tensor(np.stack(squares)) + 1) / 2
     output = reconstruct(vae, squares)
     decibels = scores.psnr(output, target)
     return {
@@ -85,16 +83,10 @@ def score(vae: AutoencoderKL, squares: list[np.ndarray]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def settle_latents(vae: AutoencoderKL, init: Path | None, squares: list[np.ndarray]) -> None:
-    """Scales the latents to unit variance; or, where a UNet is to be taken over, makes them like its own latents."""
-    images = [pictures.to_tensor(square)[None] for square in squares]
-    latents = torch.cat([moments(vae, image) for image in images])
-    if init is None:
-        vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 6))
-        return
-    old = networks.load_vae(init)
-    old_latents = torch.cat([moments(old, image) for image in images]) * old.config.scaling_factor
-    linear.change_basis(vae, *linear.basis_like(latents, old_latents))
+def settle_latents(vae: AutoencoderKL, squares: list[np.ndarray]) -> None:
+    """Scales the latents to unit variance."""
+    latents = torch.cat([moments(vae, images.to_tensor(square)[None]) for square in squares])
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 6))
 
 
 @torch.no_grad()
@@ -112,15 +104,15 @@ def train_linear(settings: Settings) -> None:
     coder = linear.fit(training, networks.LATENT_CHANNELS, settings.steps, settings.seed, checkpoint_path)
     vae = networks.new_vae()
     linear.write_into(vae, coder)
-    sample = [pictures.centre_square(pixels, 256) for pixels in training[:: max(1, len(training) // 100)]]
-    settle_latents(vae, settings.init, sample)
+    sample = [images.centre_square(pixels, 256) for pixels in training[:: max(1, len(training) // 100)]]
+    settle_latents(vae, sample)
     fix_variance(vae)
-    print("linear", score(vae, [pictures.centre_square(pixels, 256) for pixels in settings.held_out[::3]]), flush=True)
+    print("linear", score(vae, [images.centre_square(pixels, 256) for pixels in settings.held_out[::3]]), flush=True)
     networks.save_network(vae, settings.out / "vae")
 
 
 def step_loss(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
-    with networks.quick_arithmetic():
+    with networks.quick_arithmetic(image.device):
         with torch.no_grad():
             latent = moments(vae, image)
             latent = latent + linear.LATENT_NOISE * torch.randn_like(latent)
@@ -132,19 +124,18 @@ def train_decoder(settings: Settings) -> None:
     """Trains the decoder, and leaves its average in the model folder. Runs in every worker process."""
     work = settings.out / "work"
     # A third of them is enough to follow the training; `evaluate` takes all.
-    squares = [pictures.centre_square(pixels, 256) for pixels in settings.held_out[::3]]
+    squares = [images.centre_square(pixels, 256) for pixels in settings.held_out[::3]]
     vae = networks.load_vae(settings.out).to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     run = checkpoint.Run(vae, work / "decoder.ckpt", settings.seed, settings.rate, decay=0.99)
-    sampler = pictures.CropSampler(settings.training, SIDES, CROP)
-    total, began = 0.0, time.monotonic() - run.seconds
+    sampler = images.CropSampler(settings.training, SIDES, CROP)
+    total = 0.0
     while run.step < settings.steps:
-        random = run.begin_step(settings.steps, warmup=50)
+        random = run.begin_step(run.step / settings.steps, warmup=50)
         image = sampler.batch(max(1, BATCH // workers.count()), random)
         loss = step_loss(vae, image.contiguous(memory_format=torch.channels_last))
         run.finish_step(loss, clip=1.0)
-        run.seconds = time.monotonic() - began
         total += loss.item()
         if workers.rank() == 0 and (run.step % settings.score_every_steps == 0 or run.step == settings.steps):
             run.average.swap(vae)

@@ -45,6 +45,8 @@ def count() -> int:
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Replaces every gradient by its mean over the processes, in one exchange."""
+    if count() == 1:
+        return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(flat)
@@ -53,6 +55,13 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     for gradient in gradients:
         gradient.copy_(flat[place : place + gradient.numel()].view_as(gradient))
         place += gradient.numel()
+
+
+def agreed(value: float) -> float:
+    """The first process's value, in all of them."""
+    shared = torch.tensor([value], dtype=torch.float64)
+    distributed.broadcast(shared, 0)
+    return shared.item()
 
 
 def wait() -> None:

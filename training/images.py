@@ -1,4 +1,4 @@
-"""Reading a folder of pictures, and cutting training crops from them."""
+"""Reading a folder of images, and cutting training crops from them."""
 
 import os
 from pathlib import Path
@@ -11,8 +11,8 @@ SMALLEST_SIDE = 96
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """Returns a picture as uint8 (h, w, 3), grey ones included; raises ValueError when it cannot serve."""
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Returns a image as uint8 (h, w, 3), grey ones included; raises ValueError when it cannot serve."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
@@ -26,37 +26,27 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads every usable picture under a folder, by name in sorted order; says which ones it skips, and why."""
-    pictures = {}
+    """Reads every usable image under a folder, by name in sorted order; says which ones it skips, and why."""
+    images = {}
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix.lower() not in SUFFIXES:
             continue
         try:
-            pictures[str(path.relative_to(folder))] = read_picture(path)
+            images[str(path.relative_to(folder))] = read_image(path)
         except ValueError as error:
             print(f"skipped {path.name}: {error}", flush=True)
-    if not pictures:
-        raise SystemExit(f"no usable pictures in {folder}")
-    return pictures
+    if not images:
+        raise SystemExit(f"no usable images in {folder}")
+    return images
 
 
 def resized(pixels: np.ndarray, shorter_side: int) -> np.ndarray:
-    """Scales a picture down so that its shorter side has the given length; smaller pictures stay as they are."""
+    """Scales a image down so that its shorter side has the given length; smaller images stay as they are."""
     height, width = pixels.shape[:2]
     scale = shorter_side / min(height, width)
     if scale >= 1:
         return pixels
     size = (round(width * scale), round(height * scale))
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.LANCZOS))
-
-
-def at_least(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Enlarges a picture whose shorter side is below `side` to just that."""
-    height, width = pixels.shape[:2]
-    if min(height, width) >= side:
-        return pixels
-    scale = side / min(height, width)
-    size = (max(side, round(width * scale)), max(side, round(height * scale)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.LANCZOS))
 
 
@@ -76,15 +66,15 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 def to_pixels(image: torch.Tensor) -> np.ndarray:
     """float (3, h, w) in [-1, 1] -> uint8 (h, w, 3)."""
-    return ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).numpy()
+    return ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).cpu().numpy()
 
 
 class CropSampler:
-    """Random square crops, flipped half of the time, from every picture at several scales."""
+    """Random square crops, flipped half of the time, from every image at several scales."""
 
-    def __init__(self, pictures: list[np.ndarray], shorter_sides: tuple[int, ...], crop: int) -> None:
+    def __init__(self, images: list[np.ndarray], shorter_sides: tuple[int, ...], crop: int) -> None:
         self.crop = crop
-        self.scales = [[resized(pixels, max(side, crop)) for pixels in pictures] for side in shorter_sides]
+        self.scales = [[resized(pixels, max(side, crop)) for pixels in images] for side in shorter_sides]
 
     def batch(self, count: int, random: np.random.Generator) -> torch.Tensor:
         """(count, 3, crop, crop) in [-1, 1]."""

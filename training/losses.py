@@ -1,0 +1,226 @@
+"""What a drawn image is judged by: distances to its style and its content. Images are (n, 3, h, w) in about [-1, 1]."""
+
+import functools
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from training.features import Features
+
+LUMA = (0.299, 0.587, 0.114)
+# Luma and two opponent colours.
+AXES = (LUMA, (0.5, -0.5, 0.0), (0.25, 0.25, -0.5))
+# The activations that stand for the content: strides 8 and 16.
+CONTENT_LAYERS = (3, 4)
+# How far a view reaches beyond the border of an image, at most, and how many pixels it is wider.
+REACH, MARGIN = 12, 16
+SMALLEST_VIEW = 64
+
+
+def luma(images: torch.Tensor) -> torch.Tensor:
+    """ITU-R BT.601 luma, (n, 1, h, w)."""
+    return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def grey(images: torch.Tensor) -> torch.Tensor:
+    """Luma three times."""
+    return luma(images).expand_as(images)
+
+
+class View:
+    """A way to look at images of one size, drawn at random: turned, flipped, shifted and scaled.
+
+    Features have strides of 4 to 16 pixels and filters along the axes; what a network draws must not fit either. The border
+    is continued by its reflection, so that it lies within the view: marks and frames along it are seen.
+    """
+
+    def __init__(self, size: int, random: np.random.Generator, scales: tuple[float, float] = (0.7, 1.25)) -> None:
+        self.size = size + MARGIN
+        self.turns, self.flipped = int(random.integers(4)), random.random() < 0.5
+        scale = scales[0] * (scales[1] / scales[0]) ** random.random()
+        self.side = max(SMALLEST_VIEW, 8 * round(self.size * scale / 8))
+        self.shift(random)
+
+    def shift(self, random: np.random.Generator) -> None:
+        """Draws another shift."""
+        self.top, self.left = (int(value) for value in random.integers(2 * REACH - MARGIN + 1, size=2))
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        x = F.pad(images, (REACH,) * 4, mode="reflect")
+        x = x[..., self.top : self.top + self.size, self.left : self.left + self.size]
+        x = torch.rot90(x, self.turns, (2, 3))
+        x = x.flip(3) if self.flipped else x
+        return F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=self.side < self.size)
+
+
+def gram(features: torch.Tensor) -> torch.Tensor:
+    """Products of channels, means over the pixels: (n, c, c)."""
+    flat = features.flatten(2)
+    return flat @ flat.transpose(1, 2) / flat.shape[2]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Distance of a to b over the size of b, for each of a batch."""
+    a, b = a.flatten(1), b.flatten(1)
+    return (a - b).norm(dim=1) / (b.norm(dim=1) + 1e-6)
+
+
+def deviations(features: torch.Tensor) -> torch.Tensor:
+    return features.std((2, 3), keepdim=True)
+
+
+def normalized(features: torch.Tensor) -> torch.Tensor:
+    return (features - features.mean((2, 3), keepdim=True)) / (deviations(features) + 1e-3)
+
+
+class Perception(torch.nn.Module):
+    """Distances of a feature network's activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = Features()
+
+    def style(self, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Relative distances of Gram matrices and of deviations, mean of the layers."""
+        with torch.no_grad():
+            aims = self.features(wanted)
+        pairs = list(zip(self.features(images), aims))
+        parts = [relative(gram(x), gram(y)) for x, y in pairs] + [
+            relative(deviations(x), deviations(y)) for x, y in pairs
+        ]
+        return torch.stack(parts).mean()
+
+    def content(self, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Squared distance of normalized activations of grey images: the content holds on to no colours."""
+        with torch.no_grad():
+            aims = self.features(grey(wanted))
+        found = self.features(grey(images))
+        return torch.stack(
+            [(normalized(found[i]) - normalized(aims[i])).square().mean() for i in CONTENT_LAYERS]
+        ).mean()
+
+
+def random_filters_distance(images: torch.Tensor, style: torch.Tensor, count: int = 32) -> torch.Tensor:
+    """Relative distance of Gram matrices of rectified random filters at four scales, drawn anew at every call."""
+    total, both = images.new_zeros(()), torch.cat([images, style])
+    for _ in range(4):
+        filters = torch.randn(count, 3, 7, 7, device=both.device)
+        filters = filters - 0.9 * filters.mean((2, 3), keepdim=True)
+        filters = filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        drawn, wanted = gram(torch.relu(F.conv2d(both, filters))).chunk(2)
+        total = total + relative(drawn, wanted).mean()
+        both = F.avg_pool2d(both, 2)
+    return total / 4
+
+
+def spectrum(images: torch.Tensor, side: int = 16) -> torch.Tensor:
+    """Power by frequency, mean of overlapping windows: (n, axis, side, side // 2 + 1); a bin is 1 / side of a pixel."""
+    x = torch.einsum("ac,nchw->nahw", images.new_tensor(AXES), images)
+    x = x.unfold(2, side, side // 2).unfold(3, side, side // 2)
+    x = x - x.mean((-2, -1), keepdim=True)
+    window = torch.hann_window(side, device=images.device)
+    window = window[:, None] * window[None]
+    return torch.fft.rfft2(x * (window / window.square().sum().sqrt())).abs().square().mean((2, 3))
+
+
+@functools.cache
+def frequency_rings(device: torch.device, side: int = 16) -> torch.Tensor:
+    """Weights that average a spectrum over the frequencies of one length: (ring, side, side // 2 + 1)."""
+    down, right = torch.fft.fftfreq(side, device=device) * side, torch.arange(side // 2 + 1.0, device=device)
+    y, x = torch.meshgrid(down, right, indexing="ij")
+    radius = (x.square() + y.square()).sqrt().round()
+    # The first and the last column hold both of a conjugate pair, the others one.
+    weight = torch.where((x == 0) | (x == side // 2), 0.5, 1.0)
+    rings = torch.stack([(radius == r) * weight for r in range(1, int(radius.max()) + 1)])
+    return rings / rings.sum((1, 2), keepdim=True)
+
+
+def smooth(x: torch.Tensor, beta: float = 0.3) -> torch.Tensor:
+    """x, squared near zero."""
+    return torch.where(x < beta, 0.5 * x * x / beta, x - 0.5 * beta)
+
+
+def spectra_distance(
+    images: torch.Tensor, content: torch.Tensor, style: torch.Tensor, lack: float = 0.3, floor: float = 3e-4
+) -> torch.Tensor:
+    """How far power exceeds the style's (or half the content's), leans to directions that these do not have, or is missing.
+
+    In logarithms of power (1 is a factor of e), ring by ring of frequencies, in three octaves. Dither is a lean to the axes.
+    """
+    rings = frequency_rings(images.device)
+    total = images.new_zeros(())
+    for octave in range(3):
+        if octave:
+            images, content, style = (F.avg_pool2d(x, 2) for x in (images, content, style))
+        drawn, seen, wanted = (spectrum(x) + floor for x in (images, content, style))
+        excess = drawn.log() - torch.maximum(wanted, 0.5 * seen).log()
+        of_ring = torch.einsum("nakl,rkl->nar", excess, rings)
+        lean = excess - torch.einsum("nar,rkl->nakl", of_ring, (rings > 0).float())
+        missing = wanted.log() - drawn.log()
+        value = smooth(excess.relu()) + smooth(lean.relu()) + lack * smooth(missing.relu())
+        total = total + torch.einsum("nakl,rkl->nar", value, rings).mean()
+    return total / 3
+
+
+def layout_distance(images: torch.Tensor, content: torch.Tensor, side: int = 16) -> torch.Tensor:
+    """1 - correlation of the luma of 16-pixel blocks with the content's: blotches count, strokes do not."""
+    a, b = (F.avg_pool2d(luma(x), side, stride=side // 2).flatten(1) for x in (images, content))
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return 1 - F.cosine_similarity(a, b, dim=1, eps=0.02).mean()
+
+
+def colours_distance(drawn: torch.Tensor, wanted: torch.Tensor, directions: int = 32) -> torch.Tensor:
+    """Sliced Wasserstein distance, squared, of the colours of latents, wherever they are; means of 2x2 and 4x4 pixels."""
+    lines = F.normalize(torch.randn(directions, drawn.shape[1], device=drawn.device), dim=1)
+
+    def ordered(latents: torch.Tensor, side: int) -> torch.Tensor:
+        return torch.einsum("kc,nchw->nkhw", lines, F.avg_pool2d(latents, side)).flatten(2).sort().values
+
+    return torch.stack([(ordered(drawn, s) - ordered(wanted, s)).square().mean() for s in (2, 4)]).mean()
+
+
+class Patches(torch.nn.Module):
+    """Distances of latents, nothing decoded: patches to a style's, and how far a content's edges moved.
+
+    A latent pixel is a block of 4x4 pixels, so filters of 1 to 5 of them at three scales see strokes of 4 to 48 pixels.
+    Channels are partly whitened: otherwise random filters see little but colours.
+    """
+
+    def __init__(self, latents: torch.Tensor, images: torch.Tensor, count: int = 48, whitening: float = 0.35) -> None:
+        super().__init__()
+        pixels = latents.movedim(1, -1).flatten(0, 2)
+        values, vectors = torch.linalg.eigh(torch.cov(pixels.T))
+        self.register_buffer("white", vectors * values.clamp_min(1e-4) ** -whitening)  # (channels, components)
+        wanted = F.avg_pool2d(luma(images), 4).flatten()[:, None]
+        columns = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+        self.register_buffer("luma", torch.linalg.lstsq(columns, wanted).solution[:-1, 0])
+        self.count = count
+
+    def distance(self, drawn: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        """Sliced Wasserstein distance of random filters' outputs, relative to their spread in the style."""
+        a, b = (torch.einsum("ck,nchw->nkhw", self.white, x) for x in (drawn, style))
+        parts = []
+        for side, pool in ((1, 1), (3, 1), (5, 1), (3, 2), (3, 4)):
+            filters = torch.randn(self.count, a.shape[1], side, side, device=a.device)
+            if side > 1:  # half of them see no colour
+                filters[::2] -= filters[::2].mean((2, 3), keepdim=True)
+            x, y = (F.conv2d(F.avg_pool2d(v, pool), filters).flatten(2) for v in (a, b))
+            spread = y.std(2, keepdim=True)
+            scale = spread + 0.1 * spread.mean() + 1e-3
+            parts.append(((x.sort().values - y.sort().values) / scale).abs().mean())
+        return torch.stack(parts).mean()
+
+    def moved_edges(self, drawn: torch.Tensor, content: torch.Tensor, side: int = 4) -> torch.Tensor:
+        """1 - correlation of luma in small windows, weighted by the content's deviation there: flat areas are free."""
+        a, b = (torch.einsum("c,nchw->nhw", self.luma, x)[:, None] for x in (drawn, content))
+
+        def mean(x: torch.Tensor) -> torch.Tensor:
+            return F.avg_pool2d(x, side, stride=2)
+
+        mean_a, mean_b = mean(a), mean(b)
+        var_a = (mean(a * a) - mean_a.square()).clamp_min(0)
+        var_b = (mean(b * b) - mean_b.square()).clamp_min(0)
+        correlation = (mean(a * b) - mean_a * mean_b) / (var_a * var_b + 1e-6).sqrt()
+        weight = var_b.sqrt()
+        return ((1 - correlation) * weight).sum() / (weight.sum() + 1e-6)
