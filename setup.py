@@ -6,8 +6,12 @@ run time.
 ONEDNN_ROOT=DIR       link to the oneDNN (3.2 or later) in DIR/include and DIR/lib or DIR/lib64 where it lies instead
 STYLEID_WERROR=1      warnings are errors
 STYLEID_SANITIZE=...  e.g. address,undefined: build with these sanitizers
+
+Only what changed is compiled again: a source, a header that it includes, or the command. build/compile_commands.json is for
+editors and checkers.
 """
 
+import json
 import os
 import re
 import shutil
@@ -65,7 +69,7 @@ def check_version(header: Path) -> None:
 class BuildCore(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.force = True  # what an earlier build left may be of other flags
+        self.force = True  # whether there is anything to do is decided by object, below
 
     def run(self) -> None:
         super().run()
@@ -84,8 +88,17 @@ class BuildCore(build_ext):
         else:
             extension.runtime_library_dirs.append("$ORIGIN/onednn")
         extension.define_macros.append(("STYLEID_VERSION", f'"{self.distribution.get_version()}"'))
-        self.compile_in_parallel()
+        self.compile_what_changed()
+        linked = Path(self.build_temp, "linked")
+        target = Path(self.get_ext_fullpath(extension.name))
+        # The link depends on the objects alone, as long as what is there is what this folder's objects made.
+        self.compiler.force = not linked.is_file() or linked.read_text() != time_of(target)
         super().build_extension(extension)
+        linked.write_text(time_of(target))
+        records = [Path(self.build_temp, source).with_suffix(".json") for source in extension.sources]
+        Path("build").mkdir(exist_ok=True)
+        commands = ",\n".join(record.read_text() for record in records)
+        Path("build", "compile_commands.json").write_text(f"[\n{commands}\n]\n")
 
     def check_tools(self) -> None:
         compiler = self.compiler.compiler[0]
@@ -105,15 +118,38 @@ class BuildCore(build_ext):
         for name in ("LICENSE", "THIRD-PARTY-PROGRAMS"):
             shutil.copyfile(installed("onednn-cpu-gomp", f"doc/onednn/{name}"), folder / name)
 
-    def compile_in_parallel(self) -> None:
-        compile_files = self.compiler.compile
+    def compile_what_changed(self) -> None:
+        """Each object has its command beside it, as an entry of compile_commands.json, and a list of what it was made of."""
+        compile_file, compile_files = self.compiler._compile, self.compiler.compile
+
+        def compile_if_changed(target: str, source: str, suffix: str, flags: list[str], more: list[str], *rest: object) -> None:
+            command = [*self.compiler.compiler_so, *flags, source, "-o", target, *more]
+            entry = json.dumps({"directory": os.getcwd(), "file": source, "output": target, "arguments": command})
+            record = Path(target).with_suffix(".json")
+            if not is_current(Path(target), record, entry):
+                record.unlink(missing_ok=True)
+                compile_file(target, source, suffix, flags, [*more, "-MMD"], *rest)
+                record.write_text(entry)
 
         def compile_all(sources: list[str], **options: object) -> list[str]:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = pool.map(lambda source: compile_files([source], **options), sources)
                 return [name for names in objects for name in names]
 
-        self.compiler.compile = compile_all
+        self.compiler._compile, self.compiler.compile = compile_if_changed, compile_all
+
+
+def is_current(target: Path, record: Path, entry: str) -> bool:
+    """Whether the object was made by this very command, from files that are not newer."""
+    parts = target.with_suffix(".d")
+    if not (target.is_file() and parts.is_file() and record.is_file() and record.read_text() == entry):
+        return False
+    made_of = parts.read_text().replace("\\\n", " ").split(": ", 1)[1].split()
+    return all(Path(name).is_file() and Path(name).stat().st_mtime <= target.stat().st_mtime for name in made_of)
+
+
+def time_of(path: Path) -> str:
+    return str(path.stat().st_mtime_ns) if path.is_file() else ""
 
 
 compile_flags = ["-std=c11", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
