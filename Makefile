@@ -12,13 +12,18 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.[ch]')
 SANITIZED := build/sanitized
 EXAMPLES := styleid/data/demo
 
-.PHONY: demo test fuzz bench train docs notebooks format wheel clean
+.PHONY: demo check test fuzz bench train docs notebooks format wheel clean
 
 demo: demo/stylized.png
 
 demo/stylized.png: $(VENV)/.styleid $(EXAMPLES)/content.jpg $(EXAMPLES)/style.jpg
 	@mkdir -p demo
 	$(BIN)/styleid transfer $(EXAMPLES)/content.jpg $(EXAMPLES)/style.jpg -o $@
+
+# The tests without PyTorch, after compiling what changed: about a minute, for every change. The rest is `make test`.
+check: $(VENV)/.check
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m pytest -q -m "not slow and not torch"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -74,6 +79,10 @@ clean:
 
 $(VENV)/.styleid: $(BIN)/python $(SOURCES)
 	$(PIP) install -q -e .
+	@touch $@
+
+$(VENV)/.check: $(BIN)/python pyproject.toml setup.py
+	$(PIP) install -q -e ".[check]"
 	@touch $@
 
 $(VENV)/.torch: $(BIN)/python Makefile

@@ -16,6 +16,8 @@ from styleid import ModelError
 from styleid.files.checkpoint import read_checkpoint
 from styleid.models.weights import read_weights
 
+pytestmark = pytest.mark.torch
+
 
 def archive(path, program, members=(("data/0", bytes(16)),), compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as file:

@@ -17,6 +17,8 @@ from styleid import ModelError
 from styleid.files.tensors import Tensor
 from styleid.models.ldm import convert
 
+pytestmark = pytest.mark.torch
+
 PREDICTION = {"1.x": None, "2.x": "epsilon"}  # files of 2.x do not say
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracle import EVALUATION_TOLERANCE, Networks, noise, picture, relative_error
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 
 @pytest.fixture(autouse=True)

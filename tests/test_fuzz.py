@@ -34,6 +34,7 @@ def broken(number):
 @pytest.mark.parametrize("fault, message", [(greedy, "MB"), (broken, "KeyError: 'x'")])
 def test_inputs_that_are_not_survived_are_named(tmp_path, monkeypatch, fault, message):
     number = iter(range(1000))
+    np.ones(600 << 20, np.uint8)  # more than the fault takes, but earlier
     entry = lambda place: (lambda random: next(number), lambda n: n == 30 and fault(n))
     monkeypatch.setitem(ENTRIES, "entry", entry)
     with pytest.raises(AssertionError, match=f"entry, seed 3, input 10: .*{message}"):

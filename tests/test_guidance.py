@@ -13,6 +13,8 @@ import styleid
 from styleid import _core
 from styleid.cli.main import main
 
+pytestmark = pytest.mark.torch
+
 STEPS = 5
 LAYERS = (6, 9, 11)
 CONTEXT, NEGATIVE = noise(1, 7, 20, seed=1), noise(1, 7, 20, seed=2)

@@ -180,6 +180,7 @@ def test_batches(model):
     assert np.any(tokens[0] != tokens[1])
 
 
+@pytest.mark.bfloat16
 def test_bfloat16():
     small = tiny.model(dtype="bfloat16")
     seen = []

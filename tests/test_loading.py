@@ -194,6 +194,7 @@ def text_folder(folder, tmp_path):
     return folder
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("prefix", ["", "text_model."])
 def test_text_encoder_with_and_without_its_prefix(text_folder, prefix):
     def rename(tensors):
@@ -245,6 +246,7 @@ def test_threads_follow_the_environment(shared_folder, value, threads, monkeypat
     assert styleid.load_model(shared_folder).threads == (threads or default_threads()[0])
 
 
+@pytest.mark.bfloat16
 def test_dtype_auto(shared_folder, monkeypatch):
     info = _core.info()
     for native, dtype in (True, "bfloat16"), (False, "float32"):
@@ -469,6 +471,7 @@ def test_betas(tmp_path):
     np.testing.assert_array_equal(trained, linear)
 
 
+@pytest.mark.torch
 def test_betas_are_those_of_diffusers(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     for kind in "linear", "scaled_linear":

@@ -12,6 +12,8 @@ from styleid import ModelError
 from styleid.cli.main import main
 from styleid.models.weights import engine_weights, read_component
 
+pytestmark = pytest.mark.torch
+
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_out.0"
 FEED = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"

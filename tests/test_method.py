@@ -11,6 +11,8 @@ from oracle import EVALUATION_TOLERANCE, TRAJECTORY_TOLERANCE, Networks, noise, 
 import styleid
 from styleid import _core
 
+pytestmark = pytest.mark.torch
+
 SCHEDULES = ["paper", "diffusers", "corrected"]
 CONTEXT = noise(1, 7, 20, seed=1)
 
@@ -320,7 +322,7 @@ def test_the_steps_are_one_run(schedule="paper", steps=5):
     assert np.array_equal(parts, pieces)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.bfloat16)])
 def test_same_bytes_every_time(dtype):
     content, style = picture(32, 32, seed=1), picture(48, 32, seed=2)
     rates = constant(0.75, 5), constant(1.5, 5)

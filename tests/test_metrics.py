@@ -80,6 +80,7 @@ def test_histogram_loss():
     assert metrics.histogram_loss(large, red) == pytest.approx(0, abs=1e-7)  # nor do sizes
 
 
+@pytest.mark.torch
 def test_histogram_of_large_pictures():
     """Half the size is the mean of 2 x 2 pixels; other sizes are interpolated as PyTorch does without smoothing."""
     large = picture(2, 512, 512)

@@ -14,6 +14,8 @@ from styleid import metrics
 torch = pytest.importorskip("torch")
 from styleid.metrics.weights import FILES
 
+pytestmark = pytest.mark.torch
+
 EXPECTED = json.loads((Path(__file__).parent / "references/metrics.json").read_text())
 
 

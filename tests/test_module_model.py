@@ -189,6 +189,7 @@ def test_memory_of_a_new_model():
     assert tiny.model(text=True).memory > tiny.model().memory > 0
 
 
+@pytest.mark.bfloat16
 def test_bfloat16_model():
     model = build(dtype="bfloat16", threads=2)
     assert (model.dtype, model.threads) == ("bfloat16", 2)

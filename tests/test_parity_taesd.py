@@ -9,6 +9,8 @@ import pytest
 import torch
 from oracle import BFLOAT16_TOLERANCE, EVALUATION_TOLERANCE, Networks, noise, picture, relative_error
 
+pytestmark = pytest.mark.torch
+
 CONFIGURATIONS = {
     "taesd": {"width": 64},
     "other counts of blocks": {"width": 20, "encoder": (2, 1, 3), "decoder": (1, 4, 2)},
@@ -56,6 +58,7 @@ def test_decode(name, n, height, width):
     assert relative_error(engine(name).decode_float(z), decoded(networks(name).vae, z)) <= EVALUATION_TOLERANCE
 
 
+@pytest.mark.bfloat16
 def test_bfloat16_loses_no_more_than_pytorchs():
     vae = networks("taesd").vae
     half, model = copy.deepcopy(vae).bfloat16(), engine("taesd", dtype="bfloat16")

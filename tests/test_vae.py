@@ -18,6 +18,8 @@ from styleid import ModelError, _core
 from styleid.cli.main import main
 from styleid.models.hub import needed_of_vae
 
+pytestmark = pytest.mark.torch
+
 FAMILY = "1.x"
 
 
