@@ -1,5 +1,6 @@
 """The cache of inversions: what hits, what must not, damage, bounds, and several processes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,9 +8,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import formats
 import numpy as np
 import pytest
 from conftest import picture
+from safetensors.numpy import load_file, save_file
 
 import styleid
 
@@ -64,6 +67,70 @@ def test_whatever_changes_the_inversion_is_another_entry(model, other_model, tmp
     invert(other_model, tmp_path)
     styleid.invert(picture(0).reshape(32, 8, 3).repeat(2, axis=1), model, STEPS, cache=tmp_path)
     assert len(runs) == len(entries(tmp_path)) == len(others) + 3
+
+
+def test_models_that_differ_in_little(folder, tmp_path, runs):
+    """A stored context, one number of it or of the weights, how it computes: each has entries of its own."""
+    path = folder / "context.safetensors"
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+
+    def change(path, name, place):
+        arrays = load_file(path)
+        path.unlink()
+        arrays[name] = arrays[name].copy()
+        arrays[name].flat[place] += np.float32(0.25)
+        save_file(arrays, path)
+
+    def load(**options):
+        return styleid.load_model(folder, **{"dtype": "float32", "threads": 1} | options)
+
+    models = [load(), load(tiling=True)]
+    change(path, "empty_prompt", -1)
+    models.append(load())
+    change(weights, "mid_block.resnets.0.conv1.weight", 777)
+    models.append(load())
+    for model in models:
+        invert(model, tmp_path / "cache")
+    assert len(runs) == len(entries(tmp_path / "cache")) == len({model.identity for model in models}) == len(models)
+    invert(load(threads=2), tmp_path / "cache")  # threads change no byte
+    assert len(runs) == len(models)
+
+
+@pytest.mark.parametrize("change", ["merges", "vocabulary", "padding", "length", "embedding", "none"])
+def test_models_that_differ_in_their_text(tmp_path, runs, change):
+    """What turns a prompt into a context: the tokenizer's files, and every row of the embedding."""
+    root = formats.write_diffusers(tmp_path / "model", formats.configuration("1.x"))
+    def run():
+        model = styleid.load_model(root, dtype="float32", threads=1)
+        return invert(model, tmp_path / "cache", prompt="a cat", layers=(3, 4)), model.fingerprint
+
+    first, fingerprint = run()
+    tokenizer = root / "tokenizer"
+    vocabulary = json.loads((tokenizer / "vocab.json").read_text())
+    if change == "merges":
+        vocabulary |= {"ca": 300, "cat</w>": 301}
+        vocabulary = {piece: i for piece, i in vocabulary.items() if piece not in ("unused110", "unused111")}
+        (tokenizer / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+        (tokenizer / "vocab.json").write_text(json.dumps(vocabulary))
+    elif change == "vocabulary":
+        vocabulary["a</w>"], vocabulary["b</w>"] = vocabulary["b</w>"], vocabulary["a</w>"]
+        (tokenizer / "vocab.json").write_text(json.dumps(vocabulary))
+    elif change == "padding":
+        (tokenizer / "tokenizer_config.json").write_text(json.dumps({"pad_token": "!"}))
+    elif change == "length":
+        (tokenizer / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 40}))
+    elif change == "embedding":
+        path = root / "text_encoder/model.safetensors"
+        arrays = load_file(path)
+        path.unlink()
+        name = "text_model.embeddings.token_embedding.weight"
+        arrays[name] = arrays[name].copy()
+        arrays[name][vocabulary["t</w>"]] += 1
+        save_file(arrays, path)
+    second, other = run()
+    assert len(runs) == (1 if change == "none" else 2)
+    assert np.array_equal(first.context, second.context) == (change == "none")
+    assert (fingerprint == other) == (change != "embedding")
 
 
 def test_pictures_of_one_name(model, tmp_path, runs):

@@ -159,6 +159,70 @@ def test_noise_levels_of_a_file(original, family, tmp_path):
 
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+PUBLISHED = ("cond_stage_model.model.text_projection", "cond_stage_model.model.logit_scale")
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("layers", [23, 24])
+def test_layers_of_the_text_encoder_of_2x(tmp_path, layers, published):
+    """24 are published, of which the last is unused; 23 are left by a conversion from diffusers' layout, and all in use."""
+    config = formats.configuration("2.x")
+    config["text"] |= {"layers": 23}
+    original = formats.ldm(config, "2.x")
+    if layers == 23:
+        original = {name: array for name, array in original.items() if ".resblocks.23." not in name}
+    if not published:
+        original = {name: array for name, array in original.items() if name not in PUBLISHED}
+    save_file(original, tmp_path / "m.safetensors")
+    model = load(tmp_path / "m.safetensors", prediction="epsilon")
+    folder = load(formats.write_diffusers(tmp_path / "folder", config))
+    assert model.config["text"]["layers"] == 23
+    np.testing.assert_array_equal(model.empty_context, folder.empty_context)
+
+
+def test_layers_of_other_text_encoders(expected, tmp_path):
+    """What else was published with them tells whether the last one is in use."""
+    original = formats.ldm(formats.configuration("2.x"), "2.x")
+    converted = {n: a for n, a in original.items() if ".resblocks.2." not in n and n not in PUBLISHED}
+    for name, tensors in ("published", original), ("converted", converted):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        model = load(tmp_path / f"{name}.safetensors", prediction="epsilon")
+        assert model.config["text"]["layers"] == 2
+        np.testing.assert_array_equal(model.empty_context, expected["2.x"].empty_context)
+
+
+def test_a_file_without_a_vae(family, original, folders, expected, tmp_path):
+    """With another VAE, of whatever form, it is whole."""
+    save_file({n: a for n, a in original.items() if not n.startswith(VAE)}, tmp_path / "m.safetensors")
+    with pytest.raises(ModelError, match="no tensors first_stage_model"):
+        load(tmp_path / "m.safetensors", prediction="epsilon")
+    save_file({n: a for n, a in original.items() if n.startswith(VAE)}, tmp_path / "vae.safetensors")
+    torch.save(as_torch({n: a for n, a in original.items() if not n.startswith(VAE)}), tmp_path / "m.ckpt")
+    for name in "m.safetensors", "m.ckpt":
+        for vae in folders[family] / "vae", folders[family], tmp_path / "vae.safetensors":
+            model = load(tmp_path / name, prediction="epsilon", vae=vae)
+            assert model.fingerprint == expected[family].fingerprint
+    assert_same(model, expected[family])
+
+
+def test_a_folder_without_a_vae(expected, folders, tmp_path):
+    folder = formats.write_diffusers(tmp_path / "model", formats.configuration("1.x"))
+    (folder / "vae").rename(tmp_path / "vae")
+    with pytest.raises(ModelError, match="vae/config.json: no such file"):
+        load(folder)
+    assert load(folder, vae=tmp_path / "vae").fingerprint == expected["1.x"].fingerprint
+    (folder / "vae").mkdir()
+    (folder / "vae/config.json").write_text("broken")  # is not looked at
+    assert_same(load(folder, vae=folders["1.x"]), expected["1.x"])
+
+
+def test_a_folder_without_a_tokenizer(family, expected, tmp_path):
+    folder = formats.write_diffusers(tmp_path / "model", formats.configuration(family))
+    (folder / "tokenizer").rename(tmp_path / "elsewhere")
+    model = load(folder)
+    assert_same(model, expected[family])
+    with pytest.raises(ValueError, match="prompt 'a cat': .*folder `tokenizer`"):
+        model.encode_prompt("a cat")
 
 
 @pytest.mark.parametrize(

@@ -811,6 +811,30 @@ def test_fingerprint_sees_configuration_and_weights(model, folder):
     assert load(folder).fingerprint != model.fingerprint
 
 
+def change_one(array, place):
+    array = array.copy()
+    array.flat[place] += np.float32(0.5)
+    return array
+
+
+@pytest.mark.parametrize("place", [0, 17, 200, -1])
+def test_fingerprint_sees_every_number(model, folder, place):
+    for file, name in (UNET, "up_blocks.0.resnets.0.conv1.weight"), (VAE, "decoder.conv_in.weight"):
+        original = (folder / file).read_bytes()
+        edit_tensors(folder / file, lambda t, name=name: t | {name: tensor(change_one(t[name].float32(), place))})
+        assert load(folder).fingerprint != model.fingerprint
+        (folder / file).unlink()
+        (folder / file).write_bytes(original)
+    assert load(folder).fingerprint == model.fingerprint
+
+
+def test_a_fingerprint_does_not_depend_on_how_it_is_computed(model, shared_folder):
+    for threads in 2, 8:
+        assert styleid.load_model(shared_folder, threads=threads).fingerprint == model.fingerprint
+    with pytest.raises(AttributeError):
+        model.fingerprint = "x"
+
+
 def test_readers_alone(folder):
     assert read_unet(folder / "unet/config.json", "epsilon")["prediction"] == "epsilon"
     assert read_vae(folder / "vae/config.json")["image_channels"] == 3

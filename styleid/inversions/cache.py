@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from styleid._core import __version__
 from styleid.files.disk import locked, remove_abandoned, write_whole
 from styleid.images import Pixels
 from styleid.inversions.inversion import Inversion
@@ -97,11 +96,10 @@ class Cache:
 
 
 def key_of(pixels: Pixels, model: Model, settings: Mapping[str, object]) -> str:
-    """A hash of the picture, the model and how it computes, the settings, and this program's version."""
+    """A hash of the picture, of the model, how it computes and this program's version (`Model.identity`), and the settings."""
     parts = {
-        "version": __version__,
         "picture": [pixels.dtype.name, pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()],
-        "model": [model.fingerprint, model.dtype, model.tiling],
+        "model": model.identity,
         "settings": dict(settings),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from styleid import _core
 from styleid.files.checksums import seal
 from styleid.files.tensors import from_bfloat16, mapping_of, release, write_tensors
 from styleid.images import padded_size
-from styleid.inversions.file import KEEP, arrays_of, metadata_of, read_fields, to_tensor
+from styleid.inversions.file import KEEP, SMALL, arrays_of, metadata_of, read_fields, to_tensor
 from styleid.models.loading import default_model
 from styleid.models.model import Model
 
@@ -145,6 +145,15 @@ class Inversion:
             self.feature_dtype, step,
         )[0]  # fmt: skip
         return cast("Mapping[str, dict[int, Feature]]", features)[kind][layer][0]
+
+    def __deepcopy__(self, memo: object) -> Inversion:
+        """Copies of all arrays but the mapped ones, which nothing can change; the model is the same one."""
+        copies: dict[str, Any] = {name: array.copy() for name in SMALL if (array := getattr(self, name)) is not None}
+        features = {
+            kind: {layer: array if mapping_of(array) else array.copy() for layer, array in layers.items()}
+            for kind, layers in self.features.items()
+        }
+        return replace(self, **copies, features=features)
 
     @property
     def mapped(self) -> bool:

@@ -325,18 +325,18 @@ STANDARD_ALPHAS = np.cumprod(1 - _scaled_linear(0.00085, 0.012), dtype=np.float6
 STANDARD_ALPHAS.flags.writeable = False
 
 
-def read_config(unet: Path, vae: Path, scheduler: Path, text: Path | None) -> Config:
-    """The whole configuration. ValueError naming the file, the key and its value."""
+def read_config(unet: Path, vae: Path | VAEConfig, scheduler: Path, text: Path | None) -> Config:
+    """The whole configuration, of which that of the VAE may be known. ValueError naming the file, the key and its value."""
     prediction, alphas = read_scheduler(scheduler)
     config: Config = {
         "unet": read_unet(unet, prediction),
-        "vae": read_vae(vae),
+        "vae": read_vae(vae) if isinstance(vae, Path) else vae,
         "text": read_text(text) if text else None,
         "alphas": alphas,
     }
     latent = config["vae"]["latent_channels"]
     for key in "in_channels", "out_channels":
-        if config["unet"][key] != latent:
+        if isinstance(vae, Path) and config["unet"][key] != latent:
             raise ValueError(f"{unet}: {key} is {config['unet'][key]}, but the VAE's latents have {latent} channels")
     if config["text"] and config["text"]["channels"] != config["unet"]["context_size"]:
         raise ValueError(

@@ -21,6 +21,7 @@ from styleid.models.weights import add_tensor
 
 if TYPE_CHECKING:
     from styleid._core import Config, KLConfig, TextConfig, UNetConfig
+    from styleid.models.vae import Contents as VAEContents
 
 Prediction = Literal["epsilon", "v_prediction"]
 Tensors = dict[str, Tensor]
@@ -30,7 +31,7 @@ EMA = "model_ema."  # running means of the UNet's weights, by names without dots
 CLIP, OPEN_CLIP = "transformer.", "model."  # of the text encoder: SD 1.x, SD 2.x
 PREDICTIONS: Mapping[str, Prediction] = {"epsilon": "epsilon", "v": "v_prediction"}  # in a file's metadata
 NATIVE_SIZE: Mapping[Prediction, int] = {"epsilon": 64, "v_prediction": 96}  # of latents, as SD was trained
-GROUPS, HEAD_SIZE, HEADS_OF_1X = 32, 64, 8
+GROUPS, HEAD_SIZE, HEADS_OF_1X, LAYERS_OF_2X = 32, 64, 8, 23
 # Numbers between this and the standard noise levels are those levels rounded, not others.
 ROUNDING = {"F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
 
@@ -81,11 +82,13 @@ def convert(
     metadata: Mapping[str, str],
     prediction: Prediction | None,
     ema: bool = False,
+    vae: VAEContents | None = None,
 ) -> Contents:
     """The model in a file's tensors. ValueError naming the file and the tensor that is missing or unknown.
 
     prediction: what the UNet predicts, for files that do not say; None: what the metadata say, else noise.
     ema: take the running means of the UNet's weights, where the training kept them, for the weights themselves.
+    vae: in place of the file's own, which then need not be there.
     """
     parts: dict[str, Tensors] = {UNET: {}, VAE: {}, TEXT: {}}
     for name, tensor in tensors.items():
@@ -97,13 +100,13 @@ def convert(
         parts[prefix][name.removeprefix(prefix)] = tensor
     if ema:
         parts[UNET] = {name: _mean(path, tensors, name) for name in parts[UNET]}
-    if empty := [prefix for prefix, part in parts.items() if not part]:
+    if empty := [prefix for prefix, part in parts.items() if not part and (prefix != VAE or vae is None)]:
         raise ValueError(f"{path}: no tensors {empty[0]}*; expected UNet, VAE and text encoder of one model")
     stated = prediction or PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
     try:
         unet_config, unet = _unet(parts[UNET], stated or "epsilon")
-        vae_config, vae = _vae(parts[VAE])
-        text_config, text = _text(parts[TEXT])
+        vae_config, vae_tensors = vae or _vae(parts[VAE])
+        text_config, text = _text(parts[TEXT], _is_published(tensors))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if stated is None and unet_config["linear_projection"]:
@@ -118,7 +121,8 @@ def convert(
             f"but the text encoder gives {text_config['channels']}"
         )
     alphas = _alphas(tensors.get("alphas_cumprod"), path)
-    return Contents({"unet": unet_config, "vae": vae_config, "text": text_config, "alphas": alphas}, unet, vae, text)
+    config: Config = {"unet": unet_config, "vae": vae_config, "text": text_config, "alphas": alphas}
+    return Contents(config, unet, vae_tensors, text)
 
 
 def _mean(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
@@ -256,10 +260,15 @@ def _vae_modules(levels: int, per_block: int) -> Iterator[tuple[str, str]]:
 # ---- text encoder ----
 
 
-def _text(tensors: Tensors) -> tuple[TextConfig, Tensors]:
+def _is_published(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether open_clip's text encoder is there as it was published: with what only its other half, for images, needs."""
+    return any(f"{TEXT}{OPEN_CLIP}{name}" in tensors for name in ("text_projection", "logit_scale"))
+
+
+def _text(tensors: Tensors, published: bool) -> tuple[TextConfig, Tensors]:
     """What the shapes of the text encoder's tensors say, and its tensors by the names of transformers' CLIPTextModel."""
     open_clip = any(name.startswith(OPEN_CLIP) for name in tensors)
-    text = _open_clip(tensors) if open_clip else _clip(tensors)
+    text = _open_clip(tensors, published) if open_clip else _clip(tensors)
     vocabulary, channels = _shape(text, "embeddings.token_embedding.weight", 2)
     positions, _ = _shape(text, "embeddings.position_embedding.weight", 2)
     if vocabulary < 2 or positions < 2:
@@ -286,19 +295,24 @@ def _clip(tensors: Tensors) -> Tensors:
     return found
 
 
-def _open_clip(tensors: Tensors) -> Tensors:
-    """The names of open_clip's text transformer without the last layer: SD 2.x takes what the one before it gives."""
+def _open_clip(tensors: Tensors, published: bool) -> Tensors:
+    """The names of open_clip's text transformer, of the layers that are used.
+
+    SD 2.x takes what the last layer but one gives, of the 24 that were published. Files that were converted from diffusers'
+    layout hold those 23 alone. Of transformers of other depths, what else was published with them tells.
+    """
     layers = _count(tensors, OPEN_CLIP + "transformer.resblocks.{}.ln_1.weight")
+    used = layers - (layers == LAYERS_OF_2X + 1 or (published and layers not in (1, LAYERS_OF_2X)))
     modules = {
         f"{OPEN_CLIP}token_embedding": "embeddings.token_embedding",
         f"{OPEN_CLIP}ln_final": "final_layer_norm",
     }
-    modules |= {f"{OPEN_CLIP}transformer.resblocks.{i}": f"encoder.layers.{i}" for i in range(layers - 1)}
+    modules |= {f"{OPEN_CLIP}transformer.resblocks.{i}": f"encoder.layers.{i}" for i in range(used)}
     plain: Tensors = {}
     found: Tensors = {}
     for name, tensor in tensors.items():
         fused = re.fullmatch(r"model\.transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", name)
-        if name.startswith(f"{OPEN_CLIP}transformer.resblocks.{layers - 1}."):
+        if used < layers and name.startswith(f"{OPEN_CLIP}transformer.resblocks.{used}."):
             continue
         if name == f"{OPEN_CLIP}positional_embedding":
             found["embeddings.position_embedding.weight"] = tensor

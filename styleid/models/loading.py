@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +23,17 @@ from styleid.models.config import STANDARD_ALPHAS, read_config
 from styleid.models.hub import NAME, fetch
 from styleid.models.ldm import convert
 from styleid.models.model import VAE, Model, Recommended
+from styleid.models.origin import Origin
 from styleid.models.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.models.vae import read as read_vae
 from styleid.models.weights import STEMS, engine_weights, read_component, read_weights
+from styleid.numbers import whole
 from styleid.processors import MOST, default_threads
 
 if TYPE_CHECKING:
-    from styleid._core import Config, VAEAlone, Weight
+    from styleid._core import Config, TextConfig, VAEAlone, Weight
     from styleid.models.ldm import Prediction
+    from styleid.models.vae import Contents as VAEContents
 
 LARGEST = 1 << 31  # numbers of one weight; the largest of Stable Diffusion 2 has 2^26
 DEFAULT_FOLDER = Path(__file__).parents[1] / "data" / "default-model"
@@ -88,6 +90,10 @@ def load_model(
         TypeError, ValueError: an argument is not one of the above
         MemoryError: the weights take more memory than is free
     """
+    options: dict[str, Any] = {
+        "source": source, "dtype": dtype, "device": device, "threads": threads, "prediction": prediction, "vae": vae,
+        "tiling": tiling, "ema": ema,
+    }  # fmt: skip
     dtype = _dtype(dtype)
     if device not in ("auto", "cpu"):
         raise ValueError(f"device: expected 'auto' or 'cpu', got {device!r}")
@@ -100,15 +106,19 @@ def load_model(
         raise TypeError(f"vae: expected None or a path, got {type(vae).__name__}")
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: expected 'default' or a path, got {type(source).__name__}")
-    path = DEFAULT_FOLDER if source == "default" else Path(source)
+    name = os.fsdecode(source)
+    path = DEFAULT_FOLDER if name == "default" else Path(name)
     try:
-        if not path.exists() and NAME.fullmatch(str(source)):
-            path = fetch(str(source))
-        parts = _read(path, cast("Prediction | None", prediction), bool(ema))
-        if vae is not None:
-            parts = _with_vae(parts, os.fspath(vae))
+        if not path.exists() and NAME.fullmatch(name):
+            path = fetch(name)
+        other = None if vae is None else read_vae(os.fsdecode(vae))
+        parts = _read(path, cast("Prediction | None", prediction), bool(ema), other)
+        ours, theirs = parts.config["vae"]["latent_channels"], parts.config["unet"]["in_channels"]
+        if other is not None and ours != theirs:
+            raise ValueError(f"{vae}: the VAE's latents have {ours} channels, but the UNet takes {theirs}")
         sizes = [math.prod(weight["shape"]) for weight in parts.weights.values()]
-        check_weights(sum(size for size in sizes if size < LARGEST), dtype)  # a larger one is no layer's, as the engine says
+        known = sum(size for size in sizes if size < LARGEST)  # a larger one is no layer's, as the engine says
+        check_weights(known, dtype)
         return Model(
             parts.config,
             lora.merge(parts.weights, changes),
@@ -118,7 +128,8 @@ def load_model(
             tokenizer=parts.tokenizer,
             context=parts.context,
             recommended=parts.recommended,
-            source=os.fspath(source),
+            source=name,
+            origin=Origin(load_model, options | {"loras": changes}),
         )
     except ModelError as error:  # the engine does not know where its numbers came from
         raise ModelError(f"{path}{f' with the VAE {vae}' if vae else ''}: {error}") from None
@@ -142,14 +153,16 @@ def load_vae(
         ModelError: the files are missing, damaged or not a VAE that can be computed; names the file and the fault
         TypeError, ValueError: an argument is not one of the above
     """
+    options = {"source": source, "dtype": dtype, "threads": threads, "tiling": tiling}
     dtype, threads, tiles = _dtype(dtype), _threads(threads), _tiling(tiling)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: expected a path, got {type(source).__name__}")
     try:
-        found = read_vae(os.fspath(source))
+        found = read_vae(os.fsdecode(source))
         alone: VAEAlone = {"unet": None, "vae": found.config, "text": None, "alphas": STANDARD_ALPHAS}
         weights = engine_weights({}, found.tensors, None)
-        return VAE(alone, weights, dtype, threads, tiling=tiles, source=os.fspath(source))
+        origin = Origin(load_vae, options)
+        return VAE(alone, weights, dtype, threads, tiling=tiles, source=os.fsdecode(source), origin=origin)
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from None
     except (ValueError, OSError) as error:
@@ -197,60 +210,45 @@ def _tiling(tiling: str | bool) -> str:
 def _threads(threads: int | None) -> int:
     if threads is None:
         return default_threads()[0]
-    try:
-        threads = operator.index(threads)
-    except TypeError:
-        raise TypeError(f"threads: expected a whole number or None, got {type(threads).__name__}") from None
-    if not 1 <= threads <= MOST:
-        raise ValueError(f"threads: expected 1 to {MOST}, got {threads}")
-    return threads
+    return whole("threads", threads, 1, MOST)
 
 
-def _with_vae(parts: Parts, source: str) -> Parts:
-    """The same with another VAE."""
-    found = read_vae(source)
-    ours, theirs = found.config["latent_channels"], parts.config["unet"]["in_channels"]
-    if ours != theirs:
-        raise ValueError(f"{source}: the VAE's latents have {ours} channels, but the UNet takes {theirs}")
-    config: Config = {**parts.config, "vae": found.config}
-    weights = {name: weight for name, weight in parts.weights.items() if not name.startswith("vae.")}
-    return parts._replace(config=config, weights=weights | engine_weights({}, found.tensors, None))
-
-
-def _read(path: Path, prediction: Prediction | None, ema: bool) -> Parts:
-    """Reads whatever is there. ValueError naming the file and the fault."""
+def _read(path: Path, prediction: Prediction | None, ema: bool, vae: VAEContents | None) -> Parts:
+    """Reads whatever is there, with the given VAE in place of its own. ValueError naming the file and the fault."""
     if path.is_file():
-        return _read_file(path, prediction, ema)
+        return _read_file(path, prediction, ema, vae)
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder, and not of the form owner/name of a model on the hub")
     if ema:
         raise ValueError(f"{path}: ema: only single files in the original naming hold running means beside the weights")
-    return _read_folder(path, prediction)
+    return _read_folder(path, prediction, vae)
 
 
-def _read_file(path: Path, prediction: Prediction | None, ema: bool) -> Parts:
+def _read_file(path: Path, prediction: Prediction | None, ema: bool, vae: VAEContents | None) -> Parts:
     """Reads a single file in the original naming, and the tokenizer beside it."""
     tensors, metadata = read_weights(path)
-    found = convert(path, tensors, metadata, prediction, ema)
+    found = convert(path, tensors, metadata, prediction, ema, vae)
     text = found.config["text"]
     assert text is not None
-    folder = path.parent / "tokenizer"
-    tokenizer: Tokenize
-    if folder.is_dir():
-        tokenizer = read_tokenizer(folder, text["positions"], text["vocabulary"])
-    else:
-        pads_with_zero = text["activation"] == "gelu"  # SD 2.x; 1.x pads with the end token
-        tokenizer = EmptyPromptTokenizer(text["vocabulary"], text["positions"], pads_with_zero)
+    tokenizer = _tokenizer(path.parent / "tokenizer", text)
     return Parts(found.config, engine_weights(found.unet, found.vae, found.text), tokenizer, None, {})
 
 
-def _read_folder(folder: Path, prediction: Prediction | None) -> Parts:
+def _tokenizer(folder: Path, text: TextConfig) -> Tokenize:
+    """The one in a folder; where there is no such folder, one that knows the empty prompt."""
+    if folder.is_dir():
+        return read_tokenizer(folder, text["positions"], text["vocabulary"])
+    pads_with_zero = text["activation"] == "gelu"  # SD 2.x; 1.x pads with the end token
+    return EmptyPromptTokenizer(text["vocabulary"], text["positions"], pads_with_zero)
+
+
+def _read_folder(folder: Path, prediction: Prediction | None, vae: VAEContents | None) -> Parts:
     """Reads a diffusers folder."""
     text_folder = folder / "text_encoder"
     text_config = text_folder / "config.json" if text_folder.is_dir() else None
     config = read_config(
         folder / "unet" / "config.json",
-        folder / "vae" / "config.json",
+        folder / "vae" / "config.json" if vae is None else vae.config,
         folder / "scheduler" / "scheduler_config.json",
         text_config,
     )
@@ -259,12 +257,12 @@ def _read_folder(folder: Path, prediction: Prediction | None) -> Parts:
     tokenizer = context = text = None
     if config["text"]:
         text = read_component(text_folder, STEMS["text_encoder"])
-        tokenizer = read_tokenizer(folder / "tokenizer", config["text"]["positions"], config["text"]["vocabulary"])
+        tokenizer = _tokenizer(folder / "tokenizer", config["text"])
     else:
         context = _read_context(folder / "context.safetensors", config["unet"]["context_size"])
     weights = engine_weights(
         read_component(folder / "unet", STEMS["unet"]),
-        read_component(folder / "vae", STEMS["vae"]),
+        read_component(folder / "vae", STEMS["vae"]) if vae is None else vae.tensors,
         text,
     )
     return Parts(config, weights, tokenizer, context, _read_recommended(folder / "styleid.json"))

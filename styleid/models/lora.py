@@ -100,7 +100,7 @@ def check(loras: Sequence[tuple[str | os.PathLike[str], float]]) -> list[Lora]:
     for item in loras:
         if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], (str, os.PathLike)):
             raise TypeError(f"loras: expected pairs of a path and a weight, got {item!r}")
-        checked.append((Path(item[0]), number(f"loras: the weight of {item[0]}", item[1])))
+        checked.append((Path(os.fsdecode(item[0])), number(f"loras: the weight of {item[0]}", item[1])))
     return checked
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -13,12 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 from styleid import _core
 from styleid.files.tensors import releasing
 from styleid.images import Picture, padded_size, to_array
-from styleid.models.prompts import Tokenize
+from styleid.models.origin import Origin, remember
+from styleid.models.prompts import Tokenize, describe
+from styleid.numbers import whole
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from styleid._core import Config, VAEAlone, Weight
 
 Float32 = NDArray[np.float32]
+HASHING = 8  # threads; more wait for the memory
 
 
 class Recommended(TypedDict, total=False):
@@ -48,12 +54,16 @@ class VAE:
         *,
         tiling: str = "auto",
         source: str = "",
+        origin: Origin | None = None,
     ) -> None:
         self._engine = _core.Model(config, weights, dtype, threads, tiling)
         self._factor = 1 << (len(config["vae"]["channels"]) - 1)
         self._scaling_factor = config["vae"]["scaling_factor"]
         self.tiling = tiling
         self.source = source
+        self._origin = origin
+        with releasing(weight["data"] for weight in weights.values()):
+            self._fingerprint = fingerprint(config, weights, threads)
 
     def __repr__(self) -> str:
         return f"<styleid.VAE {self.source!r}, {self.dtype}, factor {self.vae_factor}>"
@@ -62,6 +72,24 @@ class VAE:
     def engine(self) -> _core.Model:
         """The C object, as the functions of `styleid._core` take it."""
         return self._engine
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the configuration and of all weights as they were loaded, with every LoRA and the VAE: 32 digits.
+
+        Inversions carry it along, and are refused by models of another one.
+        """
+        return self._fingerprint
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickled is where it was loaded from, and how; whoever unpickles it has to find the same files there."""
+        return remember(self, self._origin, self._fingerprint)
+
+    def __copy__(self) -> Self:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     @property
     def dtype(self) -> str:
@@ -128,7 +156,6 @@ class Model(VAE):
     Attributes:
         config: the configuration, as nested dictionaries of numbers
         source: where it was loaded from
-        fingerprint: a hash of configuration and weights, which inversions carry along
         tiling: whether the VAE works in tiles: "on", "off" or "auto"
         recommended: the settings that its folder recommends (styleid.json), {} where none:
             `transfer(content, style, model, **model.recommended)`
@@ -146,10 +173,10 @@ class Model(VAE):
         context: Float32 | None = None,
         recommended: Recommended | None = None,
         source: str = "",
+        origin: Origin | None = None,
     ) -> None:
         with releasing(weight["data"] for weight in weights.values()):
-            super().__init__(config, weights, dtype, threads, tiling=tiling, source=source)
-            self.fingerprint = fingerprint(config, weights)
+            super().__init__(config, weights, dtype, threads, tiling=tiling, source=source, origin=origin)
         self._tokenizer = tokenizer
         self._stored_context = context
         self.config = config
@@ -225,15 +252,26 @@ class Model(VAE):
         return self._stored_context
 
     @cached_property
+    def identity(self) -> str:
+        """A hash of all that results depend on besides images and settings: `fingerprint`, what texts become tokens or
+        contexts by, the type of the numbers, tiling, and the instruction set and library that they are computed with.
+
+        What is kept under it, such as an entry of `styleid.Cache`, is never another model's.
+        """
+        info = _core.info()
+        parts = [self.fingerprint, describe(self._tokenizer), self.dtype, self.tiling, info["isa"], info["onednn"]]
+        if self._stored_context is not None:
+            parts += [str(self._stored_context.shape), hashlib.sha256(self._stored_context.tobytes()).hexdigest()]
+        return hashlib.sha256("\n".join([_core.__version__, *parts]).encode()).hexdigest()
+
+    @cached_property
     def empty_context(self) -> Float32:
         """The (1, tokens, channels) float32 context of the empty prompt, which the method uses unless told otherwise."""
         return self.encode_prompt("")
 
 
 def _generator(seed: int) -> np.random.Generator:
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: expected None or a whole number from 0 on, got {seed!r}")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(whole("seed", seed, 0, (1 << 64) - 1))
 
 
 def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:
@@ -250,15 +288,18 @@ def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:
     return array
 
 
-def fingerprint(config: Config, weights: Mapping[str, Weight]) -> str:
-    """A hash of the configuration, and of names, types, shapes and samples of all weights: 16 evenly spaced blocks of
-    256 bytes of each, which any training changes, so that it takes milliseconds and not seconds."""
-    digest = hashlib.blake2b(digest_size=16)
+def fingerprint(config: Config | VAEAlone, weights: Mapping[str, Weight], threads: int) -> str:
+    """A hash of the configuration and of all weights: names, types, shapes and every byte. Weights are hashed side by side."""
     parts: dict[str, Any] = {**config, "alphas": config["alphas"].tobytes().hex()}
-    digest.update(repr(parts).encode())
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {weight['dtype']} {tuple(weight['shape'])}".encode())
-        data = memoryview(weight["data"]).cast("B")
-        for begin in range(0, len(data), max(256, len(data) // 16)):
-            digest.update(data[begin : begin + 256])
-    return digest.hexdigest()
+    digest = hashlib.sha256(repr(parts).encode())
+    names = sorted(weights)
+    with ThreadPoolExecutor(min(threads, HASHING)) as pool:
+        for each in pool.map(_hash_weight, names, map(weights.__getitem__, names)):
+            digest.update(each)
+    return digest.hexdigest()[:32]
+
+
+def _hash_weight(name: str, weight: Weight) -> bytes:
+    digest = hashlib.sha256(f"{name} {weight['dtype']} {tuple(weight['shape'])}".encode())
+    digest.update(memoryview(weight["data"]).cast("B"))
+    return digest.digest()

@@ -1,5 +1,6 @@
 """CLIP's tokenizer, from the files that come with a model."""
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -21,12 +22,21 @@ WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 Tokenize = Callable[[str], NDArray[np.int32]]  # a text -> (1, length) token numbers
 
 
+def describe(tokenize: Tokenize | None) -> str:
+    """All that the numbers of a text's tokens depend on, as a text."""
+    return "none" if tokenize is None else repr(tokenize)
+
+
 class PromptTokenizer:
     """Text -> token numbers: begin token, pieces, end token, padding up to a fixed length."""
 
     def __init__(self, tokenizer: Tokenizer, begin: int, end: int, pad: int, length: int) -> None:
         self.tokenizer = tokenizer
         self.begin, self.end, self.pad, self.length = begin, end, pad, length
+
+    def __repr__(self) -> str:
+        text = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        return f"PromptTokenizer({text}, {self.begin}, {self.end}, {self.pad}, {self.length})"
 
     def __call__(self, text: str) -> NDArray[np.int32]:
         """(1, length) token numbers; what is too long is cut off with a warning."""
@@ -53,12 +63,15 @@ class EmptyPromptTokenizer:
         self.tokens = np.full((1, length), 0 if pads_with_zero else vocabulary - 1, np.int32)
         self.tokens[0, :2] = vocabulary - 2, vocabulary - 1
 
+    def __repr__(self) -> str:
+        return f"EmptyPromptTokenizer({self.tokens.tolist()})"
+
     def __call__(self, text: str) -> NDArray[np.int32]:
         """(1, length) token numbers; ValueError for any other prompt."""
         if text:
             raise ValueError(
-                f"prompt {text[:80]!r}: this model was loaded from a single file, which has no tokenizer; put a folder "
-                "`tokenizer` with CLIP's vocab.json and merges.txt beside the file, or use the empty prompt"
+                f"prompt {text[:80]!r}: this model came without a tokenizer; put a folder `tokenizer` with CLIP's vocab.json "
+                "and merges.txt into its folder, or beside its file, or use the empty prompt"
             )
         return self.tokens
 
