@@ -176,7 +176,8 @@ def invert(
     negative: Float32 | None = None, # (1, tokens, context_size): e = e_negative + guidance (e_context - e_negative)
     guidance: float = 1.0,           # unused where negative is None: then nothing more is evaluated
     *,
-    on_attention: OnAttention | None = None,  # in `layers`, after their features were kept; for each picture in turn
+    on_attention: OnAttention | None = None,  # after features were kept; for each image in turn
+    watched: Sequence[int] | None = None,     # the layers that it sees; None: `layers`
     sink: Sink | None = None,        # sink(step, features of that step): then nothing else keeps them
     refine: int = 0,                 # further evaluations a step
 ) -> list[InversionData]:
@@ -214,12 +215,10 @@ def sample(
     *,
     inject: str = "qkv",             # of the content's queries and the styles' keys and values, those that are injected
     regions: Regions | None = None,  # layers that are not in it: everywhere
-    on_attention: OnAttention | None = None,  # in `layers`, of what is injected
+    on_attention: OnAttention | None = None,  # of what is injected, or of the layer's own
+    watched: Sequence[int] | None = None,  # the layers that it sees; None: `layers`
     skip: int = 0,                   # of the first evaluations
     where: NDArray[np.uint8] | None = None,  # (steps, decoder layers): 0 where nothing is injected; None: 1
-    # (steps, decoder layers, 5) to be filled, of the logits of all self-attention: their number, sum, sum of squares, sum
-    # over queries and heads of keys * (mean over the keys)^2, and the largest
-    logits: NDArray[np.float64] | None = None,
 ) -> Float32:
     """DDIM sampling from zT with injection -> z0 (1, C, h, w)."""
 

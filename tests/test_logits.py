@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import tiny
 from conftest import picture
 
 import styleid
-from styleid import _core
 
 STEPS, HEADS = 3, 2
 
@@ -57,26 +55,11 @@ def test_where_nothing_is_computed(inversions):
         assert np.isnan(numbers[2]).all() and np.isnan(numbers[:, :4]).all() and np.isfinite(numbers[:2, 4:]).all()
 
 
-def test_one_evaluation_of_a_guided_step():
-    model = tiny.model()
-    arguments = tiny.sample_arguments(tiny.invert(model)[0])
-    logits = np.empty((tiny.STEPS, 4, 5))
-    _core.sample(model, **arguments, logits=logits, negative=2 * tiny.CONTEXT, guidance=2.0)
-    np.testing.assert_array_equal(logits[:, 2:, 0], HEADS * 16 * 16)
-
-
-@pytest.mark.parametrize(
-    "logits, error",
-    [
-        (np.zeros((tiny.STEPS, 4, 4)), ValueError),
-        (np.zeros((tiny.STEPS, 4, 5), np.float32), TypeError),
-        (np.zeros((tiny.STEPS, 4, 10))[..., ::2], ValueError),
-        (np.broadcast_to(0.0, (tiny.STEPS, 4, 5)), ValueError),
-        ([], TypeError),
-    ],
-)
-def test_bad_arrays(logits, error):
-    model = tiny.model()
-    arguments = tiny.sample_arguments(tiny.invert(model)[0])
-    with pytest.raises(error, match="^logits: expected"):
-        _core.sample(model, **arguments, logits=logits)
+def test_one_evaluation_of_a_guided_step(model):
+    """Both are shown; the first one, the prompt's, counts."""
+    statistics, random = styleid.LogitStatistics(), np.random.default_rng(0)
+    see = statistics.observe(model, np.full((STEPS, model.layer_count), 1.5), None, ())
+    shown = random.standard_normal((2, 2, 9, model.layer_channels(6)), np.float32)
+    for query, key in shown:
+        assert see(1, 6, query, key, key) is None
+    assert np.isclose(statistics.mean[1, 6], expected(*shown[0], 1.5)[0])

@@ -1,29 +1,47 @@
-/* One buffer per run with bump allocation.
+/* Memory of a backend: single blocks, and one buffer per run with bump allocation.
  *
- * A run goes through the model twice: first with a measuring arena, which hands out no memory, only counts,
- * while the backend creates its primitives; then with a buffer of exactly the peak that was counted. */
+ * A run goes through the model twice: first with a measuring arena, which hands out no memory, only counts, while the
+ * backend creates what it needs; then with a buffer of exactly the peak that was counted. See core/run.h. */
 #ifndef SID_CORE_ARENA_H
 #define SID_CORE_ARENA_H
 
 #include "core/tensor.h"
 
+/* Where a backend's memory comes from. Blocks are aligned to SID_ALIGN. */
+typedef struct sid_memory {
+    int (*take)(struct sid_memory *memory, void **block, size_t size, const char *what); /* what: for the error text */
+    void (*give)(struct sid_memory *memory, void *block); /* may be called while work that uses it is in flight */
+    int is_host; /* whether the host may read and write it, so that nothing has to be copied across */
+} sid_memory;
+
+#define SID_ALIGN 256
+
+/* count float32 numbers, to be given back by sid_memory_give(). */
+int sid_memory_floats(sid_memory *memory, float **block, size_t count, const char *what);
+/* The data of planes whose other members are set. */
+int sid_memory_planes(sid_memory *memory, sid_planes *planes, const char *what);
+void sid_memory_give(sid_memory *memory, void *block); /* NULL: nothing */
+
 typedef struct {
-    char *base; /* NULL: measuring */
+    sid_memory *memory;
+    char *base;
     size_t size, used, peak;
+    int measuring;
 } sid_arena;
 
-#define SID_ALIGN 64
+static inline int sid_measuring(const sid_arena *arena) { return arena->measuring; }
 
-static inline int sid_measuring(const sid_arena *arena) { return arena->base == NULL; }
-
-/* Gives a measured arena its buffer (arena->peak bytes) and starts it anew. */
-int sid_arena_open(sid_arena *arena);
+/* An arena of `size` bytes, which a measuring one had as its peak. */
+int sid_arena_open(sid_arena *arena, sid_memory *memory, size_t size);
 void sid_arena_close(sid_arena *arena);
 
 /* *block: size bytes aligned to SID_ALIGN; NULL while measuring. */
 int sid_arena_take(sid_arena *arena, void **block, size_t size);
 
 int sid_arena_floats(sid_arena *arena, float **block, size_t count);
+
+/* The data of planes whose other members are set. */
+int sid_arena_planes(sid_arena *arena, sid_planes *planes);
 
 /* A dense tensor in the arena. */
 int sid_arena_tensor(sid_arena *arena, sid_tensor *t, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c);

@@ -7,6 +7,8 @@ static int expect(int fits, const char *op) {
     return fits ? SID_OK : sid_fail(SID_EINTERNAL, "%s: shapes do not fit", op);
 }
 
+static const sid_curve identity = {.factor = 1};
+
 static int same_shape(const sid_tensor *a, const sid_tensor *b) {
     return a->n == b->n && a->h == b->h && a->w == b->w && a->c == b->c;
 }
@@ -41,18 +43,21 @@ int sid_conv2d(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv 
 
 int sid_linear_map(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_linear *linear, const sid_post *post) {
     post = post ? post : &(sid_post){0};
-    SID_TRY(expect(src->c == linear->in && dst->c == linear->out && sid_rows(dst) == sid_rows(src) &&
-                       post_fits(dst, post) && !post->relu,
+    SID_TRY(expect(src->c == linear->shape.in && dst->c == linear->shape.out && sid_rows(dst) == sid_rows(src) &&
+                       post_fits(dst, post) && !post->relu &&
+                       !(post->activation == SID_SILU && (post->factor || post->residual)),
                    "linear"));
     return exec->backend->linear(exec, dst, src, linear, post);
 }
 
 int sid_group_normalize(sid_exec *exec, sid_tensor *dst, const sid_group_norm *norm) {
-    const sid_tensor *a = norm->a, *b = norm->b;
+    const sid_tensor *a = norm->a, *b = norm->b, *add = norm->add;
     size_t channels = a->c + (b ? b->c : 0);
     SID_TRY(expect(dst->n == a->n && dst->h == a->h && dst->w == a->w && dst->c == channels &&
                        (!b || (b->n == a->n && b->h == a->h && b->w == a->w)) && channels % norm->groups == 0 &&
-                       dst->stride == dst->c,
+                       dst->stride == dst->c &&
+                       (!add || (add->dtype == SID_F32 && add->c == channels && sid_rows(add) == add->n &&
+                                 (add->n == 1 || add->n == a->n))),
                    "group_norm"));
     return exec->backend->group_norm(exec, dst, norm);
 }
@@ -63,12 +68,21 @@ int sid_layer_normalize(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, 
     return exec->backend->layer_norm(exec, dst, src, scale, shift, eps);
 }
 
-int sid_attend(sid_exec *exec, const sid_attention *problems, size_t count) {
-    for (size_t i = 0; i < count; i++)
-        SID_TRY(expect(problems[i].queries && problems[i].source_count &&
-                           problems[i].heads == problems[0].heads && problems[i].head_size == problems[0].head_size,
-                       "attention"));
-    return exec->backend->attention(exec, problems, count);
+static int source_fits(const sid_attention *attention, const sid_keys *source) {
+    const sid_tensor *q = attention->q, *k = &source->k, *v = &source->v;
+    return k->c == q->c && v->c == q->c && k->n == v->n && k->h * k->w == v->h * v->w && sid_rows(k) &&
+           (k->n == 1 || k->n == q->n) && k->dtype == q->dtype && v->dtype == q->dtype;
+}
+
+int sid_attend(sid_exec *exec, sid_tensor *dst, const sid_attention *attention) {
+    const sid_tensor *q = attention->q;
+    int fits = same_shape(dst, q) && sid_rows(q) && attention->source_count && q->c % attention->heads == 0;
+    for (size_t i = 0; i < attention->source_count; i++) fits = fits && source_fits(attention, &attention->sources[i]);
+    if (attention->causal)
+        fits = fits && attention->source_count == 1 &&
+               attention->sources->k.h * attention->sources->k.w == q->h * q->w;
+    SID_TRY(expect(fits, "attention"));
+    return exec->backend->attention(exec, dst, attention);
 }
 
 int sid_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y) {
@@ -82,10 +96,49 @@ int sid_blend_rows(sid_exec *exec, sid_tensor *dst, const float *a, const sid_te
     return exec->backend->blend_rows(exec, dst, a, x, y);
 }
 
-int sid_from_planes(sid_exec *exec, sid_tensor *dst, const float *planes, float factor) {
-    return exec->backend->from_planes(exec, dst, planes, factor);
+static int planes_fit(const sid_planes *planes, const sid_tensor *t) {
+    return planes->n == t->n && planes->c == t->c && planes->h == t->h && planes->w == t->w;
 }
 
-int sid_to_planes(sid_exec *exec, float *planes, const sid_tensor *src, float factor) {
-    return exec->backend->to_planes(exec, planes, src, factor);
+int sid_from_planes(sid_exec *exec, sid_tensor *dst, const sid_planes *planes, const sid_curve *curve) {
+    SID_TRY(expect(planes_fit(planes, dst) && dst->stride == dst->c, "from_planes"));
+    return exec->backend->from_planes(exec, dst, planes, curve ? curve : &identity);
+}
+
+int sid_to_planes(sid_exec *exec, sid_planes *planes, const sid_tensor *src, const sid_curve *curve) {
+    SID_TRY(expect(planes_fit(planes, src), "to_planes"));
+    return exec->backend->to_planes(exec, planes, src, curve ? curve : &identity);
+}
+
+int sid_mix(sid_exec *exec, float *z, const float *p, size_t count, double up, double down, double a, double b) {
+    return exec->backend->mix(exec, z, p, count, up, down, a, b);
+}
+
+static int window_fits(const sid_window *w) { return w->top + w->rows <= w->height && w->left + w->columns <= w->width; }
+
+int sid_tile_take(sid_exec *exec, float *tile, const float *planes, const sid_window *window) {
+    SID_TRY(expect(window_fits(window), "tile_take"));
+    return exec->backend->tile_take(exec, tile, planes, window);
+}
+
+int sid_tile_add(sid_exec *exec, float *planes, const float *tile, const sid_window *window, const float *row_shares,
+                 const float *column_shares) {
+    SID_TRY(expect(window_fits(window), "tile_add"));
+    return exec->backend->tile_add(exec, planes, tile, window, row_shares, column_shares);
+}
+
+int sid_write(sid_exec *exec, void *block, const void *host, size_t size) {
+    return sid_measuring(&exec->arena) ? SID_OK : exec->backend->write(exec, block, host, size);
+}
+
+int sid_read(sid_exec *exec, void *host, const void *block, size_t size) {
+    return sid_measuring(&exec->arena) ? SID_OK : exec->backend->read(exec, host, block, size);
+}
+
+int sid_copy(sid_exec *exec, void *block, const void *from, size_t size) {
+    return sid_measuring(&exec->arena) ? SID_OK : exec->backend->copy(exec, block, from, size);
+}
+
+int sid_zero(sid_exec *exec, void *block, size_t size) {
+    return sid_measuring(&exec->arena) ? SID_OK : exec->backend->zero(exec, block, size);
 }

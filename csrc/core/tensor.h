@@ -1,18 +1,26 @@
-/* Feature maps. Always NHWC, so a feature map of h x w pixels *is* a matrix of h*w tokens. */
+/* Feature maps and planes. Their data is memory of the backend: only the backend reads or writes it. */
 #ifndef SID_CORE_TENSOR_H
 #define SID_CORE_TENSOR_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { SID_F32, SID_BF16, SID_F16 } sid_dtype; /* SID_F16: weights as stored, never computed in */
+/* What weights, activations and features are stored in. A backend says which of them it computes in. */
+typedef enum { SID_F32, SID_BF16, SID_F16, SID_DTYPE_COUNT } sid_dtype;
 
+/* A feature map. Always NHWC, so a feature map of h x w pixels *is* a matrix of h*w tokens. */
 typedef struct {
-    void *data;
+    void *data; /* NULL while a run is measured */
     sid_dtype dtype;
     size_t n, h, w, c;
     size_t stride; /* elements from one pixel to the next; c where dense, more in a slice of channels */
 } sid_tensor;
+
+/* Images and latents, one plane per channel: float32 of (n, c, h, w), dense. */
+typedef struct {
+    float *data;
+    size_t n, c, h, w;
+} sid_planes;
 
 static inline size_t sid_dtype_size(sid_dtype dtype) { return dtype == SID_F32 ? 4 : 2; }
 
@@ -22,6 +30,8 @@ static inline const char *sid_dtype_name(sid_dtype dtype) {
 
 /* Pixels of the whole batch: the rows of the token matrix. */
 static inline size_t sid_rows(const sid_tensor *t) { return t->n * t->h * t->w; }
+
+static inline size_t sid_planes_count(const sid_planes *p) { return p->n * p->c * p->h * p->w; }
 
 static inline sid_tensor sid_dense(void *data, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c) {
     return (sid_tensor){data, dtype, n, h, w, c, c};
@@ -41,33 +51,6 @@ static inline sid_tensor sid_sample(const sid_tensor *t, size_t i) {
     if (one.data) one.data = (char *)t->data + i * t->h * t->w * t->stride * sid_dtype_size(t->dtype);
     one.n = 1;
     return one;
-}
-
-static inline float sid_from_bf16(uint16_t value) {
-    union {
-        uint32_t bits;
-        float number;
-    } u = {(uint32_t)value << 16};
-    return u.number;
-}
-
-/* Round to nearest, ties to even; a NaN stays one. */
-static inline uint16_t sid_to_bf16(float value) {
-    union {
-        float number;
-        uint32_t bits;
-    } u = {value};
-    if ((u.bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((u.bits >> 16) | 0x40);
-    return (uint16_t)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
-}
-
-static inline float sid_load(const void *data, sid_dtype dtype, size_t i) {
-    return dtype == SID_F32 ? ((const float *)data)[i] : sid_from_bf16(((const uint16_t *)data)[i]);
-}
-
-static inline void sid_store(void *data, sid_dtype dtype, size_t i, float value) {
-    if (dtype == SID_F32) ((float *)data)[i] = value;
-    else ((uint16_t *)data)[i] = sid_to_bf16(value);
 }
 
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "core/floats.h"
 
 #define NAME_SIZE 256
 
@@ -96,31 +97,18 @@ sid_weight sid_weight_columns(const sid_weight *weight, size_t first, size_t cou
     return slice;
 }
 
-static float from_f16(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, mantissa = half & 0x3ff;
-    union {
-        uint32_t bits;
-        float number;
-    } u;
-    if (exponent == 0) { /* zero or subnormal: mantissa * 2^-24 */
-        u.number = (float)mantissa * 0x1p-24f;
-        u.bits |= sign;
-    } else {
-        exponent = exponent == 31 ? 255 : exponent + 112;
-        u.bits = sign | exponent << 23 | mantissa << 13;
-    }
-    return u.number;
+size_t sid_weight_count(const sid_weight *weight) {
+    size_t count = 1;
+    for (size_t i = 0; i < weight->rank; i++) count *= weight->shape[i];
+    return count;
 }
 
 void sid_weight_floats(float *dst, const sid_weight *weight) {
     size_t columns = 1;
     for (size_t i = 1; i < weight->rank; i++) columns *= weight->shape[i];
     for (size_t row = 0; row < weight->shape[0]; row++)
-        for (size_t i = 0; i < columns; i++) {
-            size_t at = row * weight->stride + i;
-            *dst++ = weight->dtype == SID_F16 ? from_f16(((const uint16_t *)weight->data)[at])
-                                              : sid_load(weight->data, weight->dtype, at);
-        }
+        for (size_t i = 0; i < columns; i++)
+            *dst++ = sid_load(weight->data, weight->dtype, row * weight->stride + i);
 }
 
 int sid_weights_all_taken(const sid_weights *weights) {

@@ -36,6 +36,7 @@ int sid_weights_take(sid_weights *weights, const sid_weight **weight, const char
 sid_weight sid_weight_rows(const sid_weight *weight, size_t first, size_t count);
 sid_weight sid_weight_columns(const sid_weight *weight, size_t first, size_t count);
 
+size_t sid_weight_count(const sid_weight *weight); /* of its numbers */
 /* The weight's numbers in C order as float32. */
 void sid_weight_floats(float *dst, const sid_weight *weight);
 

@@ -87,7 +87,7 @@ TARGET static void attention_pack(void *dst, const void *src, size_t row_stride,
     }
 }
 
-ATTENTION_TABLE(attention_bf16, SID_BF16, attention_tile, attention_pack)
+ATTENTION_TABLE(attention_bf16, attention_tile, attention_pack)
 
 void sid_kernels_amx(sid_kernels *kernels) {
     FILL_ATTENTION(kernels, SID_BF16, attention_bf16);

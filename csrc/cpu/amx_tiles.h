@@ -3,7 +3,7 @@
 #ifndef SID_CPU_AMX_TILES_H
 #define SID_CPU_AMX_TILES_H
 
-#include "core/tensor.h"
+#include "core/floats.h"
 
 #define TILE_ROWS 16
 #define TILE_BYTES 64

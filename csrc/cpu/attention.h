@@ -12,13 +12,13 @@
 
 #include "core/backend.h"
 
-/* Some queries of one head of one problem. */
+/* Some queries of one sample and head. */
 typedef struct {
-    const sid_attention *problem;
-    size_t head, first_query, query_count;
+    const sid_attention *attention;
+    const sid_tensor *dst;
+    size_t sample, head, first_query, query_count;
     const void *packed; /* the head's keys and values, source after source */
     void *workspace;    /* workspace() bytes */
-    sid_moments *moments; /* NULL, or to be set */
 } sid_attention_tile;
 
 typedef struct {
@@ -35,15 +35,18 @@ static inline size_t sid_round_up(size_t value, size_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-static inline void sid_add_moments(sid_moments *all, const sid_moments *part) {
-    all->sum += part->sum;
-    all->squares += part->squares;
-    all->of_means += part->of_means;
-    if (part->largest > all->largest) all->largest = part->largest;
+static inline size_t sid_head_size(const sid_attention *a) { return a->q->c / a->heads; }
+static inline size_t sid_queries(const sid_attention *a) { return a->q->h * a->q->w; }
+static inline size_t sid_key_tokens(const sid_keys *source) { return source->k.h * source->k.w; }
+
+/* The channels of one head in a row of one sample. */
+static inline char *sid_head_row(const sid_tensor *t, const sid_attention *a, size_t sample, size_t head, size_t row) {
+    size_t place = ((t->n == 1 ? 0 : sample) * t->h * t->w + row) * t->stride + head * sid_head_size(a);
+    return (char *)t->data + place * sid_dtype_size(t->dtype);
 }
 
-size_t sid_attention_scratch(const sid_attention_isa *isa, const sid_attention *problems, size_t count, int threads);
-void sid_attention_run(const sid_attention_isa *isa, sid_dtype dtype, const sid_attention *problems, size_t count,
+size_t sid_attention_scratch(const sid_attention_isa *isa, const sid_attention *attention, int threads);
+void sid_attention_run(const sid_attention_isa *isa, const sid_tensor *dst, const sid_attention *attention,
                        void *scratch, int threads);
 
 #endif

@@ -10,6 +10,7 @@
 #ifndef SID_CPU_ATTENTION_TILE_H
 #define SID_CPU_ATTENTION_TILE_H
 
+#include "core/floats.h"
 #include "cpu/attention.h"
 
 #include <float.h>
@@ -91,19 +92,19 @@ SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
 
 /* words[ceil(head_size / GROUP) * GROUP / PAIR][columns * LANES]: Q^T, negated where the scale is negative. */
 SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
-    const sid_attention *p = tile->problem;
-    const size_t size = sid_dtype_size(dtype);
-    const char *q = (const char *)p->q + (tile->first_query * p->q_stride + tile->head * p->head_size) * size;
-    size_t depth = sid_round_up(p->head_size, GROUP) / PAIR;
+    const sid_attention *a = tile->attention;
+    const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(a);
+    const char *q = sid_head_row(a->q, a, tile->sample, tile->head, tile->first_query);
+    size_t depth = sid_round_up(head_size, GROUP) / PAIR;
     for (size_t first = 0; first < depth; first += LANES) {
         size_t rows = depth - first < LANES ? depth - first : LANES;
         for (size_t column = 0; column < (size_t)columns; column++) {
             vec r[LANES];
             for (size_t i = 0; i < LANES; i++) {
                 size_t query = column * LANES + i, channel = first * PAIR;
-                int inside = query < tile->query_count && channel < p->head_size;
-                const char *at = q + (query * p->q_stride + channel) * size;
-                r[i] = inside ? load_query(at, p->head_size - channel, dtype, p->scale < 0) : v_set(0);
+                int inside = query < tile->query_count && channel < head_size;
+                const char *at = q + (query * a->q->stride + channel) * size;
+                r[i] = inside ? load_query(at, head_size - channel, dtype, a->scale < 0) : v_set(0);
             }
             v_transpose(r);
             for (size_t j = 0; j < rows; j++) v_store(words + ((first + j) * (size_t)columns + column) * LANES, r[j]);
@@ -114,20 +115,19 @@ SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype d
 /* dst = O / total, transposed back. out has rows for a whole number of LANES. */
 SIMD void store_output(const float *out, const vec *total, const sid_attention_tile *tile, sid_dtype dtype,
                        int columns) {
-    const sid_attention *p = tile->problem;
-    const size_t size = sid_dtype_size(dtype);
-    char *dst = (char *)p->dst + (tile->first_query * p->dst_stride + tile->head * p->head_size) * size;
+    const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(tile->attention);
+    char *dst = sid_head_row(tile->dst, tile->attention, tile->sample, tile->head, tile->first_query);
     for (size_t column = 0; column < (size_t)columns; column++) {
         vec zero = v_set(0), none = v_if_greater(total[column], zero, zero, v_set(1));
         vec factor = v_div(v_set(1), v_add(total[column], none)); /* a query without keys: out is 0, the total too */
-        for (size_t channel = 0; channel < p->head_size; channel += LANES) {
-            size_t count = p->head_size - channel;
+        for (size_t channel = 0; channel < head_size; channel += LANES) {
+            size_t count = head_size - channel;
             vec r[LANES];
             for (size_t j = 0; j < LANES; j++)
                 r[j] = v_mul(v_load(out + ((channel + j) * (size_t)columns + column) * LANES), factor);
             v_transpose(r);
             for (size_t i = 0; i < LANES && column * LANES + i < tile->query_count; i++) {
-                char *to = dst + ((column * LANES + i) * p->dst_stride + channel) * size;
+                char *to = dst + ((column * LANES + i) * tile->dst->stride + channel) * size;
                 if (dtype == SID_BF16) {
                     if (count < LANES) v_to_bf16_part((uint16_t *)to, r[i], count);
                     else v_to_bf16((uint16_t *)to, r[i]);
@@ -138,41 +138,6 @@ SIMD void store_output(const float *out, const vec *total, const sid_attention_t
             }
         }
     }
-}
-
-/* Adds scores[keys][columns * LANES] to the moments, but for their sums, which are kept by query. */
-TARGET static void add_moments(sid_moments *moments, double *sums, const float *scores, size_t keys, size_t queries,
-                               size_t columns) {
-    for (size_t v = 0; v < columns; v++) {
-        vec sum = v_set(0), squares = v_set(0), top = v_set(-FLT_MAX);
-        for (size_t key = 0; key < keys; key++) {
-            vec x = v_load(scores + (key * columns + v) * LANES);
-            sum = v_add(sum, x);
-            squares = v_fma(x, x, squares);
-            top = v_max(top, x);
-        }
-        float lanes[3][LANES];
-        v_store(lanes[0], sum);
-        v_store(lanes[1], squares);
-        v_store(lanes[2], top);
-        for (size_t i = 0; i < LANES && v * LANES + i < queries; i++) {
-            sums[v * LANES + i] += lanes[0][i];
-            moments->squares += lanes[1][i];
-            if (lanes[2][i] > moments->largest) moments->largest = lanes[2][i];
-        }
-    }
-}
-
-/* The moments of scores times scale, once all of each query's `keys` are added. */
-static void finish_moments(sid_moments *moments, const double *sums, size_t queries, size_t keys, double scale) {
-    for (size_t q = 0; q < queries && keys; q++) {
-        moments->sum += sums[q];
-        moments->of_means += sums[q] * sums[q] / (double)keys;
-    }
-    moments->sum *= scale;
-    moments->squares *= scale * scale;
-    moments->of_means *= scale * scale;
-    moments->largest *= scale;
 }
 
 /* What the online softmax knows of the queries, a lane each, in powers of 2: probabilities are relative to the largest
@@ -256,6 +221,13 @@ SIMD void add_key_bias(float *scores, const float *bias, size_t keys, float scal
     }
 }
 
+/* Causal attention: scores[keys][columns * LANES] of keys from `token` on become -infinity for the queries before. */
+static void hide_later_keys(float *scores, size_t token, size_t keys, const sid_attention_tile *tile, size_t columns) {
+    for (size_t key = 0; key < keys; key++)
+        for (size_t q = 0; q < tile->query_count && tile->first_query + q < token + key; q++)
+            scores[key * columns * LANES + q] = -INFINITY;
+}
+
 typedef struct {
     size_t query, score, out; /* offsets in floats; the size is end */
     size_t end;
@@ -271,33 +243,30 @@ static tile_workspace workspace_layout(size_t head_size) {
 static size_t workspace_size(size_t head_size) { return workspace_layout(head_size).end * sizeof(float); }
 
 SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
-    const sid_attention *p = tile->problem;
-    const size_t width = (size_t)columns * LANES;
-    const size_t depth = sid_round_up(p->head_size, GROUP), channels = sid_round_up(p->head_size, ROWS);
-    const tile_workspace layout = workspace_layout(p->head_size);
+    const sid_attention *a = tile->attention;
+    const size_t width = (size_t)columns * LANES, head_size = sid_head_size(a);
+    const size_t depth = sid_round_up(head_size, GROUP), channels = sid_round_up(head_size, ROWS);
+    const tile_workspace layout = workspace_layout(head_size);
     float *query = (float *)tile->workspace + layout.query;
     float *score = (float *)tile->workspace + layout.score, *out = (float *)tile->workspace + layout.out;
-    const float scale = fabsf(p->scale) * SID_LOG2E;
+    const float scale = fabsf(a->scale) * SID_LOG2E;
     const element *packed = tile->packed;
-    double sums[QUERY_TILE] = {0}; /* of each query's logits, for the moments */
-    size_t all_keys = 0;
     softmax_state state;
 
     pack_queries(query, tile, dtype, columns);
-    memset(out, 0, sid_round_up(p->head_size, LANES) * width * sizeof *out);
+    memset(out, 0, sid_round_up(head_size, LANES) * width * sizeof *out);
     for (int v = 0; v < columns; v++) state.largest[v] = v_set(-FLT_MAX), state.total[v] = v_set(0);
 
-    if (tile->moments) *tile->moments = (sid_moments){.largest = -INFINITY};
-    for (size_t i = 0; i < p->source_count; i++) {
-        const sid_keys *source = &p->sources[i];
-        all_keys += source->tokens;
+    for (size_t i = 0; i < a->source_count; i++) {
+        const sid_keys *source = &a->sources[i];
+        const size_t tokens = sid_key_tokens(source);
         load_bias(&state, source, tile, columns);
-        for (size_t token = 0; token < source->tokens; token += KEY_BLOCK) {
-            size_t keys = source->tokens - token < KEY_BLOCK ? source->tokens - token : KEY_BLOCK;
+        for (size_t token = 0; token < tokens; token += KEY_BLOCK) {
+            size_t keys = tokens - token < KEY_BLOCK ? tokens - token : KEY_BLOCK;
             const element *values = packed + sid_round_up(keys, TOKEN_STEP) * depth;
             for (size_t key = 0; key < keys; key += ROWS)
                 multiply(score + key * width, packed + key * depth, query, depth / PAIR, 0, columns);
-            if (tile->moments) add_moments(tile->moments, sums, score, keys, tile->query_count, (size_t)columns);
+            if (a->causal) hide_later_keys(score, token, keys, tile, (size_t)columns);
             if (source->key_bias) add_key_bias(score, source->key_bias + token, keys, scale, columns);
             const float factor = source->key_bias ? 1 : scale;
             raise_largest(&state, score, keys, factor, out, channels, columns);
@@ -309,7 +278,6 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
         }
     }
     store_output(out, state.total, tile, dtype, columns);
-    if (tile->moments) finish_moments(tile->moments, sums, tile->query_count, all_keys, fabsf(p->scale));
 }
 
 /* What sid_attention_isa needs for one stored dtype: name_tile() and name_pack(). */
@@ -326,19 +294,19 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     }
 
 /* The entries of the kernel table: name() and name_scratch(). */
-#define ATTENTION_TABLE(name, dtype, tile, pack)                                                         \
+#define ATTENTION_TABLE(name, tile, pack)                                                         \
     static const sid_attention_isa name##_isa = {ROWS,       GROUP,          KEY_BLOCK, sizeof(element), \
                                                  QUERY_TILE, workspace_size, tile,      pack};           \
-    static size_t name##_scratch(const sid_attention *problems, size_t count, int threads) {             \
-        return sid_attention_scratch(&name##_isa, problems, count, threads);                             \
+    static size_t name##_scratch(const sid_attention *attention, int threads) {                          \
+        return sid_attention_scratch(&name##_isa, attention, threads);                                   \
     }                                                                                                    \
-    static void name(const sid_attention *problems, size_t count, void *scratch, int threads) {          \
-        sid_attention_run(&name##_isa, dtype, problems, count, scratch, threads);                        \
+    static void name(const sid_tensor *dst, const sid_attention *attention, void *scratch, int threads) { \
+        sid_attention_run(&name##_isa, dst, attention, scratch, threads);                                \
     }
 
 #define ATTENTION(name, dtype)  \
     ATTENTION_TILE(name, dtype) \
-    ATTENTION_TABLE(name, dtype, name##_tile, name##_pack)
+    ATTENTION_TABLE(name, name##_tile, name##_pack)
 
 /* Puts them into the table. */
 #define FILL_ATTENTION(kernels, dtype, name)                  \

@@ -30,7 +30,7 @@ void sid_kernels_avx512(sid_kernels *kernels) {
     FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
     fill_norms(kernels);
     fill_pointwise(kernels);
-    kernels->matmul = NULL;
+    kernels->onednn_products = 1;
 }
 
 #endif

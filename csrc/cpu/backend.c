@@ -5,6 +5,7 @@
 
 #include "core/err.h"
 #include "cpu/cpu.h"
+#include "cpu/memory.h"
 #include "cpu/primitive.h"
 #include "cpu/team.h"
 
@@ -22,7 +23,7 @@ static int cpu_group_norm(sid_exec *exec, sid_tensor *dst, const sid_group_norm 
     int threads = exec->backend->threads;
     void *scratch;
     SID_TRY(sid_arena_take(&exec->arena, &scratch, sid_group_norm_scratch(norm, threads)));
-    if (!sid_measuring(&exec->arena)) kernels_of(exec)->group_norm[dst->dtype](dst->data, norm, scratch, threads);
+    if (!sid_measuring(&exec->arena)) kernels_of(exec)->group_norm(dst->data, norm, scratch, threads);
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
@@ -30,19 +31,18 @@ static int cpu_group_norm(sid_exec *exec, sid_tensor *dst, const sid_group_norm 
 static int cpu_layer_norm(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const float *scale,
                           const float *shift, float eps) {
     if (!sid_measuring(&exec->arena))
-        kernels_of(exec)->layer_norm[dst->dtype](dst->data, dst->stride, src->data, src->stride, sid_rows(src), src->c,
-                                                 scale, shift, eps, exec->backend->threads);
+        kernels_of(exec)->layer_norm(dst, src, scale, shift, eps, exec->backend->threads);
     return SID_OK;
 }
 
-static int cpu_attention(sid_exec *exec, const sid_attention *problems, size_t count) {
+static int cpu_attention(sid_exec *exec, sid_tensor *dst, const sid_attention *attention) {
     const sid_kernels *kernels = kernels_of(exec);
     size_t mark = sid_arena_mark(&exec->arena);
     sid_dtype dtype = exec->backend->dtype;
     int threads = exec->backend->threads;
     void *scratch;
-    SID_TRY(sid_arena_take(&exec->arena, &scratch, kernels->attention_scratch[dtype](problems, count, threads)));
-    if (!sid_measuring(&exec->arena)) kernels->attention[dtype](problems, count, scratch, threads);
+    SID_TRY(sid_arena_take(&exec->arena, &scratch, kernels->attention_scratch[dtype](attention, threads)));
+    if (!sid_measuring(&exec->arena)) kernels->attention[dtype](dst, attention, scratch, threads);
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
@@ -79,17 +79,29 @@ static int cpu_blend_rows(sid_exec *exec, sid_tensor *dst, const float *a, const
     return SID_OK;
 }
 
-static int cpu_from_planes(sid_exec *exec, sid_tensor *dst, const float *planes, float factor) {
-    if (!sid_measuring(&exec->arena))
-        kernels_of(exec)->from_planes(dst->data, dst->dtype, planes, dst->n, dst->h, dst->w, dst->c, factor,
-                                      exec->backend->threads);
+static int cpu_from_planes(sid_exec *exec, sid_tensor *dst, const sid_planes *planes, const sid_curve *curve) {
+    if (!sid_measuring(&exec->arena)) kernels_of(exec)->from_planes(dst, planes, curve, exec->backend->threads);
     return SID_OK;
 }
 
-static int cpu_to_planes(sid_exec *exec, float *planes, const sid_tensor *src, float factor) {
-    if (!sid_measuring(&exec->arena))
-        kernels_of(exec)->to_planes(planes, src->data, src->dtype, src->n, src->h, src->w, src->c, src->stride, factor,
-                                    exec->backend->threads);
+static int cpu_to_planes(sid_exec *exec, sid_planes *planes, const sid_tensor *src, const sid_curve *curve) {
+    if (!sid_measuring(&exec->arena)) kernels_of(exec)->to_planes(planes, src, curve, exec->backend->threads);
+    return SID_OK;
+}
+
+/* The CPU has done what it was asked for when a call returns. */
+static int cpu_begin(sid_exec *exec, uint64_t key) {
+    (void)exec, (void)key;
+    return SID_OK;
+}
+
+static int cpu_end(sid_exec *exec, int status, int *again) {
+    (void)exec, (void)again;
+    return status;
+}
+
+static int cpu_pace(sid_backend *backend, size_t runs) {
+    (void)backend, (void)runs;
     return SID_OK;
 }
 
@@ -111,9 +123,18 @@ int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
     *backend = (sid_backend *)cpu;
     if (!cpu) return sid_fail(SID_EMEMORY, "out of memory");
     cpu->base = (sid_backend){
+        .memory = sid_cpu_memory,
         .dtype = dtype,
         .threads = threads,
         .close = cpu_close,
+        .write = sid_cpu_move,
+        .read = sid_cpu_move,
+        .copy = sid_cpu_move,
+        .zero = sid_cpu_zero,
+        .begin = cpu_begin,
+        .end = cpu_end,
+        .pace = cpu_pace,
+        .floats_open = sid_cpu_floats_open,
         .conv_open = sid_cpu_conv_open,
         .conv_close = sid_cpu_conv_close,
         .conv = sid_cpu_conv,
@@ -127,6 +148,9 @@ int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
         .blend_rows = cpu_blend_rows,
         .from_planes = cpu_from_planes,
         .to_planes = cpu_to_planes,
+        .mix = sid_cpu_mix,
+        .tile_take = sid_cpu_tile_take,
+        .tile_add = sid_cpu_tile_add,
     };
     sid_kernels_fill(&cpu->kernels, isa_in_use());
     SID_DNNL(dnnl_engine_create(&cpu->engine, dnnl_cpu, 0));

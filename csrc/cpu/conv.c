@@ -1,4 +1,4 @@
-/* The backend's convolutions. How each is computed is chosen at its first run, the measuring one while a model is opened. */
+/* The backend's convolutions. How each is computed is chosen for its usual size when it is opened. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,9 +13,7 @@
  * row and column: 4/9 of the multiplications, and no doubled input. */
 typedef struct {
     sid_conv base;
-    sid_weight weight, bias;   /* borrowed until the first run */
-    float *zeros;              /* in place of a bias that it does not have */
-    sid_direct *parts[PHASES]; /* one, or one per parity (2 * row + column); NULL before the first run */
+    sid_direct *parts[PHASES]; /* one, or one per parity (2 * row + column) */
     sid_winograd *winograd;    /* instead of parts where it is faster */
 } cpu_conv;
 
@@ -35,47 +33,55 @@ static void fold_weights(float *folded, const float *weights, size_t count, int 
     }
 }
 
-/* Opens and packs the part of one parity. */
-static int open_parity(sid_exec *exec, cpu_conv *c, size_t parity, const float *weights, sid_tensor *part,
-                       const sid_tensor *src) {
+static int open_parity(sid_cpu *cpu, cpu_conv *c, size_t parity, const float *weights, const sid_weight *bias) {
     const sid_conv_shape *s = &c->base.shape;
     size_t odd_row = parity / 2, odd_column = parity % 2, pairs = s->out * s->in;
-    sid_direct_shape shape = {s->in, s->out, 2, 1, 1 - odd_row, 1 - odd_column, odd_row, odd_column};
+    sid_direct_shape shape = {s->in,  s->out,     2,         1,        1 - odd_row, 1 - odd_column,
+                              odd_row, odd_column, s->height, s->width};
     float *folded = malloc(pairs * 4 * sizeof *folded);
     if (!folded) return sid_fail(SID_EMEMORY, "out of memory");
     fold_weights(folded, weights, pairs, (int)odd_row, (int)odd_column);
     sid_weight weight = {.dtype = SID_F32, .rank = 4, .shape = {s->out, s->in, 2, 2}, .stride = s->in * 4, .data = folded};
-    int status = sid_direct_open((sid_cpu *)exec->backend, &c->parts[parity], &shape, &weight, &c->bias);
-    if (status == SID_OK) status = sid_direct_run(exec, part, src, c->parts[parity], &(sid_post){0});
+    int status = sid_direct_open(cpu, &c->parts[parity], &shape, &weight, bias);
     free(folded);
     return status;
 }
 
-static int open_doubled(sid_exec *exec, cpu_conv *c, sid_tensor *part, const sid_tensor *src) {
-    float *weights = malloc(c->base.shape.out * c->weight.stride * sizeof *weights);
-    int status = weights ? SID_OK : sid_fail(SID_EMEMORY, "out of memory");
-    if (weights) sid_weight_floats(weights, &c->weight);
+static int open_doubled(sid_cpu *cpu, cpu_conv *c, const sid_weight *weight, const sid_weight *bias) {
+    float *weights = malloc(sid_weight_count(weight) * sizeof *weights);
+    if (!weights) return sid_fail(SID_EMEMORY, "out of memory");
+    sid_weight_floats(weights, weight);
+    int status = SID_OK;
     for (size_t parity = 0; parity < PHASES && status == SID_OK; parity++)
-        status = open_parity(exec, c, parity, weights, part, src);
+        status = open_parity(cpu, c, parity, weights, bias);
     free(weights);
     return status;
 }
 
+static int open_with_bias(sid_cpu *cpu, cpu_conv *c, const sid_weight *weight, const sid_weight *bias) {
+    const sid_conv_shape *s = &c->base.shape;
+    if (s->upsample) return open_doubled(cpu, c, weight, bias);
+    if (sid_winograd_suits(cpu, s)) return sid_winograd_open(cpu, &c->winograd, s, weight, bias);
+    sid_direct_shape shape = {s->in,         s->out,       s->kernel,    s->stride, s->pad_before,
+                              s->pad_before, s->pad_after, s->pad_after, s->height, s->width};
+    return sid_direct_open(cpu, &c->parts[0], &shape, weight, bias);
+}
+
 int sid_cpu_conv_open(sid_backend *backend, sid_conv **conv, const sid_conv_shape *shape, const sid_weight *weight,
                       const sid_weight *bias) {
-    (void)backend;
     cpu_conv *c = calloc(1, sizeof *c);
+    float *zeros = calloc(shape->out, sizeof *zeros);
+    sid_weight no_bias = {.dtype = SID_F32, .rank = 1, .shape = {shape->out}, .stride = 1, .data = zeros};
+    int status = SID_EMEMORY;
     *conv = (sid_conv *)c;
-    if (!c) return sid_fail(SID_EMEMORY, "out of memory");
-    *c = (cpu_conv){.base = {*shape}, .weight = *weight};
-    if (bias) {
-        c->bias = *bias;
+    if (c && zeros) {
+        c->base.shape = *shape;
+        status = open_with_bias((sid_cpu *)backend, c, weight, bias ? bias : &no_bias);
     } else {
-        c->zeros = calloc(shape->out, sizeof *c->zeros);
-        if (!c->zeros) return sid_fail(SID_EMEMORY, "out of memory");
-        c->bias = (sid_weight){.dtype = SID_F32, .rank = 1, .shape = {shape->out}, .stride = 1, .data = c->zeros};
+        sid_fail(SID_EMEMORY, "out of memory");
     }
-    return SID_OK;
+    free(zeros);
+    return status;
 }
 
 void sid_cpu_conv_close(sid_conv **conv) {
@@ -83,7 +89,6 @@ void sid_cpu_conv_close(sid_conv **conv) {
     if (!c) return;
     for (size_t i = 0; i < PHASES; i++) sid_direct_close(&c->parts[i]);
     sid_winograd_close(&c->winograd);
-    free(c->zeros);
     free(c);
     *conv = NULL;
 }
@@ -103,7 +108,6 @@ static int run_doubled(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, c
     size_t mark = sid_arena_mark(&exec->arena);
     sid_tensor part;
     SID_TRY(sid_arena_tensor(&exec->arena, &part, dst->dtype, src->n, src->h, src->w, dst->c));
-    if (!c->parts[0]) SID_TRY(open_doubled(exec, c, &part, src));
     for (size_t parity = 0; parity < PHASES; parity++) {
         SID_TRY(sid_direct_run(exec, &part, src, c->parts[parity], &(sid_post){0}));
         if (!sid_measuring(&exec->arena)) scatter(dst, &part, parity, exec->backend->threads);
@@ -112,18 +116,9 @@ static int run_doubled(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, c
     return SID_OK;
 }
 
-static int open_single(sid_cpu *cpu, cpu_conv *c, const sid_tensor *dst, const sid_tensor *src) {
-    const sid_conv_shape *s = &c->base.shape;
-    if (sid_winograd_suits(cpu, s, src, dst)) return sid_winograd_open(cpu, &c->winograd, s, &c->weight, &c->bias);
-    sid_direct_shape shape = {s->in,         s->out,        s->kernel,    s->stride,
-                              s->pad_before, s->pad_before, s->pad_after, s->pad_after};
-    return sid_direct_open(cpu, &c->parts[0], &shape, &c->weight, &c->bias);
-}
-
 int sid_cpu_conv(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv *conv, const sid_post *post) {
     cpu_conv *c = (cpu_conv *)conv;
     if (c->base.shape.upsample) return run_doubled(exec, dst, src, c);
-    if (!c->parts[0] && !c->winograd) SID_TRY(open_single((sid_cpu *)exec->backend, c, dst, src));
     return c->winograd ? sid_winograd_run(exec, dst, src, c->winograd, post)
                        : sid_direct_run(exec, dst, src, c->parts[0], post);
 }

@@ -1,4 +1,4 @@
-/* A convolution as oneDNN computes it: NHWC in and out, weights in the layout of the first shape that was asked for. */
+/* A convolution as oneDNN computes it: NHWC in and out, weights in the layout of the usual shape. */
 #include <stdlib.h>
 
 #include "core/err.h"
@@ -7,16 +7,7 @@
 struct sid_direct {
     sid_product product;
     sid_direct_shape shape;
-    sid_weight weight, bias; /* borrowed until packed */
 };
-
-int sid_direct_open(sid_cpu *cpu, sid_direct **direct, const sid_direct_shape *shape, const sid_weight *weight,
-                    const sid_weight *bias) {
-    sid_direct *d = *direct = calloc(1, sizeof *d);
-    if (!d) return sid_fail(SID_EMEMORY, "out of memory");
-    *d = (sid_direct){.product = {.cpu = cpu}, .shape = *shape, .weight = *weight, .bias = *bias};
-    return SID_OK;
-}
 
 void sid_direct_close(sid_direct **direct) {
     if (!*direct) return;
@@ -30,6 +21,7 @@ typedef struct {
     sid_direct *direct;
     const sid_tensor *dst, *src;
     const sid_post *post;
+    const sid_weight *weight; /* to be packed; NULL at a run */
 } request;
 
 /* Its layouts. */
@@ -89,12 +81,30 @@ static int describe(const void *requested, dnnl_primitive_desc_t *description, c
 }
 
 static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
-    sid_direct *d = ((const request *)requested)->direct;
+    const request *r = requested;
+    sid_product *product = &r->direct->product;
+    sid_dtype dtype = product->cpu->base.dtype;
     dnnl_memory_desc_t plain;
-    SID_TRY(weights_layout(&plain, d, dnnl_oihw));
-    int status = sid_pack(d->product.cpu, &d->product.packed, d->product.cpu->base.dtype, plain, layout, 1, &d->weight, &d->bias);
+    SID_TRY(weights_layout(&plain, r->direct, dnnl_oihw));
+    int status = sid_pack(product->cpu, &product->packed, dtype, plain, layout, 1, &r->weight);
     dnnl_memory_desc_destroy(plain);
     return status;
+}
+
+static size_t size_after(size_t size, size_t before, size_t after, const sid_direct_shape *s) {
+    return (size + before + after - s->kernel) / s->stride + 1;
+}
+
+int sid_direct_open(sid_cpu *cpu, sid_direct **direct, const sid_direct_shape *s, const sid_weight *weight,
+                    const sid_weight *bias) {
+    sid_direct *d = *direct = calloc(1, sizeof *d);
+    if (!d) return sid_fail(SID_EMEMORY, "out of memory");
+    *d = (sid_direct){.product = {.cpu = cpu}, .shape = *s};
+    size_t height = size_after(s->height, s->top, s->bottom, s), width = size_after(s->width, s->left, s->right, s);
+    sid_tensor src = sid_dense(NULL, cpu->base.dtype, 1, s->height, s->width, s->in);
+    sid_tensor dst = sid_dense(NULL, cpu->base.dtype, 1, height, width, s->out);
+    SID_TRY(sid_pack_bias(&d->product.packed, 1, &bias));
+    return sid_product_pack(&d->product, &(sid_recipe){&(request){d, &dst, &src, &(sid_post){0}, weight}, describe, pack});
 }
 
 int sid_direct_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_direct *d, const sid_post *post) {
@@ -102,7 +112,7 @@ int sid_direct_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_d
     size_t key[SID_KEY_SIZE] = {
         src->n, src->h, src->w, dst->dtype, post->residual != NULL, (size_t)accumulate, (size_t)post->relu};
     sid_primitive *primitive;
-    SID_TRY(sid_product_prepare(&d->product, key, &(sid_recipe){&(request){d, dst, src, post}, describe, pack},
+    SID_TRY(sid_product_prepare(&d->product, key, &(sid_recipe){&(request){d, dst, src, post, NULL}, describe, NULL},
                                 &primitive));
     size_t count = 0;
     sid_argument arguments[6];

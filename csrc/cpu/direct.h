@@ -7,11 +7,12 @@
 typedef struct {
     size_t in, out, kernel, stride;
     size_t top, left, bottom, right; /* zeros around the input */
+    size_t height, width;            /* of the input that the weights are packed for */
 } sid_direct_shape;
 
 typedef struct sid_direct sid_direct;
 
-/* weight (out, in, kernel, kernel) and bias (out) must stay valid until the first run, which packs them. */
+/* weight (out, in, kernel, kernel), bias (out). */
 int sid_direct_open(sid_cpu *cpu, sid_direct **direct, const sid_direct_shape *shape, const sid_weight *weight,
                     const sid_weight *bias);
 void sid_direct_close(sid_direct **direct);

@@ -3,28 +3,12 @@
 #ifndef SID_CPU_FLOATS_H
 #define SID_CPU_FLOATS_H
 
-#include "core/tensor.h"
+#include "core/floats.h"
 #include "cpu/exp2.h"
 
 #define INLINE TARGET static inline __attribute__((always_inline))
 
 #define CHUNK 2048 /* elements converted at a time: most rows at once, and small beside the first cache */
-
-/* Exact, denormals, infinities and NaNs included. Masks in place of branches, so that compilers make vectors of it. */
-INLINE float from_f16(uint16_t half) {
-    typedef union {
-        uint32_t bits;
-        float number;
-    } word;
-    const word smallest_normal = {113u << 23}; /* 2^-14 */
-    uint32_t magnitude = half & 0x7fff, shifted = magnitude << 13, sign = (uint32_t)(half & 0x8000) << 16;
-    uint32_t is_denormal = -(uint32_t)(magnitude < 0x400), is_special = -(uint32_t)(magnitude >= 0x7c00);
-    uint32_t normal = shifted + (112u << 23) + (is_special & (112u << 23));
-    word denormal = {shifted + smallest_normal.bits};
-    denormal.number -= smallest_normal.number;
-    word result = {(denormal.bits & is_denormal) | (normal & ~is_denormal) | sign};
-    return result.number;
-}
 
 /* src[first .. first + count), count <= CHUNK: where they are, or converted in the buffer. */
 TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype dtype, size_t first, size_t count) {
@@ -35,7 +19,7 @@ TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype
         for (size_t i = 0; i < count; i++) buffer[i] = sid_from_bf16(from[i]);
     } else {
 #pragma omp simd
-        for (size_t i = 0; i < count; i++) buffer[i] = from_f16(from[i]);
+        for (size_t i = 0; i < count; i++) buffer[i] = sid_from_f16(from[i]);
     }
     return buffer;
 }
@@ -47,8 +31,13 @@ INLINE float *floats_of(float *buffer, void *dst, sid_dtype dtype, size_t first)
 TARGET static void write_floats(void *dst, sid_dtype dtype, size_t first, size_t count, const float *floats) {
     if (dtype == SID_F32) return;
     uint16_t *to = (uint16_t *)dst + first;
+    if (dtype == SID_BF16) {
 #pragma omp simd
-    for (size_t i = 0; i < count; i++) to[i] = sid_to_bf16(floats[i]);
+        for (size_t i = 0; i < count; i++) to[i] = sid_to_bf16(floats[i]);
+    } else {
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) to[i] = sid_to_f16(floats[i]);
+    }
 }
 
 #endif

@@ -16,94 +16,73 @@ WINOGRAD(2) /* used where products of bfloat16 are fast, by kernels that are tes
 #define QUERY_BLOCK 32 /* queries of a thread's turn */
 #define KEY_BLOCK 64
 
-static size_t most_queries(const sid_attention *problems, size_t count) {
-    size_t most = 0;
-    for (size_t i = 0; i < count; i++)
-        if (problems[i].queries > most) most = problems[i].queries;
-    return most;
-}
-static size_t query_blocks(size_t queries) { return (queries + QUERY_BLOCK - 1) / QUERY_BLOCK; }
-
-/* The scratch: moments per block of queries | an accumulator [head_size] per thread. */
-static size_t attention_scratch(const sid_attention *problems, size_t count, int threads) {
-    if (count == 0) return 0;
-    return count * problems[0].heads * query_blocks(most_queries(problems, count)) * sizeof(sid_moments) +
-           (size_t)threads * problems[0].head_size * sizeof(float);
+/* The scratch: an accumulator [head_size] per thread. */
+static size_t attention_scratch(const sid_attention *a, int threads) {
+    return (size_t)threads * sid_head_size(a) * sizeof(float);
 }
 
-/* One query of one head: online softmax over blocks of keys. Adds to the moments. Inlined for either dtype. */
-INLINE void attend(const sid_attention *p, sid_dtype dtype, size_t head, size_t query, float *out,
-                   sid_moments *moments) {
-    const size_t size = p->head_size, first = head * size;
-    float largest = -FLT_MAX, total = 0;
-    double sum = 0;
-    size_t all_keys = 0;
-    for (size_t c = 0; c < size; c++) out[c] = 0;
-    for (size_t s = 0; s < p->source_count; s++) {
-        const sid_keys *source = &p->sources[s];
-        all_keys += source->tokens;
-        float bias = source->bias + (source->query_bias ? source->query_bias[query] : 0);
-        for (size_t token = 0; token < source->tokens; token += KEY_BLOCK) {
-            size_t keys = source->tokens - token < KEY_BLOCK ? source->tokens - token : KEY_BLOCK;
-            float logit[KEY_BLOCK], top = largest;
-            for (size_t k = 0; k < keys; k++) {
-                const void *q = p->q, *key = source->k;
-                const size_t q_at = query * p->q_stride + first, k_at = (token + k) * source->k_stride + first;
-                float dot = 0;
+/* One query of one head on its way through the keys: out [head_size] and total are relative to exp(largest). */
+typedef struct {
+    const sid_attention *attention;
+    size_t sample, head, query;
+    float *out, largest, total;
+} running;
+
+/* Takes keys token .. token + keys - 1 of a source, at most KEY_BLOCK, into the online softmax. */
+INLINE void attend_block(running *r, const sid_keys *source, size_t token, size_t keys, sid_dtype dtype) {
+    const sid_attention *a = r->attention;
+    const size_t size = sid_head_size(a), k_stride = source->k.stride, v_stride = source->v.stride;
+    const void *q = sid_head_row(a->q, a, r->sample, r->head, r->query);
+    const void *key = sid_head_row(&source->k, a, r->sample, r->head, token);
+    const void *value = sid_head_row(&source->v, a, r->sample, r->head, token);
+    const float bias = source->bias + (source->query_bias ? source->query_bias[r->query] : 0);
+    float logit[KEY_BLOCK], top = r->largest, *out = r->out;
+    for (size_t k = 0; k < keys; k++) {
+        float dot = 0;
 #pragma omp simd reduction(+ : dot)
-                for (size_t c = 0; c < size; c++) dot += sid_load(q, dtype, q_at + c) * sid_load(key, dtype, k_at + c);
-                dot *= p->scale;
-                sum += dot;
-                moments->squares += (double)dot * dot;
-                if (dot > moments->largest) moments->largest = dot;
-                logit[k] = dot + bias + (source->key_bias ? source->key_bias[token + k] : 0);
-                if (logit[k] > top) top = logit[k];
-            }
-            float factor = expf(largest - top);
-            largest = top;
-            total *= factor;
-            for (size_t c = 0; c < size; c++) out[c] *= factor;
-            for (size_t k = 0; k < keys; k++) {
-                float p_k = expf(logit[k] - largest);
-                total += p_k;
-                const size_t v_at = (token + k) * source->v_stride + first;
-                for (size_t c = 0; c < size; c++) out[c] += p_k * sid_load(source->v, dtype, v_at + c);
-            }
-        }
+        for (size_t c = 0; c < size; c++) dot += sid_load(q, dtype, c) * sid_load(key, dtype, k * k_stride + c);
+        dot *= a->scale;
+        logit[k] = dot + bias + (source->key_bias ? source->key_bias[token + k] : 0);
+        if (logit[k] > top) top = logit[k];
     }
-    moments->sum += sum;
-    if (all_keys) moments->of_means += sum * sum / (double)all_keys;
-    for (size_t c = 0; c < size; c++)
-        sid_store(p->dst, dtype, query * p->dst_stride + first + c, total == 0 ? 0 : out[c] / total);
-}
-
-static void attention(const sid_attention *problems, size_t count, void *scratch, int threads, sid_dtype dtype) {
-    if (count == 0) return;
-    const size_t heads = problems[0].heads, blocks = query_blocks(most_queries(problems, count));
-    sid_moments *sums = scratch;
-    float *accumulators = (float *)(sums + count * heads * blocks);
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (size_t i = 0; i < count * heads * blocks; i++) {
-        const sid_attention *p = &problems[i / blocks / heads];
-        float *out = accumulators + (size_t)omp_get_thread_num() * p->head_size;
-        size_t first = i % blocks * QUERY_BLOCK;
-        sums[i] = (sid_moments){.largest = -INFINITY};
-        for (size_t query = first; query < p->queries && query < first + QUERY_BLOCK; query++) {
-            if (dtype == SID_F32) attend(p, SID_F32, i / blocks % heads, query, out, &sums[i]);
-            else attend(p, SID_BF16, i / blocks % heads, query, out, &sums[i]);
-        }
-    }
-    for (size_t i = 0; i < count * heads * blocks; i++) { /* in a fixed order */
-        sid_moments *moments = problems[i / blocks / heads].moments;
-        if (moments) sid_add_moments(moments, &sums[i]);
+    float factor = expf(r->largest - top);
+    r->largest = top;
+    r->total *= factor;
+    for (size_t c = 0; c < size; c++) out[c] *= factor;
+    for (size_t k = 0; k < keys; k++) {
+        float p = expf(logit[k] - top);
+        r->total += p;
+        for (size_t c = 0; c < size; c++) out[c] += p * sid_load(value, dtype, k * v_stride + c);
     }
 }
 
-static void attention_f32(const sid_attention *problems, size_t count, void *scratch, int threads) {
-    attention(problems, count, scratch, threads, SID_F32);
+/* Inlined for either dtype. */
+INLINE void attend(running *r, const sid_tensor *dst, sid_dtype dtype) {
+    const sid_attention *a = r->attention;
+    const size_t size = sid_head_size(a);
+    for (size_t c = 0; c < size; c++) r->out[c] = 0;
+    for (size_t s = 0; s < a->source_count; s++) {
+        const size_t tokens = a->causal ? r->query + 1 : sid_key_tokens(&a->sources[s]);
+        for (size_t token = 0; token < tokens; token += KEY_BLOCK)
+            attend_block(r, &a->sources[s], token, tokens - token < KEY_BLOCK ? tokens - token : KEY_BLOCK, dtype);
+    }
+    void *to = sid_head_row(dst, a, r->sample, r->head, r->query);
+    for (size_t c = 0; c < size; c++) sid_store(to, dtype, c, r->total == 0 ? 0 : r->out[c] / r->total);
 }
-static void attention_bf16(const sid_attention *problems, size_t count, void *scratch, int threads) {
-    attention(problems, count, scratch, threads, SID_BF16);
+
+static void attention(const sid_tensor *dst, const sid_attention *a, void *scratch, int threads) {
+    const size_t queries = sid_queries(a), units = a->q->n * a->heads;
+#pragma omp parallel for schedule(dynamic, QUERY_BLOCK) num_threads(threads)
+    for (size_t i = 0; i < units * queries; i++) {
+        running r = {.attention = a,
+                     .sample = i / queries / a->heads,
+                     .head = i / queries % a->heads,
+                     .query = i % queries,
+                     .out = (float *)scratch + (size_t)omp_get_thread_num() * sid_head_size(a),
+                     .largest = -FLT_MAX};
+        if (dst->dtype == SID_F32) attend(&r, dst, SID_F32);
+        else attend(&r, dst, SID_BF16);
+    }
 }
 
 size_t sid_group_norm_scratch(const sid_group_norm *norm, int threads) {
@@ -113,8 +92,7 @@ size_t sid_group_norm_scratch(const sid_group_norm *norm, int threads) {
 
 void sid_kernels_generic(sid_kernels *kernels) {
     kernels->attention_scratch[SID_F32] = kernels->attention_scratch[SID_BF16] = attention_scratch;
-    kernels->attention[SID_F32] = attention_f32;
-    kernels->attention[SID_BF16] = attention_bf16;
+    kernels->attention[SID_F32] = kernels->attention[SID_BF16] = attention;
     fill_norms(kernels);
     fill_pointwise(kernels);
     fill_winograd(kernels);

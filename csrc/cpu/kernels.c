@@ -2,6 +2,7 @@
 #include "cpu/kernels.h"
 
 void sid_kernels_fill(sid_kernels *kernels, sid_isa isa) {
+    *kernels = (sid_kernels){.isa = isa};
     sid_kernels_generic(kernels);
 #if defined(__x86_64__)
     static void (*const overlays[SID_ISA_COUNT])(sid_kernels *) = {
@@ -12,5 +13,4 @@ void sid_kernels_fill(sid_kernels *kernels, sid_isa isa) {
     };
     for (int level = SID_ISA_AVX2; level <= (int)isa; level++) overlays[level](kernels);
 #endif
-    kernels->isa = isa;
 }

@@ -29,21 +29,19 @@ typedef enum {
 
 typedef struct {
     sid_isa isa;
-    /* Scratch bytes that attention() needs for these problems. All problems of a call share heads and head_size. */
-    size_t (*attention_scratch[2])(const sid_attention *problems, size_t count, int threads); /* by dtype */
-    void (*attention[2])(const sid_attention *problems, size_t count, void *scratch, int threads);
+    /* Scratch bytes that attention() needs; by the backend's dtype. */
+    size_t (*attention_scratch[2])(const sid_attention *attention, int threads);
+    void (*attention[2])(const sid_tensor *dst, const sid_attention *attention, void *scratch, int threads);
     /* dst dense. scratch: sid_group_norm_scratch() bytes. */
-    void (*group_norm[2])(void *dst, const sid_group_norm *norm, void *scratch, int threads);
+    void (*group_norm)(void *dst, const sid_group_norm *norm, void *scratch, int threads);
     /* dst, src of rows x c with the given strides. */
-    void (*layer_norm[2])(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t rows, size_t c,
-                          const float *scale, const float *shift, float eps, int threads);
+    void (*layer_norm)(const sid_tensor *dst, const sid_tensor *src, const float *scale, const float *shift, float eps,
+                       int threads);
     /* dst = a * x + b * y over count elements, accumulated in float32; y may be NULL. */
     void (*combine)(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b, const void *y,
                     sid_dtype y_dtype, size_t count, int threads);
-    void (*from_planes)(void *dst, sid_dtype dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
-                        float factor, int threads);
-    void (*to_planes)(float *planes, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c,
-                      size_t src_stride, float factor, int threads);
+    void (*from_planes)(const sid_tensor *dst, const sid_planes *planes, const sid_curve *curve, int threads);
+    void (*to_planes)(const sid_planes *planes, const sid_tensor *src, const sid_curve *curve, int threads);
     /* By the dtype of the transformed tiles v: in float32 36 elements, for output tiles of 4x4 pixels, in bfloat16 16,
      * for 2x2. v [elements][count][channels]: the transformed input tiles of src (n, h, w, channels); channels a
      * multiple of 16. */
@@ -53,8 +51,9 @@ typedef struct {
      * none), which is of dst's dtype; of that the positive part where relu is set. */
     void (*winograd_output[2])(void *dst, sid_dtype dtype, const sid_winograd_grid *grid, const float *m,
                                size_t channels, const float *bias, const void *residual, int relu, int threads);
-    /* Products of one shape; every element is summed in one order, whatever the threads and the rows around it. NULL:
-     * oneDNN multiplies so itself, and faster. */
+    /* Whether oneDNN multiplies as matmul() does, and faster: then weights are packed for oneDNN. */
+    int onednn_products;
+    /* Products of one shape; every element is summed in one order, whatever the threads and the rows around it. */
     void (*matmul)(const sid_matmul *products, size_t count, int threads);
     /* Weights on their way into packing: count elements of any stored dtype to float32 or bfloat16. */
     void (*convert)(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t count, int threads);

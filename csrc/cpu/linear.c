@@ -1,44 +1,22 @@
 /* Matrix products, rows of tokens times packed weights, on the CPU's own kernel or on oneDNN; source and destination may be
  * slices of channels. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/err.h"
-#include "core/lock.h"
+#include "core/floats.h"
 #include "cpu/primitive.h"
 
 typedef struct {
     sid_linear base;
     sid_product product;
-    size_t parts;
-    sid_weight *weights, *biases; /* borrowed data until packed; biases NULL: none */
 } cpu_linear;
-
-static sid_weight *copy_parts(size_t parts, const sid_weight *const *from) {
-    sid_weight *copy = calloc(parts, sizeof *copy);
-    for (size_t i = 0; copy && i < parts; i++) copy[i] = *from[i];
-    return copy;
-}
-
-int sid_cpu_linear_open(sid_backend *backend, sid_linear **linear, size_t in, size_t out, size_t parts,
-                        const sid_weight *const *weights, const sid_weight *const *biases) {
-    cpu_linear *l = calloc(1, sizeof *l);
-    *linear = (sid_linear *)l;
-    if (!l) return sid_fail(SID_EMEMORY, "out of memory");
-    l->base = (sid_linear){in, out};
-    l->product.cpu = (sid_cpu *)backend;
-    l->parts = parts;
-    l->weights = copy_parts(parts, weights);
-    l->biases = biases ? copy_parts(parts, biases) : NULL;
-    return l->weights && (l->biases || !biases) ? SID_OK : sid_fail(SID_EMEMORY, "out of memory");
-}
 
 void sid_cpu_linear_close(sid_linear **linear) {
     cpu_linear *l = (cpu_linear *)*linear;
     if (!l) return;
     sid_product_close(&l->product);
-    free(l->weights);
-    free(l->biases);
     free(l);
     *linear = NULL;
 }
@@ -48,6 +26,8 @@ typedef struct {
     cpu_linear *linear;
     const sid_tensor *dst, *src;
     const sid_post *post;
+    size_t parts;
+    const sid_weight *const *weights; /* to be packed; NULL at a run */
 } request;
 
 /* Its layouts. */
@@ -62,19 +42,20 @@ static int rows_layout(dnnl_memory_desc_t *layout, const sid_tensor *t) {
 }
 
 static int weights_layout(dnnl_memory_desc_t *layout, const cpu_linear *l, dnnl_format_tag_t tag) {
-    dnnl_dims_t dims = {(dnnl_dim_t)l->base.in, (dnnl_dim_t)l->base.out};
+    dnnl_dims_t dims = {(dnnl_dim_t)l->base.shape.in, (dnnl_dim_t)l->base.shape.out};
     SID_DNNL(dnnl_memory_desc_create_with_tag(layout, 2, dims, sid_dnnl_type(l->product.cpu->base.dtype), tag));
     return SID_OK;
 }
 
 static int layouts_open(layouts *m, const request *r) {
-    dnnl_dims_t bias_dims = {1, (dnnl_dim_t)r->linear->base.out};
+    dnnl_dims_t bias_dims = {1, (dnnl_dim_t)r->linear->base.shape.out};
     SID_TRY(rows_layout(&m->src, r->src));
     SID_TRY(rows_layout(&m->dst, r->dst));
     if (r->post->factor) SID_TRY(rows_layout(&m->factor, r->post->factor));
     if (r->post->residual) SID_TRY(rows_layout(&m->residual, r->post->residual));
     SID_TRY(weights_layout(&m->weights, r->linear, dnnl_format_tag_any));
-    if (r->linear->biases) SID_DNNL(dnnl_memory_desc_create_with_tag(&m->bias, 2, bias_dims, dnnl_f32, dnnl_ab));
+    if (r->linear->product.packed.bias)
+        SID_DNNL(dnnl_memory_desc_create_with_tag(&m->bias, 2, bias_dims, dnnl_f32, dnnl_ab));
     return SID_OK;
 }
 
@@ -104,26 +85,38 @@ static int describe(const void *requested, dnnl_primitive_desc_t *description, c
 }
 
 static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
-    cpu_linear *l = ((const request *)requested)->linear;
+    const request *r = requested;
+    sid_product *product = &r->linear->product;
     dnnl_memory_desc_t plain;
-    SID_TRY(weights_layout(&plain, l, dnnl_ba));
-    int status = sid_pack(l->product.cpu, &l->product.packed, l->product.cpu->base.dtype, plain, layout, l->parts, l->weights, l->biases);
+    SID_TRY(weights_layout(&plain, r->linear, dnnl_ba));
+    int status =
+        sid_pack(product->cpu, &product->packed, product->cpu->base.dtype, plain, layout, r->parts, r->weights);
     dnnl_memory_desc_destroy(plain);
     return status;
 }
 
+int sid_cpu_linear_open(sid_backend *backend, sid_linear **linear, const sid_linear_shape *shape, size_t parts,
+                        const sid_weight *const *weights, const sid_weight *const *biases) {
+    sid_cpu *cpu = (sid_cpu *)backend;
+    cpu_linear *l = calloc(1, sizeof *l);
+    *linear = (sid_linear *)l;
+    if (!l) return sid_fail(SID_EMEMORY, "out of memory");
+    *l = (cpu_linear){.base = {*shape}, .product = {.cpu = cpu}};
+    if (biases) SID_TRY(sid_pack_bias(&l->product.packed, parts, biases));
+    if (!cpu->kernels.onednn_products) return sid_pack_panels(cpu, &l->product.packed, shape, parts, weights);
+    sid_tensor src = sid_dense(NULL, backend->dtype, 1, 1, shape->rows, shape->in);
+    sid_tensor dst = sid_dense(NULL, backend->dtype, 1, 1, shape->rows, shape->out);
+    request usual = {l, &dst, &src, &(sid_post){0}, parts, weights};
+    return sid_product_pack(&l->product, &(sid_recipe){&usual, describe, pack});
+}
+
 static int run_own(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cpu_linear *l, const sid_post *post) {
-    sid_cpu *cpu = l->product.cpu;
-    sid_packed *packed = &l->product.packed;
-    int status = SID_OK;
-    sid_lock(SID_LOCK_PRODUCTS);
-    if (!packed->data)
-        status = sid_pack_panels(cpu, packed, l->base.in, l->base.out, l->parts, l->weights, l->biases);
-    sid_unlock(SID_LOCK_PRODUCTS);
-    if (status != SID_OK || sid_measuring(&exec->arena)) return status;
+    const sid_cpu *cpu = l->product.cpu;
+    const sid_packed *packed = &l->product.packed;
+    if (sid_measuring(&exec->arena)) return SID_OK;
     sid_matmul product = {.rows = sid_rows(src),
-                          .in = l->base.in,
-                          .out = l->base.out,
+                          .in = l->base.shape.in,
+                          .out = l->base.shape.out,
                           .dst = dst->data,
                           .src = src->data,
                           .weights = packed->data,
@@ -148,7 +141,7 @@ static int run_onednn(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cp
                                 post->residual ? post->residual->stride : 0,
                                 (size_t)accumulate};
     sid_primitive *primitive;
-    SID_TRY(sid_product_prepare(&l->product, key, &(sid_recipe){&(request){l, dst, src, post}, describe, pack},
+    SID_TRY(sid_product_prepare(&l->product, key, &(sid_recipe){&(request){l, dst, src, post, 0, NULL}, describe, NULL},
                                 &primitive));
     /* Post-operations are numbered in the order in which sid_attributes_open() appends them. */
     int next = post->activation != SID_NO_ACTIVATION;
@@ -157,7 +150,7 @@ static int run_onednn(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cp
     arguments[count++] = (sid_argument){DNNL_ARG_SRC, src->data};
     arguments[count++] = (sid_argument){DNNL_ARG_WEIGHTS, primitive->weights};
     arguments[count++] = (sid_argument){DNNL_ARG_DST, dst->data};
-    if (l->biases) arguments[count++] = (sid_argument){DNNL_ARG_BIAS, l->product.packed.bias};
+    if (l->product.packed.bias) arguments[count++] = (sid_argument){DNNL_ARG_BIAS, l->product.packed.bias};
     if (post->factor)
         arguments[count++] =
             (sid_argument){DNNL_ARG_ATTR_MULTIPLE_POST_OP(next++) | DNNL_ARG_SRC_1, post->factor->data};
@@ -167,7 +160,22 @@ static int run_onednn(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cp
     return sid_primitive_run(exec, primitive, arguments, count);
 }
 
+/* In place, on what has been rounded to the dtype. */
+static void silu(sid_tensor *t, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (size_t row = 0; row < sid_rows(t); row++)
+        for (size_t i = row * t->stride; i < row * t->stride + t->c; i++) {
+            float x = sid_load(t->data, t->dtype, i);
+            sid_store(t->data, t->dtype, i, x / (1 + expf(-x)));
+        }
+}
+
 int sid_cpu_linear(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_linear *linear, const sid_post *post) {
     cpu_linear *l = (cpu_linear *)linear;
-    return l->product.cpu->kernels.matmul ? run_own(exec, dst, src, l, post) : run_onednn(exec, dst, src, l, post);
+    sid_post own = *post;
+    if (post->activation == SID_SILU) own.activation = SID_NO_ACTIVATION;
+    SID_TRY(l->product.cpu->kernels.onednn_products ? run_onednn(exec, dst, src, l, &own)
+                                                    : run_own(exec, dst, src, l, &own));
+    if (post->activation == SID_SILU && !sid_measuring(&exec->arena)) silu(dst, exec->backend->threads);
+    return SID_OK;
 }

@@ -23,6 +23,8 @@ typedef struct {
     size_t spread_count;      /* n * blocks * groups */
     size_t coefficient_count; /* n * 2 * channels: factor and offset */
     size_t sum_count;         /* 3 * channels for each thread */
+    const float *add;         /* NULL, or sample n's at n * add_step */
+    size_t add_step;
     spread *spreads;
     float *coefficients, *sums;
 } group_norm_plan;
@@ -33,6 +35,7 @@ static group_norm_plan plan_group_norm(const sid_group_norm *norm, int threads) 
     p.spread_count = norm->a->n * p.blocks * norm->groups;
     p.coefficient_count = norm->a->n * 2 * p.channels;
     p.sum_count = (size_t)threads * 3 * p.channels;
+    if (norm->add) p.add = norm->add->data, p.add_step = norm->add->n > 1 ? norm->add->stride : 0;
     return p;
 }
 
@@ -91,7 +94,7 @@ TARGET static void group_coefficients(const group_norm_plan *p, const sid_group_
     double inverse = 1 / sqrt((squares > 0 ? squares : 0) / count + norm->eps);
     float *factor = p->coefficients + n * 2 * p->channels, *offset = factor + p->channels;
     for (size_t c = g * size; c < (g + 1) * size; c++) {
-        double add = norm->channel_add ? norm->channel_add[n * p->channels + c] : 0;
+        double add = p->add ? p->add[n * p->add_step + c] : 0;
         factor[c] = (float)(inverse * norm->scale[c]);
         offset[c] = (float)((add - mean) * inverse * norm->scale[c] + norm->shift[c]);
     }
@@ -141,7 +144,7 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
                 sum_pixels((char *)b->data + pixel * b->stride * size, b->dtype, b->stride, pixels, b->c, pivot + a->c,
                            sum + a->c, squares + a->c);
             spread_groups(p.spreads + i * norm->groups, norm->groups, p.channels, pixels,
-                          norm->channel_add ? norm->channel_add + n * p.channels : NULL, pivot, sum, squares);
+                          p.add ? p.add + n * p.add_step : NULL, pivot, sum, squares);
         }
 #pragma omp for
         for (size_t i = 0; i < a->n * norm->groups; i++)
@@ -189,28 +192,18 @@ TARGET static void normalize_row(void *dst, const void *src, sid_dtype dtype, si
     }
 }
 
-static void layer_norm(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t rows, size_t c,
-                       const float *scale, const float *shift, float eps, int threads, sid_dtype dtype) {
-    size_t size = sid_dtype_size(dtype);
+static void layer_norm(const sid_tensor *dst, const sid_tensor *src, const float *scale, const float *shift, float eps,
+                       int threads) {
+    const size_t size = sid_dtype_size(src->dtype), rows = sid_rows(src);
 #pragma omp parallel for num_threads(threads)
     for (size_t row = 0; row < rows; row++)
-        normalize_row((char *)dst + row * dst_stride * size, (const char *)src + row * src_stride * size, dtype, c,
-                      scale, shift, eps);
-}
-
-static void layer_norm_f32(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t rows, size_t c,
-                           const float *scale, const float *shift, float eps, int threads) {
-    layer_norm(dst, dst_stride, src, src_stride, rows, c, scale, shift, eps, threads, SID_F32);
-}
-static void layer_norm_bf16(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t rows, size_t c,
-                            const float *scale, const float *shift, float eps, int threads) {
-    layer_norm(dst, dst_stride, src, src_stride, rows, c, scale, shift, eps, threads, SID_BF16);
+        normalize_row((char *)dst->data + row * dst->stride * size, (const char *)src->data + row * src->stride * size,
+                      src->dtype, src->c, scale, shift, eps);
 }
 
 static void fill_norms(sid_kernels *kernels) {
-    kernels->group_norm[SID_F32] = kernels->group_norm[SID_BF16] = group_norm; /* it reads the tensors' dtype */
-    kernels->layer_norm[SID_F32] = layer_norm_f32;
-    kernels->layer_norm[SID_BF16] = layer_norm_bf16;
+    kernels->group_norm = group_norm;
+    kernels->layer_norm = layer_norm;
 }
 
 #endif

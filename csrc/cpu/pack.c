@@ -25,57 +25,52 @@ int sid_take_packed(sid_cpu *cpu, void **data, size_t size) {
 }
 
 static void stack_rows(const sid_cpu *cpu, char *dst, sid_dtype dtype, const sid_weight *weight) {
-    size_t columns = 1, size = sid_dtype_size(weight->dtype), out = sid_dtype_size(dtype);
-    for (size_t i = 1; i < weight->rank; i++) columns *= weight->shape[i];
-    int dense = columns == weight->stride;
-    size_t rows = dense ? 1 : weight->shape[0], count = dense ? columns * weight->shape[0] : columns;
+    size_t rows = weight->shape[0], columns = sid_weight_count(weight) / rows;
+    size_t size = sid_dtype_size(weight->dtype), out = sid_dtype_size(dtype);
+    if (columns == weight->stride) columns *= rows, rows = 1; /* dense */
     for (size_t row = 0; row < rows; row++)
         cpu->kernels.convert(dst + row * columns * out, dtype, (const char *)weight->data + row * weight->stride * size,
-                             weight->dtype, count, cpu->base.threads);
+                             weight->dtype, columns, cpu->base.threads);
 }
 
-int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *biases) {
+int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *const *biases) {
     size_t count = 0;
-    for (size_t i = 0; i < parts; i++) count += biases[i].shape[0];
+    for (size_t i = 0; i < parts; i++) count += biases[i]->shape[0];
     float *next = packed->bias = malloc(count * sizeof *next);
     if (!next) return sid_fail(SID_EMEMORY, "out of memory");
-    for (size_t i = 0; i < parts; next += biases[i++].shape[0]) sid_weight_floats(next, &biases[i]);
+    for (size_t i = 0; i < parts; next += biases[i++]->shape[0]) sid_weight_floats(next, biases[i]);
     return SID_OK;
 }
 
-static size_t elements(const sid_weight *weight) {
-    size_t count = 1;
-    for (size_t d = 0; d < weight->rank; d++) count *= weight->shape[d];
-    return count;
-}
-
-int sid_stack(const sid_cpu *cpu, void **stacked, sid_dtype dtype, size_t parts, const sid_weight *weights) {
+int sid_stack(const sid_cpu *cpu, void **stacked, sid_dtype dtype, size_t parts, const sid_weight *const *weights) {
     size_t total = 0;
-    for (size_t i = 0; i < parts; i++) total += elements(&weights[i]);
+    for (size_t i = 0; i < parts; i++) total += sid_weight_count(weights[i]);
     char *next = *stacked = take_block(total * sid_dtype_size(dtype));
     if (!next) return sid_fail(SID_EMEMORY, "out of memory for weights");
-    for (size_t i = 0; i < parts; next += elements(&weights[i++]) * sid_dtype_size(dtype))
-        stack_rows(cpu, next, dtype, &weights[i]);
+    for (size_t i = 0; i < parts; next += sid_weight_count(weights[i++]) * sid_dtype_size(dtype))
+        stack_rows(cpu, next, dtype, weights[i]);
     return SID_OK;
 }
 
-int sid_pack_panels(sid_cpu *cpu, sid_packed *packed, size_t in, size_t out, size_t parts, const sid_weight *weights,
-                    const sid_weight *biases) {
+/* to [panels][in][SID_MATMUL_PANEL] from rows (out, in). */
+static void fill_panels(float *to, const float *rows, size_t in, size_t out, int threads) {
     const size_t width = SID_MATMUL_PANEL, panels = (out + width - 1) / width;
+#pragma omp parallel for num_threads(threads)
+    for (size_t panel = 0; panel < panels; panel++)
+        for (size_t i = 0; i < in; i++)
+            for (size_t j = 0; j < width; j++) {
+                size_t column = panel * width + j;
+                to[(panel * in + i) * width + j] = column < out ? rows[column * in + i] : 0;
+            }
+}
+
+int sid_pack_panels(sid_cpu *cpu, sid_packed *packed, const sid_linear_shape *shape, size_t parts,
+                    const sid_weight *const *weights) {
+    const size_t padded = (shape->out + SID_MATMUL_PANEL - 1) / SID_MATMUL_PANEL * SID_MATMUL_PANEL;
     void *stacked = NULL;
-    int status = sid_take_packed(cpu, &packed->data, panels * width * in * sizeof(float));
-    if (status == SID_OK) status = sid_stack(cpu, &stacked, SID_F32, parts, weights);
-    if (status == SID_OK) {
-        const float *rows = stacked;
-        float *to = packed->data;
-#pragma omp parallel for num_threads(cpu->base.threads)
-        for (size_t panel = 0; panel < panels; panel++)
-            for (size_t i = 0; i < in; i++)
-                for (size_t j = 0; j < width; j++) {
-                    size_t column = panel * width + j;
-                    to[(panel * in + i) * width + j] = column < out ? rows[column * in + i] : 0;
-                }
-    }
+    SID_TRY(sid_take_packed(cpu, &packed->data, padded * shape->in * sizeof(float)));
+    SID_TRY(sid_stack(cpu, &stacked, SID_F32, parts, weights));
+    fill_panels(packed->data, stacked, shape->in, shape->out, cpu->base.threads);
     free(stacked);
-    return status == SID_OK && biases ? sid_pack_bias(packed, parts, biases) : status;
+    return SID_OK;
 }

@@ -5,6 +5,7 @@
 #include "cpu/floats.h"
 #include "cpu/kernels.h"
 
+#include <math.h>
 #include <string.h>
 
 #define SPAN (4 * CHUNK) /* elements of a thread's turn */
@@ -52,24 +53,28 @@ static void convert(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype s
         convert_span(dst, dst_dtype, src, src_dtype, first, count - first < SPAN ? count : first + SPAN);
 }
 
-static void from_planes(void *dst, sid_dtype dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
-                        float factor, int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (size_t row = 0; row < n * h; row++)
-        for (size_t x = 0; x < w; x++)
-            for (size_t channel = 0; channel < c; channel++)
-                sid_store(dst, dtype, (row * w + x) * c + channel,
-                          factor * planes[((row / h * c + channel) * h + row % h) * w + x]);
+static inline float curved(float x, const sid_curve *curve) {
+    float y = curve->factor * x;
+    if (curve->offset != 0) y += curve->offset; /* adding 0 would change the sign of -0 */
+    return curve->bound > 0 ? curve->bound * tanhf(y / curve->bound) : y;
 }
 
-static void to_planes(float *planes, const void *src, sid_dtype dtype, size_t n, size_t h, size_t w, size_t c,
-                      size_t src_stride, float factor, int threads) {
+static void from_planes(const sid_tensor *dst, const sid_planes *p, const sid_curve *curve, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (size_t row = 0; row < n * h; row++)
-        for (size_t channel = 0; channel < c; channel++)
-            for (size_t x = 0; x < w; x++)
-                planes[((row / h * c + channel) * h + row % h) * w + x] =
-                    factor * sid_load(src, dtype, (row * w + x) * src_stride + channel);
+    for (size_t row = 0; row < p->n * p->h; row++)
+        for (size_t x = 0; x < p->w; x++)
+            for (size_t channel = 0; channel < p->c; channel++)
+                sid_store(dst->data, dst->dtype, (row * p->w + x) * p->c + channel,
+                          curved(p->data[((row / p->h * p->c + channel) * p->h + row % p->h) * p->w + x], curve));
+}
+
+static void to_planes(const sid_planes *p, const sid_tensor *src, const sid_curve *curve, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (size_t row = 0; row < p->n * p->h; row++)
+        for (size_t channel = 0; channel < p->c; channel++)
+            for (size_t x = 0; x < p->w; x++)
+                p->data[((row / p->h * p->c + channel) * p->h + row % p->h) * p->w + x] =
+                    curved(sid_load(src->data, src->dtype, (row * p->w + x) * src->stride + channel), curve);
 }
 
 static void fill_pointwise(sid_kernels *kernels) {

@@ -174,8 +174,7 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
 
     sid_exec exec = {.backend = &cpu->base};
     sid_argument arguments[] = {{DNNL_ARG_FROM, src}, {DNNL_ARG_TO, dst}};
-    exec.arena.peak = primitive->scratch + SID_ALIGN;
-    int status = sid_arena_open(&exec.arena);
+    int status = sid_arena_open(&exec.arena, &cpu->base.memory, primitive->scratch + SID_ALIGN);
     if (status == SID_OK) status = run(&exec, primitive, arguments, 2);
     sid_arena_close(&exec.arena);
     primitives_close(&primitive);
@@ -244,14 +243,26 @@ static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t 
 }
 
 int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain,
-             const_dnnl_memory_desc_t layout, size_t parts, const sid_weight *weights, const sid_weight *biases) {
+             const_dnnl_memory_desc_t layout, size_t parts, const sid_weight *const *weights) {
     void *stacked;
-    int status = sid_stack(cpu, &stacked, dtype, parts, weights);
-    if (status == SID_OK) status = take_packed(cpu, packed, layout);
+    SID_TRY(sid_stack(cpu, &stacked, dtype, parts, weights));
+    int status = take_packed(cpu, packed, layout);
     if (status == SID_OK) status = reorder(cpu, packed->data, layout, stacked, plain);
     free(stacked);
-    if (status == SID_OK && biases) status = sid_pack_bias(packed, parts, biases);
-    if (status != SID_OK) packed_close(packed);
+    return status;
+}
+
+int sid_product_pack(sid_product *product, const sid_recipe *recipe) {
+    dnnl_primitive_desc_t description = NULL;
+    sid_lock(SID_LOCK_PRODUCTS);
+    sid_team before = sid_team_enter(sid_team_size(product->cpu->base.threads));
+    int status = recipe->describe(recipe->request, &description, NULL);
+    if (status == SID_OK) {
+        status = recipe->pack(recipe->request, dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0));
+        dnnl_primitive_desc_destroy(description);
+    }
+    sid_team_leave(&before);
+    sid_unlock(SID_LOCK_PRODUCTS);
     return status;
 }
 
@@ -262,13 +273,12 @@ static int make(sid_product *product, const size_t *key, int team, const sid_rec
     dnnl_primitive_desc_t description = NULL;
     void *weights = NULL;
     SID_TRY(recipe->describe(recipe->request, &description, packed->layout));
-    if (packed->layout && is_reference(description)) {
+    if (is_reference(description)) {
         dnnl_primitive_desc_destroy(description);
         SID_TRY(recipe->describe(recipe->request, &description, NULL));
     }
     const_dnnl_memory_desc_t layout = dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0);
-    int status = packed->layout ? SID_OK : recipe->pack(recipe->request, layout);
-    if (status == SID_OK) status = packed_in(product->cpu, packed, layout, &weights);
+    int status = packed_in(product->cpu, packed, layout, &weights);
     if (status != SID_OK) {
         dnnl_primitive_desc_destroy(description);
         return status;

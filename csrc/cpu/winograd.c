@@ -3,7 +3,6 @@
 #include <stdlib.h>
 
 #include "core/err.h"
-#include "core/lock.h"
 
 #define MOST_INPUT 6 /* rows and columns of an input tile */
 #define CHANNEL_MULTIPLE 16
@@ -20,8 +19,7 @@
 struct sid_winograd {
     sid_product product;
     size_t in, out;
-    sid_dtype dtype;         /* of the transformed tiles and weights */
-    sid_weight weight, bias; /* borrowed until packed */
+    sid_dtype dtype; /* of the transformed tiles and weights */
 };
 
 /* Rows and columns of an input tile, and the elements that it has transformed. */
@@ -33,28 +31,16 @@ static sid_dtype tile_dtype(const sid_cpu *cpu) {
     return cpu->base.dtype == SID_BF16 && cpu->kernels.isa == SID_ISA_AVX512_BF16 ? SID_BF16 : SID_F32;
 }
 
-int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *s, const sid_tensor *src, const sid_tensor *dst) {
-    if (src->dtype == SID_BF16 && cpu->kernels.isa >= SID_ISA_AMX)
+int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *s) {
+    const sid_dtype dtype = cpu->base.dtype;
+    if (dtype == SID_BF16 && cpu->kernels.isa >= SID_ISA_AMX)
         return 0; /* direct products are fast there, and whether transforms pay has not been measured */
-    size_t least = src->dtype == SID_F32         ? LEAST_PIXELS_F32
+    size_t least = dtype == SID_F32              ? LEAST_PIXELS_F32
                    : tile_dtype(cpu) == SID_BF16 ? LEAST_PIXELS_BF16
                                                  : LEAST_PIXELS_MIXED;
-    return src->dtype == dst->dtype && s->kernel == 3 && s->stride == 1 && s->pad_before == 1 && s->pad_after == 1 &&
+    return s->kernel == 3 && s->stride == 1 && s->pad_before == 1 && s->pad_after == 1 &&
            s->in % CHANNEL_MULTIPLE == 0 && s->out % CHANNEL_MULTIPLE == 0 && s->in >= LEAST_CHANNELS &&
-           s->out >= LEAST_CHANNELS && src->h * src->w >= least;
-}
-
-int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shape *s, const sid_weight *weight,
-                      const sid_weight *bias) {
-    sid_winograd *w = *winograd = calloc(1, sizeof *w);
-    if (!w) return sid_fail(SID_EMEMORY, "out of memory");
-    *w = (sid_winograd){.product = {.cpu = cpu},
-                        .in = s->in,
-                        .out = s->out,
-                        .dtype = tile_dtype(cpu),
-                        .weight = *weight,
-                        .bias = *bias};
-    return SID_OK;
+           s->out >= LEAST_CHANNELS && s->height * s->width >= least;
 }
 
 void sid_winograd_close(sid_winograd **winograd) {
@@ -116,6 +102,7 @@ static void transform_weights(float *transformed, const float *taps, const sid_w
 typedef struct {
     sid_winograd *winograd;
     size_t tiles;
+    const sid_weight *weight; /* to be packed; NULL at a run */
 } request;
 
 static int layout_of(dnnl_memory_desc_t *layout, const sid_winograd *w, size_t rows, size_t columns, sid_dtype dtype,
@@ -133,23 +120,25 @@ static int pack_transformed(sid_winograd *w, const float *transformed, const_dnn
                          .data = transformed};
     dnnl_memory_desc_t plain;
     SID_TRY(layout_of(&plain, w, w->in, w->out, w->dtype, dnnl_abc));
-    int status = sid_pack(w->product.cpu, &w->product.packed, w->dtype, plain, layout, 1, &weight, NULL);
+    int status =
+        sid_pack(w->product.cpu, &w->product.packed, w->dtype, plain, layout, 1, &(const sid_weight *){&weight});
     dnnl_memory_desc_destroy(plain);
-    return status == SID_OK ? sid_pack_bias(&w->product.packed, 1, &w->bias) : status;
+    return status;
 }
 
-static int transform(const sid_winograd *w, float *transformed, size_t width) {
+static int transform(const sid_winograd *w, float *transformed, const sid_weight *weight, size_t width) {
     void *taps;
-    SID_TRY(sid_stack(w->product.cpu, &taps, SID_F32, 1, &w->weight));
+    SID_TRY(sid_stack(w->product.cpu, &taps, SID_F32, 1, &weight));
     transform_weights(transformed, taps, w, width);
     free(taps);
     return SID_OK;
 }
 
 static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
-    sid_winograd *w = ((const request *)requested)->winograd;
+    const request *r = requested;
+    sid_winograd *w = r->winograd;
     float *transformed = malloc(w->in * w->out * elements_of(w) * sizeof *transformed);
-    int status = transformed ? transform(w, transformed, w->out)
+    int status = transformed ? transform(w, transformed, r->weight, w->out)
                              : sid_fail(SID_EMEMORY, "out of memory for transformed weights");
     if (status == SID_OK) status = pack_transformed(w, transformed, layout);
     free(transformed);
@@ -157,11 +146,10 @@ static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
 }
 
 /* The same as panels for the kernel matmul. */
-static int pack_panels(sid_winograd *w) {
+static int pack_panels(sid_winograd *w, const sid_weight *weight) {
     sid_packed *packed = &w->product.packed;
     SID_TRY(sid_take_packed(w->product.cpu, &packed->data, w->in * w->out * elements_of(w) * sizeof(float)));
-    SID_TRY(transform(w, packed->data, SID_MATMUL_PANEL));
-    return sid_pack_bias(packed, 1, &w->bias);
+    return transform(w, packed->data, weight, SID_MATMUL_PANEL);
 }
 
 static int describe(const void *requested, dnnl_primitive_desc_t *description, const_dnnl_memory_desc_t weights) {
@@ -188,19 +176,14 @@ static int describe(const void *requested, dnnl_primitive_desc_t *description, c
 static int multiply_onednn(sid_exec *exec, float *m, void *v, size_t tiles, sid_winograd *w) {
     size_t key[SID_KEY_SIZE] = {tiles};
     sid_primitive *primitive;
-    SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, tiles}, describe, pack}, &primitive));
+    SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, tiles, NULL}, describe, NULL}, &primitive));
     sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
     return sid_primitive_run(exec, primitive, arguments, 3);
 }
 
 /* The same by the CPU's own kernel, in float32. */
-static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, sid_winograd *w) {
-    sid_cpu *cpu = w->product.cpu;
-    int status = SID_OK;
-    sid_lock(SID_LOCK_PRODUCTS);
-    if (!w->product.packed.data) status = pack_panels(w);
-    sid_unlock(SID_LOCK_PRODUCTS);
-    if (status != SID_OK || sid_measuring(&exec->arena)) return status;
+static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, const sid_winograd *w) {
+    if (sid_measuring(&exec->arena)) return SID_OK;
     const size_t count = elements_of(w);
     sid_matmul products[MOST_INPUT * MOST_INPUT];
     for (size_t k = 0; k < count; k++)
@@ -212,7 +195,7 @@ static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, 
                                    .weights = (const float *)w->product.packed.data + k * w->in * w->out,
                                    .dst_stride = w->out,
                                    .src_stride = w->in};
-    cpu->kernels.matmul(products, count, exec->backend->threads);
+    w->product.cpu->kernels.matmul(products, count, exec->backend->threads);
     return SID_OK;
 }
 
@@ -226,7 +209,8 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
     SID_TRY(sid_arena_take(&exec->arena, &v, rows * w->in * sid_dtype_size(w->dtype)));
     SID_TRY(sid_arena_take(&exec->arena, &m, rows * w->out * sizeof(float)));
     if (!measuring) kernels->winograd_input[w->dtype](v, grid, src->data, src->dtype, w->in, threads);
-    SID_TRY(kernels->matmul ? multiply_own(exec, m, v, grid->count, w) : multiply_onednn(exec, m, v, grid->count, w));
+    SID_TRY(kernels->onednn_products ? multiply_onednn(exec, m, v, grid->count, w)
+                                     : multiply_own(exec, m, v, grid->count, w));
     if (!measuring)
         kernels->winograd_output[w->dtype](dst->data, dst->dtype, grid, m, w->out, w->product.packed.bias,
                                            post->residual ? post->residual->data : NULL, post->relu, threads);
@@ -242,13 +226,29 @@ static size_t chunk_tiles(const sid_winograd *w) {
     return tiles ? tiles : CHUNK_MULTIPLE;
 }
 
-int sid_winograd_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_winograd *w, const sid_post *post) {
+/* Tiles along a side of so many pixels. */
+static size_t tile_rows(const sid_winograd *w, size_t pixels) {
     const size_t output = input_of(w) - 2;
-    size_t columns = (src->w + output - 1) / output, rows = (src->h + output - 1) / output;
-    size_t total = src->n * rows * columns, most = chunk_tiles(w);
+    return (pixels + output - 1) / output;
+}
+
+int sid_winograd_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_winograd *w, const sid_post *post) {
+    size_t total = src->n * tile_rows(w, src->h) * tile_rows(w, src->w), most = chunk_tiles(w);
     for (size_t first = 0; first < total; first += most) {
         sid_winograd_grid grid = {src->h, src->w, first, total - first < most ? total - first : most};
         SID_TRY(run_chunk(exec, &grid, dst, src, w, post));
     }
     return SID_OK;
+}
+
+int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shape *s, const sid_weight *weight,
+                      const sid_weight *bias) {
+    sid_winograd *w = *winograd = calloc(1, sizeof *w);
+    if (!w) return sid_fail(SID_EMEMORY, "out of memory");
+    *w = (sid_winograd){.product = {.cpu = cpu}, .in = s->in, .out = s->out, .dtype = tile_dtype(cpu)};
+    SID_TRY(sid_pack_bias(&w->product.packed, 1, &bias));
+    if (!cpu->kernels.onednn_products) return pack_panels(w, weight);
+    size_t tiles = tile_rows(w, s->height) * tile_rows(w, s->width), most = chunk_tiles(w);
+    request usual = {w, tiles < most ? tiles : most, weight};
+    return sid_product_pack(&w->product, &(sid_recipe){&usual, describe, pack});
 }

@@ -8,10 +8,10 @@
 
 typedef struct sid_winograd sid_winograd;
 
-/* Whether it pays for a first run on this input. */
-int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *shape, const sid_tensor *src, const sid_tensor *dst);
+/* Whether it pays for the shape's usual input. */
+int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *shape);
 
-/* weight (out, in, 3, 3) and bias (out) must stay valid until the first run, which packs them. */
+/* weight (out, in, 3, 3), bias (out). */
 int sid_winograd_open(sid_cpu *cpu, sid_winograd **winograd, const sid_conv_shape *shape, const sid_weight *weight,
                       const sid_weight *bias);
 void sid_winograd_close(sid_winograd **winograd);

@@ -5,42 +5,30 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "core/loan.h"
 
 /* Rows of t: the first half of the channels are keys, the second values. */
 static sid_tensor keys_of(const sid_tensor *kv) { return sid_channels(kv, 0, kv->c / 2); }
 static sid_tensor values_of(const sid_tensor *kv) { return sid_channels(kv, kv->c / 2, kv->c / 2); }
 
-static sid_keys source_of(const sid_tensor *key, const sid_tensor *value) {
-    return (sid_keys){
-        .k = key->data, .v = value->data, .tokens = sid_rows(key), .k_stride = key->stride, .v_stride = value->stride};
+/* Tokens first .. first + count - 1 of a (1, 1, tokens, channels) matrix. */
+static sid_tensor tokens_of(const sid_tensor *t, size_t first, size_t count) {
+    sid_tensor part = *t;
+    if (part.data) part.data = (char *)t->data + first * t->stride * sid_dtype_size(t->dtype);
+    part.w = count;
+    return part;
 }
 
 static size_t key_count(const sid_keys *sources, size_t count) {
     size_t tokens = 0;
-    for (size_t i = 0; i < count; i++) tokens += sources[i].tokens;
+    for (size_t i = 0; i < count; i++) tokens += sources[i].k.h * sources[i].k.w;
     return tokens;
 }
 
-/* All of one sample's queries against `sources`. logits: NULL, or what is added to. */
 static int attend(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_keys *sources, size_t count,
-                  size_t heads, float temperature, sid_logits *logits) {
-    size_t head_size = q->c / heads;
-    sid_attention problem = {
-        .dst = dst->data,
-        .q = q->data,
-        .queries = sid_rows(q),
-        .dst_stride = dst->stride,
-        .q_stride = q->stride,
-        .sources = sources,
-        .source_count = count,
-        .heads = heads,
-        .head_size = head_size,
-        .scale = temperature / sqrtf((float)head_size),
-        .moments = logits ? &logits->moments : NULL,
-    };
-    if (logits && !sid_measuring(&exec->arena))
-        logits->count += (double)problem.queries * (double)key_count(sources, count) * (double)heads;
-    return sid_attend(exec, &problem, 1);
+                  size_t heads, float temperature) {
+    float scale = temperature / sqrtf((float)(q->c / heads));
+    return sid_attend(exec, dst, &(sid_attention){q, sources, count, heads, scale, 0});
 }
 
 /* ---- a hook's attention ---- */
@@ -51,64 +39,87 @@ typedef struct {
     sid_keys sources[SID_MAX_STYLES];
     size_t count;
     float temperature;
-    sid_logits *logits;
     sid_attention_inputs inputs;
 } hooked;
+
+/* host (rows of t, channels) = t. */
+static int show_tensor(sid_exec *exec, float *host, const sid_tensor *t) {
+    sid_loan loan;
+    SID_TRY(sid_loan_open(&loan, exec, host, sid_rows(t) * t->c * sizeof *host, 0));
+    sid_tensor dense = sid_dense(loan.block, SID_F32, t->n, t->h, t->w, t->c);
+    int status = sid_combine(exec, &dense, 1, t, 0, NULL);
+    int closed = sid_loan_close(&loan, exec, status == SID_OK);
+    return status == SID_OK ? closed : status;
+}
 
 /* Q, and K and V of all sources, as the hook sees them. */
 static int show(sid_exec *exec, hooked *h, const sid_tensor *q, float *copies) {
     sid_attention_inputs *in = &h->inputs;
     float *k = copies + in->queries * in->channels, *v = k + in->keys * in->channels;
-    sid_dtype dtype = exec->backend->dtype;
     in->q = copies, in->k = k, in->v = v;
-    sid_tensor query = sid_dense(copies, SID_F32, 1, 1, in->queries, in->channels);
-    SID_TRY(sid_combine(exec, &query, 1, q, 0, NULL));
+    SID_TRY(show_tensor(exec, copies, q));
     for (size_t i = 0; i < h->count; i++) {
         const sid_keys *s = &h->sources[i];
-        sid_tensor from[] = {{(void *)s->k, dtype, 1, 1, s->tokens, in->channels, s->k_stride},
-                             {(void *)s->v, dtype, 1, 1, s->tokens, in->channels, s->v_stride}};
-        sid_tensor key = sid_dense(k, SID_F32, 1, 1, s->tokens, in->channels);
-        sid_tensor value = sid_dense(v, SID_F32, 1, 1, s->tokens, in->channels);
-        SID_TRY(sid_combine(exec, &key, 1, &from[0], 0, NULL));
-        SID_TRY(sid_combine(exec, &value, 1, &from[1], 0, NULL));
-        k += s->tokens * in->channels, v += s->tokens * in->channels;
+        SID_TRY(show_tensor(exec, k, &s->k));
+        SID_TRY(show_tensor(exec, v, &s->v));
+        k += sid_rows(&s->k) * in->channels, v += sid_rows(&s->v) * in->channels;
     }
     return SID_OK;
 }
 
-/* A matrix of float32 in the backend's dtype. */
-static int take_back(sid_exec *exec, sid_tensor *t, const float *data, size_t rows, size_t channels) {
-    sid_tensor given = sid_dense((void *)data, SID_F32, 1, 1, rows, channels);
+/* A lent matrix of float32 in the backend's dtype. */
+static int take_back(sid_exec *exec, sid_tensor *t, const sid_loan *loan, size_t rows, size_t channels) {
+    sid_tensor given = sid_dense(loan->block, SID_F32, 1, 1, rows, channels);
     SID_TRY(sid_new_like(exec, t, &given, channels));
     return sid_combine(exec, t, 1, &given, 0, NULL);
 }
 
 /* The biases stay with their keys where the hook has left their number; other keys are one source without any. */
-static int attend_to_inputs(sid_exec *exec, hooked *h) {
+static int attend_to_inputs(sid_exec *exec, hooked *h, const sid_loan loans[3]) {
     const sid_attention_inputs *in = &h->inputs;
     sid_tensor q, k, v;
-    SID_TRY(take_back(exec, &q, in->q, in->queries, in->channels));
-    SID_TRY(take_back(exec, &k, in->k, in->keys, in->channels));
-    SID_TRY(take_back(exec, &v, in->v, in->keys, in->channels));
+    SID_TRY(take_back(exec, &q, &loans[0], in->queries, in->channels));
+    SID_TRY(take_back(exec, &k, &loans[1], in->keys, in->channels));
+    SID_TRY(take_back(exec, &v, &loans[2], in->keys, in->channels));
+    q.h = h->dst->h, q.w = h->dst->w;
     if (in->keys != key_count(h->sources, h->count)) {
-        h->sources[0] = source_of(&k, &v);
+        h->sources[0] = (sid_keys){.k = k, .v = v};
         h->count = 1;
     }
-    size_t size = sid_dtype_size(k.dtype), first = 0;
-    for (size_t i = 0; i < h->count; i++) {
-        sid_keys *s = &h->sources[i];
-        s->k = k.data ? (char *)k.data + first : NULL;
-        s->v = v.data ? (char *)v.data + first : NULL;
-        s->k_stride = s->v_stride = in->channels;
-        first += s->tokens * in->channels * size;
+    for (size_t i = 0, first = 0; i < h->count; i++) {
+        size_t tokens = sid_rows(&h->sources[i].k);
+        h->sources[i].k = tokens_of(&k, first, tokens);
+        h->sources[i].v = tokens_of(&v, first, tokens);
+        first += tokens;
     }
-    return attend(exec, h->dst, &q, h->sources, h->count, h->t->heads, h->temperature, h->logits);
+    return attend(exec, h->dst, &q, h->sources, h->count, h->t->heads, h->temperature);
 }
 
 /* In memory of its own, because what the hook gives may be larger than what was measured. */
+static int attend_apart(const sid_exec *exec, hooked *h, const sid_loan loans[3]) {
+    sid_exec own = {.backend = exec->backend, .arena = {.measuring = 1}, .run = exec->run};
+    SID_TRY(attend_to_inputs(&own, h, loans));
+    SID_TRY(sid_arena_open(&own.arena, &exec->backend->memory, own.arena.peak));
+    int status = attend_to_inputs(&own, h, loans);
+    sid_arena_close(&own.arena);
+    return status;
+}
+
+static int attend_lent(sid_exec *exec, hooked *h) {
+    const sid_attention_inputs *in = &h->inputs;
+    const float *const arrays[] = {in->q, in->k, in->v};
+    const size_t rows[] = {in->queries, in->keys, in->keys};
+    sid_loan loans[3] = {{0}};
+    int status = SID_OK;
+    for (size_t i = 0; i < 3 && status == SID_OK; i++)
+        status = sid_loan_open(&loans[i], exec, arrays[i], rows[i] * in->channels * sizeof(float), 1);
+    if (status == SID_OK) status = attend_apart(exec, h, loans);
+    for (size_t i = 0; i < 3; i++) sid_loan_close(&loans[i], exec, 0);
+    return status;
+}
+
 static int attend_hooked(sid_exec *exec, const sid_tap *tap, hooked *h, const sid_tensor *q) {
     sid_attention_inputs *in = &h->inputs;
-    sid_exec own = {.backend = exec->backend};
     if (sid_measuring(&exec->arena)) return SID_OK;
     *in = (sid_attention_inputs){
         .queries = sid_rows(q), .keys = key_count(h->sources, h->count), .channels = h->t->channels};
@@ -117,35 +128,36 @@ static int attend_hooked(sid_exec *exec, const sid_tap *tap, hooked *h, const si
     int status = show(exec, h, q, copies);
     if (status == SID_OK && tap->hook->call(tap->hook->self, tap->step, (size_t)h->t->layer, in))
         status = sid_fail(SID_ECANCELLED, "cancelled at layer %d", h->t->layer);
-    if (status == SID_OK) status = attend_to_inputs(&own, h);
-    if (status == SID_OK) status = sid_arena_open(&own.arena);
-    if (status == SID_OK) status = attend_to_inputs(&own, h);
-    sid_arena_close(&own.arena);
+    if (status == SID_OK) status = attend_lent(exec, h);
     free(copies);
     return status;
 }
 
+static int is_hooked(const sid_tap *tap, int layer) { return tap && tap->hook && tap->hook->layers[layer]; }
+
 /* One sample's attention in a layer with a tap. */
 static int attend_tapped(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst,
                          const sid_tensor *q, const sid_keys *sources, size_t count, float temperature) {
-    sid_logits *logits = tap->logits ? &tap->logits[t->layer] : NULL;
-    if (!tap->hook || !tap->hook->layers[t->layer])
-        return attend(exec, dst, q, sources, count, t->heads, temperature, logits);
-    hooked h = {.t = t, .dst = dst, .count = count, .temperature = temperature, .logits = logits};
+    if (!is_hooked(tap, t->layer)) return attend(exec, dst, q, sources, count, t->heads, temperature);
+    hooked h = {.t = t, .dst = dst, .count = count, .temperature = temperature};
     memcpy(h.sources, sources, count * sizeof *sources);
     return attend_hooked(exec, tap, &h, q);
 }
 
-/* ---- plain, kept and injected attention ---- */
+/* ---- kept features ---- */
 
-int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads,
-                       float temperature) {
-    for (size_t i = 0; i < q->n; i++) {
-        sid_tensor d = sid_sample(dst, i), query = sid_sample(q, i), own = sid_sample(kv, kv->n == 1 ? 0 : i);
-        sid_tensor key = keys_of(&own), value = values_of(&own);
-        sid_keys source = source_of(&key, &value);
-        SID_TRY(attend(exec, &d, &query, &source, 1, heads, temperature, NULL));
-    }
+static int is_elsewhere(const sid_exec *exec, const sid_bank *bank) {
+    return bank->on_host && !exec->backend->memory.is_host;
+}
+
+static int keep(sid_exec *exec, const sid_bank *bank, sid_tensor *slot, const sid_tensor *features) {
+    if (!is_elsewhere(exec, bank)) return sid_combine(exec, slot, 1, features, 0, NULL);
+    size_t mark = sid_arena_mark(&exec->arena);
+    sid_tensor copy;
+    SID_TRY(sid_arena_tensor(&exec->arena, &copy, bank->dtype, 1, 1, slot->w, slot->c));
+    SID_TRY(sid_combine(exec, &copy, 1, features, 0, NULL));
+    SID_TRY(sid_read(exec, slot->data, copy.data, slot->w * slot->c * sid_dtype_size(bank->dtype)));
+    sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
 
@@ -159,107 +171,139 @@ static int save_features(sid_exec *exec, const sid_tap *tap, int number, const s
         for (size_t f = 0; f < 3; f++) {
             if (!kept[f]) continue;
             sid_tensor slot = sid_bank_slot(bank, layer, kept[f], tap->step);
-            SID_TRY(sid_combine(exec, &slot, 1, &features[f], 0, NULL));
+            SID_TRY(keep(exec, bank, &slot, &features[f]));
         }
     }
     return SID_OK;
 }
 
-/* One style's features in the backend's dtype; a bank of another is converted into the arena. */
-static int style_features(sid_exec *exec, sid_tensor *features, const sid_bank *bank, const sid_bank_layer *layer,
-                          void *kept, size_t step) {
-    *features = sid_bank_slot(bank, layer, kept, step);
-    if (bank->dtype == exec->backend->dtype) return SID_OK;
+/* A step's features in the bank's dtype. */
+static int fetch(sid_exec *exec, sid_tensor *features, const sid_bank *bank, const sid_bank_layer *layer, void *kept,
+                 size_t step) {
+    sid_tensor slot = *features = sid_bank_slot(bank, layer, kept, step);
+    if (!is_elsewhere(exec, bank)) return SID_OK;
+    SID_TRY(sid_arena_tensor(&exec->arena, features, bank->dtype, 1, 1, slot.w, slot.c));
+    return sid_write(exec, features->data, slot.data, slot.w * slot.c * sid_dtype_size(bank->dtype));
+}
+
+/* The same in the backend's dtype. */
+static int fetch_converted(sid_exec *exec, sid_tensor *features, const sid_bank *bank, const sid_bank_layer *layer,
+                           void *kept, size_t step) {
     sid_tensor converted;
+    SID_TRY(fetch(exec, features, bank, layer, kept, step));
+    if (bank->dtype == exec->backend->dtype) return SID_OK;
     SID_TRY(sid_new_like(exec, &converted, features, features->c));
     SID_TRY(sid_combine(exec, &converted, 1, features, 0, NULL));
     *features = converted;
     return SID_OK;
 }
 
+/* ---- plain and injected attention ---- */
+
+int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads) {
+    return attend(exec, dst, q, &(sid_keys){.k = keys_of(kv), .v = values_of(kv)}, 1, heads, 1);
+}
+
 /* The layer's own keys and values of x, stacked. */
 static int own_keys(sid_exec *exec, const sid_transformer *t, sid_tensor *kv, const sid_tensor *x) {
     SID_TRY(sid_new_like(exec, kv, x, 2 * t->channels));
-    return sid_linear_map(exec, kv, x, t->keys1, NULL);
+    return sid_linear_map(exec, kv, x, t->attention1.keys, NULL);
 }
 
-static const sid_bank_layer *style_layer(const sid_tap *tap, size_t style, int layer) {
-    return &tap->styles[style]->layers[layer];
+static const sid_bank_layer *style_layer(const sid_injection *in, size_t style, int layer) {
+    return &in->styles[style]->layers[layer];
 }
-static int has_own_keys(const sid_tap *tap, int layer) {
-    return !tap->style_count || !style_layer(tap, 0, layer)->key || !style_layer(tap, 0, layer)->value;
+static int has_own_keys(const sid_injection *in, int layer) {
+    return !in->style_count || !style_layer(in, 0, layer)->key || !style_layer(in, 0, layer)->value;
 }
-static int injects_keys(const sid_tap *tap, int layer) {
-    return tap->style_count && (style_layer(tap, 0, layer)->key || style_layer(tap, 0, layer)->value);
+static int injects_keys(const sid_injection *in, int layer) {
+    return in->style_count && (style_layer(in, 0, layer)->key || style_layer(in, 0, layer)->value);
 }
-static int injects_query(const sid_tap *tap, int layer) { return tap->content && tap->content->layers[layer].query; }
+static int injects_query(const sid_injection *in, int layer) {
+    return in->content && in->content->layers[layer].query;
+}
 
-/* The keys and values that queries attend to: of each style, those that its bank has; the layer's own for the rest. */
-static int injected_sources(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_keys *sources,
-                            const sid_tensor *own, const float *query_bias, size_t queries) {
-    if (!injects_keys(tap, t->layer)) {
-        sid_tensor key = keys_of(own), value = values_of(own);
-        sources[0] = source_of(&key, &value);
+/* The keys and values of one style: those that its bank has; the layer's own for the rest. */
+static int style_source(sid_exec *exec, sid_keys *source, const sid_tap *tap, size_t style, int number,
+                        const sid_tensor *own) {
+    const sid_injection *in = tap->injection;
+    const sid_bank_layer *layer = style_layer(in, style, number);
+    *source = (sid_keys){.bias = logf(in->weights[style])};
+    if (layer->key) SID_TRY(fetch_converted(exec, &source->k, in->styles[style], layer, layer->key, tap->step));
+    else source->k = keys_of(own);
+    if (layer->value) SID_TRY(fetch_converted(exec, &source->v, in->styles[style], layer, layer->value, tap->step));
+    else source->v = values_of(own);
+    size_t keys = sid_rows(&source->k), values = sid_rows(&source->v);
+    return keys == values ? SID_OK : sid_fail(SID_EVALUE, "layer %d: %zu keys, but %zu values", number, keys, values);
+}
+
+/* What queries attend to: all styles, or the layer's own keys and values where no style's are injected. */
+static int injected_sources(sid_exec *exec, const sid_tap *tap, int number, sid_keys *sources, size_t *count,
+                            const sid_tensor *own, size_t queries) {
+    const sid_injection *in = tap->injection;
+    const sid_region *region = in->regions ? &in->regions[number] : NULL;
+    *count = 1;
+    if (!injects_keys(in, number)) {
+        sources[0] = (sid_keys){.k = keys_of(own), .v = values_of(own)};
         return SID_OK;
     }
-    for (size_t i = 0; i < tap->style_count; i++) {
-        const sid_bank_layer *layer = style_layer(tap, i, t->layer);
-        sid_tensor key, value;
-        if (layer->key) SID_TRY(style_features(exec, &key, tap->styles[i], layer, layer->key, tap->step));
-        else key = keys_of(own);
-        if (layer->value) SID_TRY(style_features(exec, &value, tap->styles[i], layer, layer->value, tap->step));
-        else value = values_of(own);
-        if (sid_rows(&key) != sid_rows(&value))
-            return sid_fail(SID_EVALUE, "layer %d: %zu keys, but %zu values", t->layer, sid_rows(&key),
-                            sid_rows(&value));
-        sources[i] = source_of(&key, &value);
-        sources[i].bias = logf(tap->weights[i]);
-        sources[i].query_bias = query_bias ? query_bias + i * queries : NULL;
-        sources[i].key_bias = layer->key_bias;
+    *count = in->style_count;
+    for (size_t i = 0; i < in->style_count; i++) {
+        SID_TRY(style_source(exec, &sources[i], tap, i, number, own));
+        if (!region) continue;
+        sources[i].query_bias = region->bias ? region->bias + i * queries : NULL;
+        sources[i].key_bias = region->key_bias[i];
     }
     return SID_OK;
+}
+
+/* q = gamma Q_content + (1 - gamma) q */
+static int inject_query(sid_exec *exec, const sid_tap *tap, int number, sid_tensor *q) {
+    const sid_injection *in = tap->injection;
+    const sid_bank_layer *layer = &in->content->layers[number];
+    float gamma = in->gamma[tap->step * in->layers + (size_t)number];
+    sid_tensor content;
+    SID_TRY(fetch(exec, &content, in->content, layer, layer->query, tap->step));
+    return sid_combine(exec, q, gamma, &content, 1 - gamma, q);
 }
 
 /* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. Where that does not
  * cover everything, the rest is the plain attention. */
 static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst, sid_tensor *q,
                   const sid_tensor *x) {
-    const sid_region everywhere = {NULL, NULL};
-    const sid_region *region = tap->regions ? &tap->regions[t->layer] : &everywhere;
+    const sid_injection *in = tap->injection;
+    const float *cover = in->regions ? in->regions[t->layer].cover : NULL;
+    float temperature = in->temperature[tap->step * in->layers + (size_t)t->layer];
     sid_keys sources[SID_MAX_STYLES];
     sid_tensor own = {0}, plain;
-    if (region->cover || has_own_keys(tap, t->layer)) SID_TRY(own_keys(exec, t, &own, x));
-    if (region->cover) {
+    size_t count;
+    if (cover || has_own_keys(in, t->layer)) SID_TRY(own_keys(exec, t, &own, x));
+    if (cover) {
         SID_TRY(sid_new_like(exec, &plain, q, q->c));
-        SID_TRY(sid_attend_samples(exec, &plain, q, &own, t->heads, 1));
+        SID_TRY(sid_attend_samples(exec, &plain, q, &own, t->heads));
     }
-    if (injects_query(tap, t->layer)) {
-        const sid_bank_layer *layer = &tap->content->layers[t->layer];
-        sid_tensor content = sid_bank_slot(tap->content, layer, layer->query, tap->step);
-        float gamma = tap->gamma[t->layer];
-        SID_TRY(sid_combine(exec, q, gamma, &content, 1 - gamma, q));
-    }
-    SID_TRY(injected_sources(exec, t, tap, sources, &own, region->bias, sid_rows(q)));
-    size_t count = injects_keys(tap, t->layer) ? tap->style_count : 1;
-    SID_TRY(attend_tapped(exec, t, tap, dst, q, sources, count, tap->temperature[t->layer]));
-    return region->cover ? sid_blend_rows(exec, dst, region->cover, dst, &plain) : SID_OK;
+    if (injects_query(in, t->layer)) SID_TRY(inject_query(exec, tap, t->layer, q));
+    SID_TRY(injected_sources(exec, tap, t->layer, sources, &count, &own, sid_rows(q)));
+    SID_TRY(attend_tapped(exec, t, tap, dst, q, sources, count, temperature));
+    return cover ? sid_blend_rows(exec, dst, cover, dst, &plain) : SID_OK;
 }
 
 /* All samples' attention to their own keys. */
 static int attend_own(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst,
                       const sid_tensor *q, const sid_tensor *kv) {
-    if (!tap || (!tap->hook && !tap->logits)) return sid_attend_samples(exec, dst, q, kv, t->heads, 1);
+    if (!is_hooked(tap, t->layer)) return sid_attend_samples(exec, dst, q, kv, t->heads);
     for (size_t i = 0; i < q->n; i++) {
         sid_tensor d = sid_sample(dst, i), query = sid_sample(q, i), own = sid_sample(kv, i);
-        sid_tensor key = keys_of(&own), value = values_of(&own);
-        sid_keys source = source_of(&key, &value);
+        sid_keys source = {.k = keys_of(&own), .v = values_of(&own)};
         SID_TRY(attend_tapped(exec, t, tap, &d, &query, &source, 1, 1));
     }
     return SID_OK;
 }
 
 static int injects(const sid_tap *tap, int layer) {
-    return (!tap->where || tap->where[layer]) && (injects_query(tap, layer) || injects_keys(tap, layer));
+    const sid_injection *in = tap->injection;
+    return in && (!in->where || in->where[tap->step * in->layers + (size_t)layer]) &&
+           (injects_query(in, layer) || injects_keys(in, layer));
 }
 
 int sid_self_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst, const sid_tensor *x,
@@ -268,7 +312,7 @@ int sid_self_attention(sid_exec *exec, const sid_transformer *t, sid_tensor *dst
     sid_tensor q, kv;
     if (t->layer < 0) tap = NULL;
     SID_TRY(sid_new_like(exec, &q, x, t->channels));
-    SID_TRY(sid_linear_map(exec, &q, x, t->query1, NULL));
+    SID_TRY(sid_linear_map(exec, &q, x, t->attention1.query, NULL));
     if (tap && injects(tap, t->layer)) {
         SID_TRY(inject(exec, t, tap, dst, &q, x));
     } else {

@@ -9,7 +9,6 @@ int sid_self_attention(sid_exec *exec, const sid_transformer *transformer, sid_t
                        const sid_tap *tap);
 
 /* Attention of each sample's queries q (n, *, *, channels) to its own keys kv (1 or n, *, *, 2 * channels). */
-int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads,
-                       float temperature);
+int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_tensor *kv, size_t heads);
 
 #endif

@@ -10,11 +10,11 @@
 typedef struct {
     void *query, *key, *value; /* [steps][tokens][channels]; NULL where not kept */
     size_t tokens, channels;
-    const float *key_bias; /* NULL, or [tokens]: added to all logits of a key where it is injected; may be -INFINITY */
 } sid_bank_layer;
 
 typedef struct {
     sid_dtype dtype;
+    int on_host; /* whether the features are the host's memory, and not the backend's */
     size_t steps;
     sid_bank_layer layers[SID_MAX_LAYERS]; /* by decoder layer */
 } sid_bank;

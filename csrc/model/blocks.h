@@ -15,27 +15,35 @@ typedef struct {
     sid_linear *shortcut, *skip_shortcut; /* NULL: the input itself; the 1x1 convolution's input and skip columns */
 } sid_resnet;
 
-int sid_resnet_open(sid_builder *builder, sid_resnet *resnet, const char *prefix, size_t in, size_t skip, size_t out,
-                    size_t groups, float eps);
+/* resnet: its numbers are set. */
+int sid_resnet_open(sid_builder *builder, sid_resnet *resnet, const char *prefix);
 void sid_resnet_close(sid_backend *backend, sid_resnet *resnet);
-/* dst (n, h, w, out), x (n, h, w, in), skip NULL or (n, h, w, skip), time NULL or [out]. dst may be x where in == out. */
+/* dst (n, h, w, out), x (n, h, w, in), skip NULL or (n, h, w, skip), time NULL or float32
+ * (1, 1, 1, out): added to every pixel. dst may be x where in == out. */
 int sid_resnet_run(sid_exec *exec, const sid_resnet *resnet, sid_tensor *dst, sid_tensor *x, const sid_tensor *skip,
-                   const float *time);
+                   const sid_tensor *time);
+
+/* out(attention(query(norm(x)), keys(...))); keys: keys and values, stacked. */
+typedef struct {
+    sid_norm norm;
+    sid_linear *query, *keys, *out;
+} sid_attention_part;
 
 /* norm, projection, [norm, self-attention, norm, cross-attention, norm, gated feed-forward] each + its input,
  * projection, + input. */
 typedef struct {
     size_t channels, heads, groups;
+    size_t context_size;
+    int linear_projection;
     int layer; /* decoder layer number for the tap; -1: none */
-    sid_norm norm, norm1, norm2, norm3;
+    sid_norm norm, norm3;
     sid_linear *project_in, *project_out;
-    sid_linear *query1, *keys1, *out1;   /* self-attention; keys: keys and values, stacked */
-    sid_linear *query2, *keys2, *out2;   /* cross-attention; keys2 maps the context */
-    sid_linear *hidden, *gate, *forward; /* forward(hidden(x) * gelu(gate(x))) */
+    sid_attention_part attention1, attention2; /* self-attention; cross-attention, whose keys map the context */
+    sid_linear *hidden, *gate, *forward;       /* forward(hidden(x) * gelu(gate(x))) */
 } sid_transformer;
 
-int sid_transformer_open(sid_builder *builder, sid_transformer *transformer, const char *prefix, size_t channels,
-                         size_t heads, size_t context_size, size_t groups, int linear_projection, int layer);
+/* transformer: its numbers are set. context_tokens: of the usual context. */
+int sid_transformer_open(sid_builder *builder, sid_transformer *transformer, const char *prefix, size_t context_tokens);
 void sid_transformer_close(sid_backend *backend, sid_transformer *transformer);
 /* x (n, h, w, channels), in place. context_keys: (1 or n, 1, tokens, 2 * channels). */
 int sid_transformer_run(sid_exec *exec, const sid_transformer *transformer, sid_tensor *x,

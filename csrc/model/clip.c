@@ -6,7 +6,6 @@
 #include "core/err.h"
 
 #define EPS 1e-5f
-#define ROWS_AT_ONCE 64
 
 typedef struct {
     sid_norm norm1, norm2;
@@ -15,7 +14,7 @@ typedef struct {
 
 struct sid_clip {
     sid_text_config config;
-    float *tokens, *positions; /* [vocabulary][channels], [positions][channels] */
+    float *tokens, *positions; /* on the host: [vocabulary][channels], [positions][channels] */
     sid_norm final;
     layer *layers;
 };
@@ -67,14 +66,14 @@ void sid_clip_close(sid_backend *backend, sid_clip **clip) {
     if (!t) return;
     for (size_t i = 0; t->layers && i < t->config.layers; i++) {
         layer *l = &t->layers[i];
-        sid_norm_close(&l->norm1);
-        sid_norm_close(&l->norm2);
+        sid_norm_close(backend, &l->norm1);
+        sid_norm_close(backend, &l->norm2);
         sid_linear_close(backend, &l->qkv);
         sid_linear_close(backend, &l->out);
         sid_linear_close(backend, &l->hidden);
         sid_linear_close(backend, &l->forward);
     }
-    sid_norm_close(&t->final);
+    sid_norm_close(backend, &t->final);
     free(t->layers);
     free(t->tokens);
     free(t->positions);
@@ -82,48 +81,22 @@ void sid_clip_close(sid_backend *backend, sid_clip **clip) {
     *clip = NULL;
 }
 
-static void embed(const sid_clip *t, sid_tensor *x, const int *tokens) {
-    size_t c = x->c;
-    for (size_t row = 0; row < sid_rows(x); row++) {
-        const float *token = t->tokens + (size_t)tokens[row] * c, *position = t->positions + row % x->w * c;
-        for (size_t i = 0; i < c; i++) sid_store(x->data, x->dtype, row * c + i, token[i] + position[i]);
+void sid_clip_embed(const sid_clip *t, float *embedded, const int *tokens, size_t n, size_t length) {
+    size_t c = t->config.channels;
+    for (size_t row = 0; row < n * length; row++, embedded += c) {
+        const float *token = t->tokens + (size_t)tokens[row] * c, *position = t->positions + row % length * c;
+        for (size_t i = 0; i < c; i++) embedded[i] = token[i] + position[i];
     }
 }
 
-/* The bytes from a tensor's start to its given row. */
-static char *row_of(const sid_tensor *t, size_t row) {
-    return t->data ? (char *)t->data + row * t->stride * sid_dtype_size(t->dtype) : NULL;
-}
-
-/* Token i sees the tokens up to i: as a problem of its own, with one query and i + 1 keys. */
+/* Token i sees the tokens up to i. */
 static int causal_attention(sid_exec *exec, const sid_clip *t, sid_tensor *dst, const sid_tensor *qkv) {
-    size_t c = t->config.channels, head_size = c / t->config.heads, length = qkv->w, rows = sid_rows(qkv);
-    sid_tensor q = sid_channels(qkv, 0, c), k = sid_channels(qkv, c, c), v = sid_channels(qkv, 2 * c, c);
-    for (size_t first = 0; first < rows; first += ROWS_AT_ONCE) {
-        sid_attention problems[ROWS_AT_ONCE];
-        sid_keys sources[ROWS_AT_ONCE];
-        size_t count = rows - first < ROWS_AT_ONCE ? rows - first : ROWS_AT_ONCE;
-        for (size_t i = 0; i < count; i++) {
-            size_t row = first + i, start = row / length * length;
-            sources[i] = (sid_keys){.k = row_of(&k, start),
-                                    .v = row_of(&v, start),
-                                    .tokens = row - start + 1,
-                                    .k_stride = qkv->stride,
-                                    .v_stride = qkv->stride};
-            problems[i] = (sid_attention){.dst = row_of(dst, row),
-                                          .q = row_of(&q, row),
-                                          .queries = 1,
-                                          .dst_stride = dst->stride,
-                                          .q_stride = qkv->stride,
-                                          .sources = &sources[i],
-                                          .source_count = 1,
-                                          .heads = t->config.heads,
-                                          .head_size = head_size,
-                                          .scale = 1 / sqrtf((float)head_size)};
-        }
-        SID_TRY(sid_attend(exec, problems, count));
-    }
-    return SID_OK;
+    size_t c = t->config.channels;
+    sid_tensor q = sid_channels(qkv, 0, c);
+    sid_keys source = {.k = sid_channels(qkv, c, c), .v = sid_channels(qkv, 2 * c, c)};
+    sid_attention attention = {.q = &q, .sources = &source, .source_count = 1, .heads = t->config.heads, .causal = 1};
+    attention.scale = 1 / sqrtf((float)(c / t->config.heads));
+    return sid_attend(exec, dst, &attention);
 }
 
 static int run_layer(sid_exec *exec, const sid_clip *t, const layer *l, sid_tensor *x) {
@@ -144,12 +117,13 @@ static int run_layer(sid_exec *exec, const sid_clip *t, const layer *l, sid_tens
     return SID_OK;
 }
 
-int sid_clip_run(sid_exec *exec, const sid_clip *t, sid_tensor *context, const int *tokens) {
+int sid_clip_run(sid_exec *exec, const sid_clip *t, sid_tensor *context, const sid_planes *embedded) {
     size_t mark = sid_arena_mark(&exec->arena);
     sid_tensor x, normed;
     SID_TRY(sid_new_like(exec, &x, context, t->config.channels));
     SID_TRY(sid_new_like(exec, &normed, context, t->config.channels));
-    if (x.data) embed(t, &x, tokens);
+    sid_tensor rows = sid_dense(x.data, x.dtype, sid_rows(&x), 1, 1, x.c);
+    SID_TRY(sid_from_planes(exec, &rows, embedded, NULL));
     for (size_t i = 0; i < t->config.layers; i++) SID_TRY(run_layer(exec, t, &t->layers[i], &x));
     SID_TRY(sid_layer_normalize(exec, &normed, &x, t->final.scale, t->final.shift, EPS));
     SID_TRY(sid_combine(exec, context, 1, &normed, 0, NULL));

@@ -27,12 +27,14 @@ typedef struct {
 typedef struct {
     sid_vae_config config;
     half encoder, decoder;
-    sid_linear *quant, *quant_variance,
-        *post_quant; /* NULL: none; quant yields the mean, quant_variance its own half */
+    sid_linear *quant, *quant_variance; /* NULL: none; to the posterior's mean, to the logarithm of its variance */
+    sid_linear *post_quant;             /* NULL: none */
 } kl;
 
 static int add_resnet(sid_builder *builder, half *part, const char *prefix, size_t in, size_t out, size_t groups) {
-    return sid_resnet_open(builder, &part->resnets[part->resnet_count++], prefix, in, 0, out, groups, EPS);
+    sid_resnet *r = &part->resnets[part->resnet_count++];
+    *r = (sid_resnet){.in = in, .out = out, .groups = groups, .eps = EPS};
+    return sid_resnet_open(builder, r, prefix);
 }
 
 static int open_attention(sid_builder *builder, mid_attention *a, const char *prefix, size_t channels) {
@@ -60,21 +62,29 @@ static int open_middle(sid_builder *builder, half *part, const sid_vae_config *c
     return add_resnet(builder, part, name, width, width, c->groups);
 }
 
-static int open_ends(sid_builder *builder, half *part, const char *prefix, size_t in, size_t first, size_t last,
-                     size_t out) {
+static int open_first(sid_builder *builder, half *part, const char *prefix, size_t in, size_t out) {
     char name[SID_NAME_SIZE];
-    sid_conv_shape conv_in = sid_conv3x3(in, first), conv_out = sid_conv3x3(last, out);
     SID_TRY(sid_name(name, "%s.conv_in", prefix));
-    SID_TRY(sid_conv_open(builder, &part->conv_in, name, &conv_in));
+    return sid_conv_open(builder, &part->conv_in, name, sid_conv3x3(in, out));
+}
+
+static int open_last(sid_builder *builder, half *part, const char *prefix, size_t in, size_t out) {
+    char name[SID_NAME_SIZE];
     SID_TRY(sid_name(name, "%s.conv_norm_out", prefix));
-    SID_TRY(sid_norm_open(builder, &part->norm_out, name, last));
+    SID_TRY(sid_norm_open(builder, &part->norm_out, name, in));
     SID_TRY(sid_name(name, "%s.conv_out", prefix));
-    return sid_conv_open(builder, &part->conv_out, name, &conv_out);
+    return sid_conv_open(builder, &part->conv_out, name, sid_conv3x3(in, out));
+}
+
+static int add_resampler(sid_builder *builder, half *part, const char *prefix, sid_conv_shape shape) {
+    return sid_conv_open(builder, &part->resamplers[part->resampler_count++], prefix, shape);
 }
 
 static int open_encoder(sid_builder *builder, kl *vae) {
     const sid_vae_config *c = &vae->config;
+    const size_t latent = c->latent_channels, last = c->channels[c->levels - 1];
     char name[SID_NAME_SIZE];
+    SID_TRY(open_first(builder, &vae->encoder, "vae.encoder", c->image_channels, c->channels[0]));
     for (size_t level = 0, in = c->channels[0]; level < c->levels; level++) {
         size_t out = c->channels[level];
         for (size_t i = 0; i < c->layers_per_block; i++, in = out) {
@@ -82,27 +92,26 @@ static int open_encoder(sid_builder *builder, kl *vae) {
             SID_TRY(add_resnet(builder, &vae->encoder, name, in, out, c->groups));
         }
         if (level + 1 == c->levels) break;
-        sid_conv_shape halve = {out, out, 3, 2, 0, 1, 0, 0}; /* padded on the right and bottom only */
         SID_TRY(sid_name(name, "vae.encoder.down_blocks.%zu.downsamplers.0.conv", level));
-        SID_TRY(sid_conv_open(builder, &vae->encoder.resamplers[vae->encoder.resampler_count++], name, &halve));
+        SID_TRY(add_resampler(builder, &vae->encoder, name, sid_conv_halving(out, 0)));
     }
     SID_TRY(open_middle(builder, &vae->encoder, c, "vae.encoder"));
-    SID_TRY(open_ends(builder, &vae->encoder, "vae.encoder", c->image_channels, c->channels[0],
-                      c->channels[c->levels - 1], 2 * c->latent_channels));
+    SID_TRY(open_last(builder, &vae->encoder, "vae.encoder", last, 2 * latent));
     if (!c->quant_conv) return SID_OK;
-    size_t half = c->latent_channels, both = 2 * half;
-    SID_TRY(sid_linear_open_part(builder, &vae->quant, "vae.quant_conv", both, both, 0, half, 0, both, SID_CONV1X1));
-    return sid_linear_open_part(builder, &vae->quant_variance, "vae.quant_conv", both, both, half, half, 0, both,
-                                SID_CONV1X1);
+    sid_linear_part mean = {2 * latent, 2 * latent, 0, latent, 0, 2 * latent}, variance = mean;
+    variance.first_row = latent;
+    SID_TRY(sid_linear_open_part(builder, &vae->quant, "vae.quant_conv", &mean, SID_CONV1X1));
+    return sid_linear_open_part(builder, &vae->quant_variance, "vae.quant_conv", &variance, SID_CONV1X1);
 }
 
 static int open_decoder(sid_builder *builder, kl *vae) {
     const sid_vae_config *c = &vae->config;
+    const size_t latent = c->latent_channels;
     char name[SID_NAME_SIZE];
     size_t in = c->channels[c->levels - 1];
     if (c->post_quant_conv)
-        SID_TRY(sid_linear_open(builder, &vae->post_quant, "vae.post_quant_conv", c->latent_channels,
-                                c->latent_channels, SID_CONV1X1));
+        SID_TRY(sid_linear_open(builder, &vae->post_quant, "vae.post_quant_conv", latent, latent, SID_CONV1X1));
+    SID_TRY(open_first(builder, &vae->decoder, "vae.decoder", latent, in));
     SID_TRY(open_middle(builder, &vae->decoder, c, "vae.decoder"));
     for (size_t block = 0; block < c->levels; block++) {
         size_t out = c->channels[c->levels - 1 - block];
@@ -111,12 +120,10 @@ static int open_decoder(sid_builder *builder, kl *vae) {
             SID_TRY(add_resnet(builder, &vae->decoder, name, in, out, c->groups));
         }
         if (block + 1 == c->levels) break;
-        sid_conv_shape twice = {out, out, 3, 1, 1, 1, 1, 0};
         SID_TRY(sid_name(name, "vae.decoder.up_blocks.%zu.upsamplers.0.conv", block));
-        SID_TRY(sid_conv_open(builder, &vae->decoder.resamplers[vae->decoder.resampler_count++], name, &twice));
+        SID_TRY(add_resampler(builder, &vae->decoder, name, sid_conv_doubling(out)));
     }
-    return open_ends(builder, &vae->decoder, "vae.decoder", c->latent_channels, c->channels[c->levels - 1],
-                     c->channels[0], c->image_channels);
+    return open_last(builder, &vae->decoder, "vae.decoder", c->channels[0], c->image_channels);
 }
 
 static int kl_open(sid_builder *builder, void **network, const sid_vae_config *config) {
@@ -132,8 +139,8 @@ static void close_half(sid_backend *backend, half *part) {
     for (size_t i = 0; i < part->resampler_count; i++) sid_conv_close(backend, &part->resamplers[i]);
     sid_conv_close(backend, &part->conv_in);
     sid_conv_close(backend, &part->conv_out);
-    sid_norm_close(&part->norm_out);
-    sid_norm_close(&part->attention.norm);
+    sid_norm_close(backend, &part->norm_out);
+    sid_norm_close(backend, &part->attention.norm);
     sid_linear_close(backend, &part->attention.query);
     sid_linear_close(backend, &part->attention.keys);
     sid_linear_close(backend, &part->attention.out);
@@ -156,7 +163,7 @@ typedef struct {
     sid_tensor x;
 } walk;
 
-/* In place where the width stays, so that a picture's largest maps exist as few times as possible. */
+/* In place where the width stays, so that an image's largest maps exist as few times as possible. */
 static int next_resnet(sid_exec *exec, walk *w) {
     const sid_resnet *r = &w->part->resnets[w->resnet++];
     sid_tensor out;
@@ -182,7 +189,7 @@ static int attention(sid_exec *exec, walk *w) {
     SID_TRY(sid_group_normalize(exec, &normed, &norm));
     SID_TRY(sid_linear_map(exec, &q, &normed, a->query, NULL));
     SID_TRY(sid_linear_map(exec, &kv, &normed, a->keys, NULL));
-    SID_TRY(sid_attend_samples(exec, &normed, &q, &kv, 1, 1));
+    SID_TRY(sid_attend_samples(exec, &normed, &q, &kv, 1));
     SID_TRY(sid_linear_map(exec, &w->x, &normed, a->out, &(sid_post){.residual = &w->x}));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
@@ -206,17 +213,16 @@ static int end(sid_exec *exec, walk *w, sid_tensor *dst) {
 }
 
 /* planes = scale times one half of the posterior's moments: channels first .. first + C - 1, which quant maps to. */
-static int encode_half(sid_exec *exec, const kl *vae, float *planes, const float *images, size_t n, size_t height,
-                       size_t width, sid_linear *quant, size_t first, float scale) {
+static int encode_half(sid_exec *exec, const kl *vae, sid_planes *planes, const sid_planes *images, sid_linear *quant,
+                       size_t first, float scale) {
     const sid_vae_config *c = &vae->config;
-    size_t mark = sid_arena_mark(&exec->arena), factor = sid_vae_factor(c);
-    size_t h = height / factor, wide = width / factor;
+    size_t mark = sid_arena_mark(&exec->arena), n = images->n;
     walk w = {.part = &vae->encoder, .groups = c->groups};
     sid_tensor image, moments, half;
-    SID_TRY(sid_new(exec, &moments, n, h, wide, 2 * c->latent_channels));
-    SID_TRY(sid_arena_tensor(&exec->arena, &half, SID_F32, n, h, wide, c->latent_channels));
-    SID_TRY(sid_new(exec, &image, n, height, width, c->image_channels));
-    SID_TRY(sid_from_planes(exec, &image, images, 1));
+    SID_TRY(sid_new(exec, &moments, n, planes->h, planes->w, 2 * c->latent_channels));
+    SID_TRY(sid_arena_tensor(&exec->arena, &half, SID_F32, n, planes->h, planes->w, c->latent_channels));
+    SID_TRY(sid_new(exec, &image, n, images->h, images->w, c->image_channels));
+    SID_TRY(sid_from_planes(exec, &image, images, NULL));
     SID_TRY(begin(exec, &w, &image));
     for (size_t level = 0; level < c->levels; level++) {
         for (size_t i = 0; i < c->layers_per_block; i++) SID_TRY(next_resnet(exec, &w));
@@ -226,34 +232,30 @@ static int encode_half(sid_exec *exec, const kl *vae, float *planes, const float
     SID_TRY(end(exec, &w, &moments));
     if (quant) SID_TRY(sid_linear_map(exec, &half, &moments, quant, NULL));
     else half = sid_channels(&moments, first, c->latent_channels);
-    SID_TRY(sid_to_planes(exec, planes, &half, scale));
+    SID_TRY(sid_to_planes(exec, planes, &half, &(sid_curve){.factor = scale}));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
 
-static int kl_encode(sid_exec *exec, const void *network, float *latents, const float *images, size_t n, size_t height,
-                     size_t width) {
+static int kl_encode(sid_exec *exec, const void *network, sid_planes *latents, const sid_planes *images) {
     const kl *vae = network;
-    return encode_half(exec, vae, latents, images, n, height, width, vae->quant, 0, vae->config.scaling_factor);
+    return encode_half(exec, vae, latents, images, vae->quant, 0, vae->config.scaling_factor);
 }
 
-static int kl_log_variance(sid_exec *exec, const void *network, float *planes, const float *images, size_t n,
-                           size_t height, size_t width) {
+static int kl_log_variance(sid_exec *exec, const void *network, sid_planes *planes, const sid_planes *images) {
     const kl *vae = network;
-    return encode_half(exec, vae, planes, images, n, height, width, vae->quant_variance, vae->config.latent_channels,
-                       1);
+    return encode_half(exec, vae, planes, images, vae->quant_variance, vae->config.latent_channels, 1);
 }
 
-static int kl_decode(sid_exec *exec, const void *network, float *images, const float *latents, size_t n, size_t h,
-                     size_t wide) {
+static int kl_decode(sid_exec *exec, const void *network, sid_planes *images, const sid_planes *latents) {
     const kl *vae = network;
     const sid_vae_config *c = &vae->config;
-    size_t mark = sid_arena_mark(&exec->arena), factor = sid_vae_factor(c);
+    size_t mark = sid_arena_mark(&exec->arena);
     walk w = {.part = &vae->decoder, .groups = c->groups};
     sid_tensor image, scaled, z;
-    SID_TRY(sid_arena_tensor(&exec->arena, &image, SID_F32, n, h * factor, wide * factor, c->image_channels));
-    SID_TRY(sid_new(exec, &scaled, n, h, wide, c->latent_channels));
-    SID_TRY(sid_from_planes(exec, &scaled, latents, 1 / c->scaling_factor));
+    SID_TRY(sid_arena_tensor(&exec->arena, &image, SID_F32, images->n, images->h, images->w, c->image_channels));
+    SID_TRY(sid_new(exec, &scaled, latents->n, latents->h, latents->w, c->latent_channels));
+    SID_TRY(sid_from_planes(exec, &scaled, latents, &(sid_curve){.factor = 1 / c->scaling_factor}));
     z = scaled;
     if (vae->post_quant) {
         SID_TRY(sid_new_like(exec, &z, &scaled, c->latent_channels));
@@ -266,7 +268,7 @@ static int kl_decode(sid_exec *exec, const void *network, float *images, const f
         if (level) SID_TRY(next_resampler(exec, &w));
     }
     SID_TRY(end(exec, &w, &image));
-    SID_TRY(sid_to_planes(exec, images, &image, 1));
+    SID_TRY(sid_to_planes(exec, images, &image, NULL));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }

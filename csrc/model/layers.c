@@ -2,7 +2,6 @@
 
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "core/err.h"
 
@@ -15,30 +14,29 @@ int sid_name(char *name, const char *format, ...) {
 }
 
 int sid_norm_open(sid_builder *builder, sid_norm *norm, const char *prefix, size_t channels) {
-    const sid_weight *scale, *shift;
-    SID_TRY(sid_weights_take(builder->weights, &scale, prefix, "weight", 1, &channels));
-    SID_TRY(sid_weights_take(builder->weights, &shift, prefix, "bias", 1, &channels));
-    norm->channels = channels;
-    norm->scale = malloc(2 * channels * sizeof *norm->scale);
-    if (!norm->scale) return sid_fail(SID_EMEMORY, "out of memory");
+    const sid_weight *parts[2];
+    SID_TRY(sid_weights_take(builder->weights, &parts[0], prefix, "weight", 1, &channels));
+    SID_TRY(sid_weights_take(builder->weights, &parts[1], prefix, "bias", 1, &channels));
+    SID_TRY(builder->backend->floats_open(builder->backend, &norm->scale, 2, parts));
     norm->shift = norm->scale + channels;
-    sid_weight_floats(norm->scale, scale);
-    sid_weight_floats(norm->shift, shift);
     return SID_OK;
 }
 
-void sid_norm_close(sid_norm *norm) {
-    free(norm->scale);
+void sid_norm_close(sid_backend *backend, sid_norm *norm) {
+    sid_memory_give(&backend->memory, norm->scale);
     *norm = (sid_norm){0};
 }
 
-int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, const sid_conv_shape *shape) {
-    size_t dims[] = {shape->out, shape->in, shape->kernel, shape->kernel};
-    const sid_weight *weight, *bias;
+int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, sid_conv_shape shape) {
+    size_t dims[] = {shape.out, shape.in, shape.kernel, shape.kernel};
+    const sid_weight *weight, *bias = NULL;
     SID_TRY(sid_weights_take(builder->weights, &weight, prefix, "weight", 4, dims));
-    if (shape->no_bias) bias = NULL;
-    else SID_TRY(sid_weights_take(builder->weights, &bias, prefix, "bias", 1, dims));
-    return builder->backend->conv_open(builder->backend, conv, shape, weight, bias);
+    if (!shape.no_bias) SID_TRY(sid_weights_take(builder->weights, &bias, prefix, "bias", 1, dims));
+    shape.height = builder->height;
+    shape.width = builder->width;
+    builder->height = sid_conv_size(&shape, builder->height);
+    builder->width = sid_conv_size(&shape, builder->width);
+    return builder->backend->conv_open(builder->backend, conv, &shape, weight, bias);
 }
 
 void sid_conv_close(sid_backend *backend, sid_conv **conv) {
@@ -65,27 +63,28 @@ static int take_linear(sid_builder *builder, const sid_weight **weight, const si
 int sid_linear_open_stacked(sid_builder *builder, sid_linear **linear, size_t parts, char (*prefixes)[SID_NAME_SIZE],
                             size_t in, const size_t *outs, int kind) {
     const sid_weight *weights[SID_MAX_PARTS], *biases[SID_MAX_PARTS];
-    size_t out = 0;
+    sid_linear_shape shape = {.in = in, .rows = builder->height * builder->width};
     if (parts > SID_MAX_PARTS) return sid_fail(SID_EINTERNAL, "too many products to stack");
-    for (size_t i = 0; i < parts; out += outs[i++])
+    for (size_t i = 0; i < parts; shape.out += outs[i++])
         SID_TRY(take_linear(builder, &weights[i], &biases[i], prefixes[i], outs[i], in, kind));
-    return builder->backend->linear_open(builder->backend, linear, in, out, parts, weights,
+    return builder->backend->linear_open(builder->backend, linear, &shape, parts, weights,
                                          kind & SID_NO_BIAS ? NULL : biases);
 }
 
 int sid_linear_open(sid_builder *builder, sid_linear **linear, const char *prefix, size_t in, size_t out, int kind) {
-    return sid_linear_open_part(builder, linear, prefix, out, in, 0, out, 0, in, kind);
+    return sid_linear_open_part(builder, linear, prefix, &(sid_linear_part){out, in, 0, out, 0, in}, kind);
 }
 
-int sid_linear_open_part(sid_builder *builder, sid_linear **linear, const char *prefix, size_t rows, size_t columns,
-                         size_t first_row, size_t out, size_t first_column, size_t in, int kind) {
+int sid_linear_open_part(sid_builder *builder, sid_linear **linear, const char *prefix, const sid_linear_part *p,
+                         int kind) {
     const sid_weight *weight, *bias;
-    SID_TRY(take_linear(builder, &weight, &bias, prefix, rows, columns, kind));
-    sid_weight part = sid_weight_rows(weight, first_row, out), bias_part;
-    part = sid_weight_columns(&part, first_column, in);
+    SID_TRY(take_linear(builder, &weight, &bias, prefix, p->rows, p->columns, kind));
+    sid_weight part = sid_weight_rows(weight, p->first_row, p->out), bias_part;
+    part = sid_weight_columns(&part, p->first_column, p->in);
     const sid_weight *parts[] = {&part}, *biases[] = {&bias_part};
-    if (bias) bias_part = sid_weight_rows(bias, first_row, out);
-    return builder->backend->linear_open(builder->backend, linear, in, out, 1, parts, bias ? biases : NULL);
+    if (bias) bias_part = sid_weight_rows(bias, p->first_row, p->out);
+    sid_linear_shape shape = {p->in, p->out, builder->height * builder->width};
+    return builder->backend->linear_open(builder->backend, linear, &shape, 1, parts, bias ? biases : NULL);
 }
 
 void sid_linear_close(sid_backend *backend, sid_linear **linear) {

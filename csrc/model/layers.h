@@ -4,15 +4,16 @@
 
 #include "core/ops.h"
 
-/* Where parts come from while a model is built. */
+/* Where parts come from while a model is built. They are opened in the order in which they run, so that each can be
+ * packed for the size that it has there. */
 typedef struct {
     sid_backend *backend;
     sid_weights *weights;
+    size_t height, width; /* of the next part's input at the model's native size */
 } sid_builder;
 
 typedef struct {
-    float *scale, *shift; /* [channels], one block */
-    size_t channels;
+    float *scale, *shift; /* [channels], one block of the backend's memory */
 } sid_norm;
 
 /* Names are printf formats for the part's prefix; ".weight" and ".bias" follow it. */
@@ -20,16 +21,30 @@ typedef struct {
 int sid_name(char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 int sid_norm_open(sid_builder *builder, sid_norm *norm, const char *prefix, size_t channels);
-void sid_norm_close(sid_norm *norm);
+void sid_norm_close(sid_backend *backend, sid_norm *norm);
 
-int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, const sid_conv_shape *shape);
+/* The builder goes on with the size of the convolution's output. */
+int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, sid_conv_shape shape);
 void sid_conv_close(sid_backend *backend, sid_conv **conv);
 
 /* x becomes its convolution, of the size that the shape makes of it and as many channels. */
 int sid_resample(sid_exec *exec, sid_tensor *x, sid_conv *conv);
 
 /* 3x3, stride 1, same size. */
-static inline sid_conv_shape sid_conv3x3(size_t in, size_t out) { return (sid_conv_shape){in, out, 3, 1, 1, 1, 0, 0}; }
+static inline sid_conv_shape sid_conv3x3(size_t in, size_t out) {
+    return (sid_conv_shape){.in = in, .out = out, .kernel = 3, .stride = 1, .pad_before = 1, .pad_after = 1};
+}
+/* 3x3, to half the size, with zeros before the first pixel or not. */
+static inline sid_conv_shape sid_conv_halving(size_t width, size_t pad_before) {
+    return (sid_conv_shape){
+        .in = width, .out = width, .kernel = 3, .stride = 2, .pad_before = pad_before, .pad_after = 1};
+}
+/* 3x3, of the doubled input. */
+static inline sid_conv_shape sid_conv_doubling(size_t width) {
+    sid_conv_shape shape = sid_conv3x3(width, width);
+    shape.upsample = 1;
+    return shape;
+}
 
 /* How a matrix product is stored. */
 typedef enum {
@@ -45,8 +60,11 @@ int sid_linear_open_stacked(sid_builder *builder, sid_linear **linear, size_t pa
                             size_t in, const size_t *outs, int kind);
 /* Rows first_row .. first_row + out - 1 and columns first_column .. first_column + in - 1 of a (rows, columns) product,
  * with those rows of its bias. */
-int sid_linear_open_part(sid_builder *builder, sid_linear **linear, const char *prefix, size_t rows, size_t columns,
-                         size_t first_row, size_t out, size_t first_column, size_t in, int kind);
+typedef struct {
+    size_t rows, columns, first_row, out, first_column, in;
+} sid_linear_part;
+int sid_linear_open_part(sid_builder *builder, sid_linear **linear, const char *prefix, const sid_linear_part *part,
+                         int kind);
 void sid_linear_close(sid_backend *backend, sid_linear **linear);
 
 #endif

@@ -1,6 +1,5 @@
 /* AutoencoderTiny: the distilled VAE of Ollin Boer Bohan (TAESD). Convolutions of one width with ReLUs between them, no
- * norms, no attention. Its pictures are in [0, 1], its latents already scaled as the UNet has them. */
-#include <math.h>
+ * norms, no attention. Its images are in [0, 1], its latents already scaled as the UNet has them. */
 #include <stdlib.h>
 
 #include "core/err.h"
@@ -28,7 +27,7 @@ typedef struct {
 } taesd;
 
 static int open_conv(sid_builder *builder, sid_conv **conv, const char *half_name, size_t place,
-                     const sid_conv_shape *shape) {
+                     sid_conv_shape shape) {
     char name[SID_NAME_SIZE];
     SID_TRY(sid_name(name, "vae.%s.layers.%zu", half_name, place));
     return sid_conv_open(builder, conv, name, shape);
@@ -36,44 +35,48 @@ static int open_conv(sid_builder *builder, sid_conv **conv, const char *half_nam
 
 static int open_blocks(sid_builder *builder, half *part, const char *half_name, size_t *place, size_t count) {
     char name[SID_NAME_SIZE];
-    sid_conv_shape shape = sid_conv3x3(part->width, part->width);
     for (size_t i = 0; i < count; i++, ++*place) {
         block *b = &part->blocks[part->block_count++];
         for (size_t j = 0; j < 3; j++) {
             SID_TRY(sid_name(name, "vae.%s.layers.%zu.conv.%zu", half_name, *place, 2 * j));
-            SID_TRY(sid_conv_open(builder, &b->convs[j], name, &shape));
+            SID_TRY(sid_conv_open(builder, &b->convs[j], name, sid_conv3x3(part->width, part->width)));
         }
     }
     return SID_OK;
 }
 
+static sid_conv_shape without_bias(sid_conv_shape shape) {
+    shape.no_bias = 1;
+    return shape;
+}
+
 static int open_encoder(sid_builder *builder, taesd *t) {
     const sid_vae_config *c = &t->config;
-    size_t width = t->encoder.width = c->channels[0], place = 0;
-    sid_conv_shape first = sid_conv3x3(c->image_channels, width), last = sid_conv3x3(width, c->latent_channels);
-    sid_conv_shape halve = {width, width, 3, 2, 1, 1, 0, 1};
+    half *part = &t->encoder;
+    size_t width = part->width = c->channels[0], place = 0;
     for (size_t level = 0; level < c->levels; level++) {
-        if (level) SID_TRY(open_conv(builder, &t->encoder.resamplers[level], "encoder", place++, &halve));
-        else SID_TRY(open_conv(builder, &t->encoder.first, "encoder", place++, &first));
-        SID_TRY(open_blocks(builder, &t->encoder, "encoder", &place, c->encoder_blocks[level]));
+        sid_conv **conv = level ? &part->resamplers[level] : &part->first;
+        sid_conv_shape shape = level ? without_bias(sid_conv_halving(width, 1)) : sid_conv3x3(c->image_channels, width);
+        SID_TRY(open_conv(builder, conv, "encoder", place++, shape));
+        SID_TRY(open_blocks(builder, part, "encoder", &place, c->encoder_blocks[level]));
     }
-    return open_conv(builder, &t->encoder.last, "encoder", place, &last);
+    return open_conv(builder, &part->last, "encoder", place, sid_conv3x3(width, c->latent_channels));
 }
 
 static int open_decoder(sid_builder *builder, taesd *t) {
     const sid_vae_config *c = &t->config;
-    size_t width = t->decoder.width = c->channels[0], place = 0;
-    sid_conv_shape first = sid_conv3x3(c->latent_channels, width), last = sid_conv3x3(width, c->image_channels);
-    sid_conv_shape twice = {width, width, 3, 1, 1, 1, 1, 1};
-    SID_TRY(open_conv(builder, &t->decoder.first, "decoder", place, &first));
+    half *part = &t->decoder;
+    size_t width = part->width = c->channels[0], place = 0;
+    sid_conv_shape twice = without_bias(sid_conv_doubling(width));
+    SID_TRY(open_conv(builder, &part->first, "decoder", place, sid_conv3x3(c->latent_channels, width)));
     place += 2; /* a ReLU */
     for (size_t level = 0; level < c->levels; level++) {
-        SID_TRY(open_blocks(builder, &t->decoder, "decoder", &place, c->decoder_blocks[level]));
+        SID_TRY(open_blocks(builder, part, "decoder", &place, c->decoder_blocks[level]));
         if (level + 1 == c->levels) break;
         place++; /* the doubling */
-        SID_TRY(open_conv(builder, &t->decoder.resamplers[level], "decoder", place++, &twice));
+        SID_TRY(open_conv(builder, &part->resamplers[level], "decoder", place++, twice));
     }
-    return open_conv(builder, &t->decoder.last, "decoder", place, &last);
+    return open_conv(builder, &part->last, "decoder", place, sid_conv3x3(width, c->image_channels));
 }
 
 static int taesd_open(sid_builder *builder, void **network, const sid_vae_config *config) {
@@ -115,55 +118,47 @@ static int run_blocks(sid_exec *exec, const block *blocks, size_t count, sid_ten
     return SID_OK;
 }
 
-static int taesd_encode(sid_exec *exec, const void *network, float *latents, const float *images, size_t n,
-                        size_t height, size_t width) {
+static int taesd_encode(sid_exec *exec, const void *network, sid_planes *latents, const sid_planes *images) {
     const taesd *t = network;
     const sid_vae_config *c = &t->config;
-    size_t mark = sid_arena_mark(&exec->arena), count = n * c->image_channels * height * width;
+    const sid_curve to_unit = {.factor = 0.5f, .offset = 0.5f};
+    size_t mark = sid_arena_mark(&exec->arena);
     const block *next = t->encoder.blocks;
-    float *unit;
     sid_tensor image, x, latent;
-    SID_TRY(sid_arena_floats(&exec->arena, &unit, count));
-    for (size_t i = 0; unit && i < count; i++) unit[i] = (images[i] + 1) / 2;
-    SID_TRY(sid_new(exec, &image, n, height, width, c->image_channels));
+    SID_TRY(sid_new(exec, &image, images->n, images->h, images->w, c->image_channels));
     SID_TRY(sid_new_like(exec, &x, &image, t->encoder.width));
-    SID_TRY(sid_from_planes(exec, &image, unit, 1));
+    SID_TRY(sid_from_planes(exec, &image, images, &to_unit));
     SID_TRY(sid_conv2d(exec, &x, &image, t->encoder.first, NULL));
     for (size_t level = 0; level < c->levels; next += c->encoder_blocks[level++]) {
         if (level) SID_TRY(sid_resample(exec, &x, t->encoder.resamplers[level]));
         SID_TRY(run_blocks(exec, next, c->encoder_blocks[level], &x));
     }
-    SID_TRY(sid_arena_tensor(&exec->arena, &latent, SID_F32, n, x.h, x.w, c->latent_channels));
+    SID_TRY(sid_arena_tensor(&exec->arena, &latent, SID_F32, x.n, x.h, x.w, c->latent_channels));
     SID_TRY(sid_conv2d(exec, &latent, &x, t->encoder.last, NULL));
-    SID_TRY(sid_to_planes(exec, latents, &latent, c->scaling_factor));
+    SID_TRY(sid_to_planes(exec, latents, &latent, &(sid_curve){.factor = c->scaling_factor}));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
 
-static int taesd_decode(sid_exec *exec, const void *network, float *images, const float *latents, size_t n, size_t h,
-                        size_t w) {
+static int taesd_decode(sid_exec *exec, const void *network, sid_planes *images, const sid_planes *latents) {
     const taesd *t = network;
     const sid_vae_config *c = &t->config;
-    size_t mark = sid_arena_mark(&exec->arena), count = n * c->latent_channels * h * w;
+    const sid_curve bounded = {.factor = 1 / c->scaling_factor, .bound = LATENT_BOUND};
+    const sid_curve from_unit = {.factor = 2, .offset = -1};
+    size_t mark = sid_arena_mark(&exec->arena);
     const block *next = t->decoder.blocks;
-    float *bounded;
     sid_tensor latent, x, image;
-    SID_TRY(sid_arena_floats(&exec->arena, &bounded, count));
-    for (size_t i = 0; bounded && i < count; i++)
-        bounded[i] = LATENT_BOUND * tanhf(latents[i] / c->scaling_factor / LATENT_BOUND);
-    SID_TRY(sid_new(exec, &latent, n, h, w, c->latent_channels));
+    SID_TRY(sid_new(exec, &latent, latents->n, latents->h, latents->w, c->latent_channels));
     SID_TRY(sid_new_like(exec, &x, &latent, t->decoder.width));
-    SID_TRY(sid_from_planes(exec, &latent, bounded, 1));
+    SID_TRY(sid_from_planes(exec, &latent, latents, &bounded));
     SID_TRY(sid_conv2d(exec, &x, &latent, t->decoder.first, &(sid_post){.relu = 1}));
     for (size_t level = 0; level < c->levels; next += c->decoder_blocks[level++]) {
         SID_TRY(run_blocks(exec, next, c->decoder_blocks[level], &x));
         if (level + 1 < c->levels) SID_TRY(sid_resample(exec, &x, t->decoder.resamplers[level]));
     }
-    SID_TRY(sid_arena_tensor(&exec->arena, &image, SID_F32, n, x.h, x.w, c->image_channels));
+    SID_TRY(sid_arena_tensor(&exec->arena, &image, SID_F32, x.n, x.h, x.w, c->image_channels));
     SID_TRY(sid_conv2d(exec, &image, &x, t->decoder.last, NULL));
-    SID_TRY(sid_to_planes(exec, images, &image, 2));
-    count = n * c->image_channels * x.h * x.w;
-    for (size_t i = 0; !sid_measuring(&exec->arena) && i < count; i++) images[i] -= 1;
+    SID_TRY(sid_to_planes(exec, images, &image, &from_unit));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }

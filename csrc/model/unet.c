@@ -10,6 +10,7 @@
 
 struct sid_unet {
     sid_unet_config config;
+    size_t context_tokens; /* of the usual context */
     sid_conv *conv_in, *conv_out;
     sid_norm norm_out;
     sid_linear *time1, *time2;
@@ -25,18 +26,33 @@ struct sid_unet {
 
 size_t sid_unet_transformers(const sid_unet *unet) { return unet->transformer_count; }
 size_t sid_unet_transformer_channels(const sid_unet *unet, size_t i) { return unet->transformers[i].channels; }
+size_t sid_unet_context_size(const sid_unet *unet) { return unet->config.context_size; }
 size_t sid_unet_time_size(const sid_unet *unet) { return unet->time_size; }
+
+size_t sid_unet_wave_count(const sid_unet *unet) { return unet->config.channels[0]; }
 
 static int add_resnet(sid_builder *builder, sid_unet *u, size_t in, size_t skip, size_t out, const char *prefix) {
     size_t i = u->resnet_count++;
+    u->resnets[i] = (sid_resnet){.in = in, .skip = skip, .out = out, .groups = u->config.groups, .eps = u->config.eps};
     SID_TRY(sid_name(u->time_names[i], "%s.time_emb_proj", prefix));
-    return sid_resnet_open(builder, &u->resnets[i], prefix, in, skip, out, u->config.groups, u->config.eps);
+    return sid_resnet_open(builder, &u->resnets[i], prefix);
 }
 
 static int add_transformer(sid_builder *builder, sid_unet *u, size_t level, int layer, const char *prefix) {
     const sid_unet_config *c = &u->config;
-    return sid_transformer_open(builder, &u->transformers[u->transformer_count++], prefix, c->channels[level],
-                                c->heads[level], c->context_size, c->groups, c->linear_projection, layer);
+    sid_transformer *t = &u->transformers[u->transformer_count++];
+    *t = (sid_transformer){.channels = c->channels[level],
+                           .heads = c->heads[level],
+                           .groups = c->groups,
+                           .context_size = c->context_size,
+                           .linear_projection = c->linear_projection,
+                           .layer = layer};
+    return sid_transformer_open(builder, t, prefix, u->context_tokens);
+}
+
+/* The next convolution between two levels. */
+static int add_resampler(sid_builder *builder, sid_unet *u, const char *prefix, sid_conv_shape shape) {
+    return sid_conv_open(builder, &u->resamplers[u->resampler_count++], prefix, shape);
 }
 
 static int open_encoder(sid_builder *builder, sid_unet *u) {
@@ -52,9 +68,8 @@ static int open_encoder(sid_builder *builder, sid_unet *u) {
             SID_TRY(add_transformer(builder, u, level, -1, name));
         }
         if (level + 1 == c->levels) break;
-        sid_conv_shape halve = {out, out, 3, 2, 1, 1, 0, 0};
         SID_TRY(sid_name(name, "unet.down_blocks.%zu.downsamplers.0.conv", level));
-        SID_TRY(sid_conv_open(builder, &u->resamplers[u->resampler_count++], name, &halve));
+        SID_TRY(add_resampler(builder, u, name, sid_conv_halving(out, 1)));
     }
     return SID_OK;
 }
@@ -87,34 +102,34 @@ static int open_decoder(sid_builder *builder, sid_unet *u) {
             SID_TRY(add_transformer(builder, u, level, layer, name));
         }
         if (level == 0) break;
-        sid_conv_shape twice = {out, out, 3, 1, 1, 1, 1, 0};
         SID_TRY(sid_name(name, "unet.up_blocks.%zu.upsamplers.0.conv", block));
-        SID_TRY(sid_conv_open(builder, &u->resamplers[u->resampler_count++], name, &twice));
+        SID_TRY(add_resampler(builder, u, name, sid_conv_doubling(out)));
     }
     return SID_OK;
 }
 
 static int open_time(sid_builder *builder, sid_unet *u) {
     size_t width = u->config.channels[0], outs[MAX_RESNETS];
-    SID_TRY(sid_linear_open(builder, &u->time1, "unet.time_embedding.linear_1", width, 4 * width, SID_PLAIN));
-    SID_TRY(sid_linear_open(builder, &u->time2, "unet.time_embedding.linear_2", 4 * width, 4 * width, SID_PLAIN));
+    sid_builder single = {builder->backend, builder->weights, 1, 1}; /* one timestep is one row */
+    SID_TRY(sid_linear_open(&single, &u->time1, "unet.time_embedding.linear_1", width, 4 * width, SID_PLAIN));
+    SID_TRY(sid_linear_open(&single, &u->time2, "unet.time_embedding.linear_2", 4 * width, 4 * width, SID_PLAIN));
     for (size_t i = 0; i < u->resnet_count; i++) u->time_size += outs[i] = u->resnets[i].out;
-    return sid_linear_open_stacked(builder, &u->time_projections, u->resnet_count, u->time_names, 4 * width, outs,
+    return sid_linear_open_stacked(&single, &u->time_projections, u->resnet_count, u->time_names, 4 * width, outs,
                                    SID_PLAIN);
 }
 
-int sid_unet_open(sid_builder *builder, sid_unet **unet, const sid_unet_config *c) {
+int sid_unet_open(sid_builder *builder, sid_unet **unet, const sid_unet_config *c, size_t context_tokens) {
     sid_unet *u = *unet = calloc(1, sizeof *u);
     if (!u) return sid_fail(SID_EMEMORY, "out of memory");
     u->config = *c;
-    sid_conv_shape in = sid_conv3x3(c->in_channels, c->channels[0]), out = sid_conv3x3(c->channels[0], c->out_channels);
-    SID_TRY(sid_conv_open(builder, &u->conv_in, "unet.conv_in", &in));
+    u->context_tokens = context_tokens;
+    SID_TRY(sid_conv_open(builder, &u->conv_in, "unet.conv_in", sid_conv3x3(c->in_channels, c->channels[0])));
     SID_TRY(open_encoder(builder, u));
     SID_TRY(open_middle(builder, u));
     SID_TRY(open_decoder(builder, u));
     SID_TRY(open_time(builder, u));
     SID_TRY(sid_norm_open(builder, &u->norm_out, "unet.conv_norm_out", c->channels[0]));
-    return sid_conv_open(builder, &u->conv_out, "unet.conv_out", &out);
+    return sid_conv_open(builder, &u->conv_out, "unet.conv_out", sid_conv3x3(c->channels[0], c->out_channels));
 }
 
 void sid_unet_close(sid_backend *backend, sid_unet **unet) {
@@ -125,7 +140,7 @@ void sid_unet_close(sid_backend *backend, sid_unet **unet) {
     for (size_t i = 0; i < u->resampler_count; i++) sid_conv_close(backend, &u->resamplers[i]);
     sid_conv_close(backend, &u->conv_in);
     sid_conv_close(backend, &u->conv_out);
-    sid_norm_close(&u->norm_out);
+    sid_norm_close(backend, &u->norm_out);
     sid_linear_close(backend, &u->time1);
     sid_linear_close(backend, &u->time2);
     sid_linear_close(backend, &u->time_projections);
@@ -135,38 +150,30 @@ void sid_unet_close(sid_backend *backend, sid_unet **unet) {
 
 int sid_unet_context(sid_exec *exec, const sid_unet *u, sid_tensor *keys, const sid_tensor *context) {
     for (size_t i = 0; i < u->transformer_count; i++)
-        SID_TRY(sid_linear_map(exec, &keys[i], context, u->transformers[i].keys2, NULL));
+        SID_TRY(sid_linear_map(exec, &keys[i], context, u->transformers[i].attention2.keys, NULL));
     return SID_OK;
 }
 
-/* Sinusoids of a timestep, cosines first: cos(t 10000^(-i / half)), then sin. */
-static void sinusoids(sid_tensor *dst, int timestep) {
-    size_t half = dst->c / 2;
+/* Cosines first: cos(t 10000^(-i / half)), then sin. */
+void sid_unet_waves(float *waves, size_t count, int timestep) {
+    size_t half = count / 2;
     for (size_t i = 0; i < half; i++) {
         double angle = timestep * exp(-log(10000.0) * (double)i / (double)half);
-        sid_store(dst->data, dst->dtype, i, (float)cos(angle));
-        sid_store(dst->data, dst->dtype, half + i, (float)sin(angle));
+        waves[i] = (float)cos(angle);
+        waves[half + i] = (float)sin(angle);
     }
 }
 
-static void silu(sid_tensor *t) {
-    for (size_t i = 0; t->data && i < t->c; i++) {
-        float x = sid_load(t->data, t->dtype, i);
-        sid_store(t->data, t->dtype, i, x / (1 + expf(-x)));
-    }
-}
-
-int sid_unet_time(sid_exec *exec, const sid_unet *u, float *time, int timestep) {
+int sid_unet_time(sid_exec *exec, const sid_unet *u, float *time, const sid_planes *waves) {
+    const sid_post silu = {.activation = SID_SILU};
     size_t mark = sid_arena_mark(&exec->arena), width = u->config.channels[0];
-    sid_tensor waves, first, second, row = sid_dense(time, SID_F32, 1, 1, 1, u->time_size);
-    SID_TRY(sid_new(exec, &waves, 1, 1, 1, width));
+    sid_tensor wave, first, second, row = sid_dense(time, SID_F32, 1, 1, 1, u->time_size);
+    SID_TRY(sid_new(exec, &wave, 1, 1, 1, width));
     SID_TRY(sid_new(exec, &first, 1, 1, 1, 4 * width));
     SID_TRY(sid_new(exec, &second, 1, 1, 1, 4 * width));
-    if (waves.data) sinusoids(&waves, timestep);
-    SID_TRY(sid_linear_map(exec, &first, &waves, u->time1, NULL));
-    silu(&first);
-    SID_TRY(sid_linear_map(exec, &second, &first, u->time2, NULL));
-    silu(&second);
+    SID_TRY(sid_from_planes(exec, &wave, waves, NULL));
+    SID_TRY(sid_linear_map(exec, &first, &wave, u->time1, &silu));
+    SID_TRY(sid_linear_map(exec, &second, &first, u->time2, &silu));
     SID_TRY(sid_linear_map(exec, &row, &second, u->time_projections, NULL));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
@@ -180,6 +187,7 @@ typedef struct {
     const sid_tap *tap;
     size_t last_layer; /* of the decoder that is run */
     size_t resnet, transformer, resampler;
+    size_t time_used; /* numbers of time */
     sid_tensor x;
     sid_tensor skips[MAX_SKIPS];
     size_t skip_count;
@@ -187,10 +195,11 @@ typedef struct {
 
 static int next_resnet(sid_exec *exec, walk *w, const sid_tensor *skip) {
     const sid_resnet *r = &w->unet->resnets[w->resnet++];
-    sid_tensor out;
+    sid_tensor out, row = sid_dense((void *)w->time, SID_F32, 1, 1, 1, w->unet->time_size);
+    sid_tensor time = sid_channels(&row, w->time_used, r->out);
     SID_TRY(sid_new_like(exec, &out, &w->x, r->out));
-    SID_TRY(sid_resnet_run(exec, r, &out, &w->x, skip, w->time));
-    w->time = w->time ? w->time + r->out : NULL;
+    SID_TRY(sid_resnet_run(exec, r, &out, &w->x, skip, &time));
+    w->time_used += r->out;
     w->x = out;
     return SID_OK;
 }

@@ -71,29 +71,29 @@ PyObject *sid_read_sequence(PyObject *object, const char *name, const char *of) 
     return sequence;
 }
 
-static int add_layer(sid_layers *layers, PyObject *item, const sid_unet_config *config) {
+static int add_layer(sid_layers *layers, PyObject *item, const char *name, const sid_unet_config *config) {
     size_t layer;
-    if (sid_read_size(&layer, item, "layers", 0, sid_layer_count(config) - 1)) return -1;
+    if (sid_read_size(&layer, item, name, 0, sid_layer_count(config) - 1)) return -1;
     if (!sid_layer_has_attention(config, layer)) {
-        PyErr_Format(PyExc_ValueError, "layers: layer %zu of this model has no self-attention", layer);
+        PyErr_Format(PyExc_ValueError, "%s: layer %zu of this model has no self-attention", name, layer);
         return -1;
     }
     for (size_t i = 0; i < layers->count; i++)
         if (layers->numbers[i] == layer) {
-            PyErr_Format(PyExc_ValueError, "layers: layer %zu is given twice", layer);
+            PyErr_Format(PyExc_ValueError, "%s: layer %zu is given twice", name, layer);
             return -1;
         }
     layers->numbers[layers->count++] = layer;
     return 0;
 }
 
-int sid_read_layers(sid_layers *layers, PyObject *object, const sid_unet_config *config) {
-    PyObject *sequence = sid_read_sequence(object, "layers", "integers");
+int sid_read_layers(sid_layers *layers, PyObject *object, const char *name, const sid_unet_config *config) {
+    PyObject *sequence = sid_read_sequence(object, name, "integers");
     if (!sequence) return -1;
     int failed = 0;
     layers->count = 0;
     for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(sequence); i++)
-        failed = add_layer(layers, PyTuple_GET_ITEM(sequence, i), config);
+        failed = add_layer(layers, PyTuple_GET_ITEM(sequence, i), name, config);
     Py_DECREF(sequence);
     return failed;
 }

@@ -19,7 +19,7 @@ int sid_read_dtype(sid_dtype *dtype, PyObject *object, const char *name);
  * of: its items, for the error text. */
 PyObject *sid_read_sequence(PyObject *object, const char *name, const char *of);
 /* Decoder layers that have self-attention, none twice. */
-int sid_read_layers(sid_layers *layers, PyObject *object, const sid_unet_config *config);
+int sid_read_layers(sid_layers *layers, PyObject *object, const char *name, const sid_unet_config *config);
 /* count positive finite numbers; *weights is the caller's to PyMem_Free(). */
 int sid_read_shares(float **weights, PyObject *object, const char *name, size_t count);
 /* ValueError where there is none, but the VAE alone. */

@@ -37,6 +37,7 @@ static int allocate_features(sid_inversion *inversion, const sid_unet_config *co
                              unsigned keep, sid_dtype dtype, size_t slots) {
     size_t h = inversion->latents.shape[2], w = inversion->latents.shape[3];
     inversion->bank.dtype = dtype;
+    inversion->bank.on_host = 1;
     inversion->bank.steps = slots;
     for (size_t i = 0; i < layers->count; i++) {
         size_t layer = layers->numbers[i];
@@ -184,9 +185,9 @@ static int read_replay(sid_inversion *inversion, PyObject *data, const char *nam
     if (failed) return -1;
     const size_t *shape = inversion->latents.shape;
     inversion->replay_bank = &inversion->bank;
-    inversion->replay = (sid_replay){
-        inversion->latents.data, 1, shape[2], shape[3], inversion->context.data, inversion->context.shape[1],
-        &inversion->replay_bank};
+    inversion->replay = (sid_replay){{inversion->latents.data, 1, shape[1], shape[2], shape[3]},
+                                     {inversion->context.data, 1, inversion->context.shape[1]},
+                                     &inversion->replay_bank};
     return 0;
 }
 
@@ -196,6 +197,7 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
     if (read_latents(inversion, data, name, config, steps)) return -1;
     if (layers->count && need && PyDict_GetItemString(data, "context"))
         return read_replay(inversion, data, name, config, layers, need);
+    inversion->bank.on_host = 1;
     inversion->bank.steps = steps;
     for (size_t kind = 0; kind < SID_FEATURES; kind++)
         if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, config, layers, &element))

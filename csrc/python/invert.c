@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "python/lending.h"
 
 #define MAX_BATCH 64
 #define MAX_REFINE 1000
@@ -81,9 +82,25 @@ static PyObject *list_features(const sid_inversion *inversions, size_t n, const 
     return list;
 }
 
+/* sid_invert() with a trajectory that is the host's. */
+static int invert_lent(sid_model *model, const sid_array *z, const sid_inverting *how) {
+    const size_t steps = how->schedule->steps, count = sid_array_count(z);
+    sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};
+    sid_inverting lent = *how;
+    sid_trajectory *kept = &lent.trajectory;
+    sid_planes planes;
+    int status = sid_lend_planes(&lending, &planes, z, SID_LEND_BOTH);
+    if (status == SID_OK)
+        status = sid_lend_floats(&lending, &kept->latents, kept->latents, (steps + 1) * count, SID_LEND_OUT);
+    if (status == SID_OK)
+        status = sid_lend_floats(&lending, &kept->predicted, kept->predicted, steps * count, SID_LEND_OUT);
+    if (status == SID_OK) status = sid_invert(model, &planes, &lent);
+    return sid_lending_close(&lending, status);
+}
+
 /* Inverts z in place. */
 static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype, size_t refine) {
-    size_t n = z->shape[0], h = z->shape[2], w = z->shape[3];
+    size_t n = z->shape[0];
     sid_bank *banks[MAX_BATCH];
     PyObject *result = NULL;
     int status;
@@ -96,9 +113,16 @@ static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_
     r->callbacks.latents = z;
     r->callbacks.features = list_features(inversions, n, &r->layers);
     if (!r->callbacks.features) goto done;
+    const sid_progress progress = sid_callbacks_progress(&r->callbacks);
+    const sid_inverting how = {.schedule = r->schedule,
+                               .prompt = &r->prompt,
+                               .banks = banks,
+                               .trajectory = trajectory,
+                               .refine = refine,
+                               .hook = r->hook,
+                               .progress = &progress};
     Py_BEGIN_ALLOW_THREADS
-    status = sid_invert(r->model, r->schedule, z->data, n, h, w, &r->prompt, banks, &trajectory, refine, r->hook,
-                        &r->progress);
+    status = invert_lent(r->model, z, &how);
     Py_END_ALLOW_THREADS
     if (status == SID_OK) result = export_inversions(inversions, n, &r->layers, &trajectory);
     else sid_raise(r->state, status);
@@ -113,7 +137,7 @@ done:
 PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"model",        "latents",       "context",  "steps", "schedule", "layers",
                             "keep",         "feature_dtype", "progress", "hook",  "negative", "guidance",
-                            "on_attention", "sink",          "refine",   NULL};
+                            "on_attention", "watched",       "sink",     "refine", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None, .sink = Py_None};
     PyObject *latents_object, *keep_object, *dtype_object, *refine_object = NULL, *result = NULL;
     sid_request r = {0};
@@ -122,9 +146,9 @@ PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
     sid_dtype dtype;
     size_t refine = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$OOO:invert", names, &o.model, &latents_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$OOOO:invert", names, &o.model, &latents_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object,
-                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention, &o.sink,
+                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention, &o.watched, &o.sink,
                                      &refine_object) ||
         (refine_object && sid_read_size(&refine, refine_object, "refine", 0, MAX_REFINE)) ||
         sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
@@ -139,6 +163,15 @@ done:
 }
 
 /* ---- features ---- */
+
+static int features_lent(sid_model *model, int timestep, const sid_array *latents, const sid_context *context,
+                         sid_bank *const *banks) {
+    sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};
+    sid_planes planes;
+    int status = sid_lend_planes(&lending, &planes, latents, SID_LEND_IN);
+    if (status == SID_OK) status = sid_features(model, timestep, &planes, context, banks);
+    return sid_lending_close(&lending, status);
+}
 
 PyObject *sid_py_features(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"model",  "latents", "context",       "steps", "schedule",
@@ -162,8 +195,7 @@ PyObject *sid_py_features(PyObject *module, PyObject *args, PyObject *keywords) 
         !(inversions = inversions_of(&r, &latents, keep, dtype, 1, banks)))
         goto done;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_features(r.model, r.schedule->inversion[step].timestep, latents.data, latents.shape[0],
-                          latents.shape[2], latents.shape[3], r.prompt.context, r.prompt.tokens, banks);
+    status = features_lent(r.model, r.schedule->inversion[step].timestep, &latents, &r.prompt.context, banks);
     Py_END_ALLOW_THREADS
     if (status == SID_OK) result = list_features(inversions, latents.shape[0], &r.layers);
     else sid_raise(r.state, status);

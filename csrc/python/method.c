@@ -2,10 +2,11 @@
  * gives back what that filled. */
 #include "python/request.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "core/err.h"
+#include "python/lending.h"
+#include "style/adain.h"
 
 /* What a function returns: the array if the engine succeeded. */
 static PyObject *finish(const sid_request *request, const sid_array *array, int status) {
@@ -80,33 +81,52 @@ static int read_where(sid_array *where, PyObject *object, const sid_request *r) 
     return sid_array_read(where, object, &spec);
 }
 
-/* (steps, decoder layers, numbers of sid_logits), to be filled: nothing is known yet. */
-static int read_logits(sid_array *array, PyObject *object, const sid_request *r) {
-    const sid_array_spec spec = {
-        .name = "logits",
-        .elements = SID_FLOAT64,
-        .rank = 3,
-        .shape = {r->schedule->steps, sid_layer_count(&r->config->unet), sizeof(sid_logits) / sizeof(double)},
-        .in_place = 1};
-    if (object == Py_None) return 0;
-    if (sid_array_read(array, object, &spec)) return -1;
-    sid_logits *logits = array->data;
-    for (size_t i = 0; i < spec.shape[0] * spec.shape[1]; i++) logits[i] = (sid_logits){.moments.largest = -INFINITY};
-    return 0;
+static sid_sampling sampling_of(const sid_request *r, const sid_sources *s, const sid_progress *progress) {
+    return (sid_sampling){.schedule = r->schedule,
+                          .prompt = &r->prompt,
+                          .injection = &s->injection,
+                          .replays = s->replays,
+                          .replay_count = s->replay_count,
+                          .hook = r->hook,
+                          .progress = progress};
+}
+
+/* Replays' latents on the device. */
+static int lend_replays(sid_lending *lending, sid_replay *lent, const sid_sampling *how) {
+    for (size_t i = 0; i < how->replay_count; i++) {
+        sid_planes *latents = &lent[i].latents;
+        lent[i] = how->replays[i];
+        size_t count = (how->schedule->steps + 1) * sid_planes_count(latents);
+        SID_TRY(sid_lend_floats(lending, &latents->data, latents->data, count, SID_LEND_IN));
+    }
+    return SID_OK;
+}
+
+/* sid_denoise() with replays whose latents are the host's. */
+static int sample_lent(sid_model *model, const sid_array *z, const sid_sampling *how) {
+    sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};
+    sid_replay replays[1 + SID_MAX_STYLES];
+    sid_sampling lent = *how;
+    sid_planes planes;
+    lent.replays = replays;
+    int status = sid_lend_planes(&lending, &planes, z, SID_LEND_BOTH);
+    if (status == SID_OK) status = lend_replays(&lending, replays, how);
+    if (status == SID_OK) status = sid_denoise(model, &planes, &lent);
+    return sid_lending_close(&lending, status);
 }
 
 PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"model",   "latent",   "context",  "steps",  "schedule",    "layers",
                             "content", "styles",   "weights",  "gamma",  "temperature", "progress",
                             "hook",    "negative", "guidance", "inject", "regions",     "on_attention",
-                            "skip",    "where",    "logits",   NULL};
+                            "watched", "skip",     "where",    NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None};
     PyObject *latent_object, *content, *styles, *weights, *inject = NULL, *regions = NULL, *result = NULL;
-    PyObject *skip_object = NULL, *where_object = NULL, *logits_object = Py_None;
+    PyObject *skip_object = NULL, *where_object = NULL;
     sid_request r = {0};
     sid_sources s = {0};
     sid_array latent = {0}, z = {0};
-    sid_array where = {0}, logits = {0};
+    sid_array where = {0};
     unsigned parts;
     size_t skip = 0;
     int status;
@@ -114,12 +134,11 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$OOOOOO:sample", names, &o.model, &latent_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights,
                                      &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance, &inject,
-                                     &regions, &o.on_attention, &skip_object, &where_object, &logits_object) ||
+                                     &regions, &o.on_attention, &o.watched, &skip_object, &where_object) ||
         sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
         read_parts(&parts, inject) ||
         (skip_object && sid_read_size(&skip, skip_object, "skip", 0, r.schedule->sampling_steps - 1)) ||
         (where_object && where_object != Py_None && read_where(&where, where_object, &r)) ||
-        read_logits(&logits, logits_object, &r) ||
         (r.layers.count && sid_sources_read(&s, &r, content, styles, weights, parts, regions)) ||
         sid_array_copy(&z, &latent))
         goto done;
@@ -131,15 +150,17 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
     }
     s.injection.where = where.data;
     r.callbacks.latents = &z;
+    const sid_progress progress = sid_callbacks_progress(&r.callbacks);
+    sid_sampling how = sampling_of(&r, &s, &progress);
+    how.skip = skip;
+    if (!s.injection.content) how.injection = NULL;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_denoise(r.model, r.schedule, z.data, h, w, &r.prompt, skip, s.injection.content ? &s.injection : NULL,
-                         r.hook, logits.data, &r.progress);
+    status = sample_lent(r.model, &z, &how);
     Py_END_ALLOW_THREADS
     result = finish(&r, &z, status);
 done:
     sid_request_close(&r);
     sid_sources_close(&s);
-    sid_array_close(&logits);
     sid_array_close(&where);
     sid_array_close(&latent);
     sid_array_close(&z);
@@ -160,6 +181,10 @@ static int read_statistical(sid_array *array, PyObject *object, const char *name
     return -1;
 }
 
+static sid_planes planes_of(const sid_array *a) {
+    return (sid_planes){a->data, a->shape[0], a->shape[1], a->shape[2], a->shape[3]};
+}
+
 PyObject *sid_py_adain(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"content", "style", "epsilon", NULL};
     PyObject *content_object, *style_object, *epsilon_object = NULL, *result = NULL;
@@ -174,9 +199,9 @@ PyObject *sid_py_adain(PyObject *module, PyObject *args, PyObject *keywords) {
         (epsilon_object && sid_read_number(&epsilon, epsilon_object, "epsilon")) ||
         sid_array_new(&z, SID_FLOAT32, 4, content.shape))
         goto done;
+    sid_planes dst = planes_of(&z), from = planes_of(&content), to = planes_of(&style);
     Py_BEGIN_ALLOW_THREADS
-    sid_adain(z.data, content.data, content.shape[2] * content.shape[3], style.data, style.shape[2] * style.shape[3],
-              content.shape[1], (float)epsilon);
+    sid_adain(&dst, &from, &to, (float)epsilon);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(z.object);
 done:
@@ -184,6 +209,29 @@ done:
     sid_array_close(&style);
     sid_array_close(&z);
     return result;
+}
+
+static int lend_latent(sid_lending *lending, sid_planes *lent, const sid_planes *host) {
+    *lent = *host;
+    return sid_lend_floats(lending, &lent->data, host->data, sid_planes_count(host), SID_LEND_IN);
+}
+
+/* sid_inject_styles() with latents that are the host's. */
+static int inject_lent(sid_model *model, const sid_array *picture, const sid_array *z, const sid_latents *latents,
+                       const sid_sampling *how) {
+    sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};
+    sid_replay replays[1 + SID_MAX_STYLES];
+    sid_sampling lent = *how;
+    sid_planes planes, content, styles[SID_MAX_STYLES];
+    lent.replays = replays;
+    int status = sid_lend_planes(&lending, &planes, z, SID_LEND_BOTH);
+    if (status == SID_OK) status = lend_replays(&lending, replays, how);
+    if (status == SID_OK) status = lend_latent(&lending, &content, latents->content);
+    for (size_t i = 0; i < how->injection->style_count && status == SID_OK; i++)
+        status = lend_latent(&lending, &styles[i], &latents->styles[i]);
+    if (status == SID_OK)
+        status = sid_inject_styles(model, picture->data, &planes, &(sid_latents){&content, styles, latents->adain}, &lent);
+    return sid_lending_close(&lending, status);
 }
 
 PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywords) {
@@ -206,9 +254,10 @@ PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywo
     const size_t shape[] = {s.content.h * sid_vae_factor(vae), s.content.w * sid_vae_factor(vae), vae->image_channels};
     if (sid_array_new(&z, SID_FLOAT32, 4, z_shape) || sid_array_new(&picture, SID_UINT8, 3, shape)) goto done;
     r.callbacks.latents = &z;
+    const sid_progress progress = sid_callbacks_progress(&r.callbacks);
+    const sid_sampling how = sampling_of(&r, &s, &progress);
     Py_BEGIN_ALLOW_THREADS
-    status = sid_inject_styles(r.model, r.schedule, picture.data, z.data, &s.content, s.styles, adain, &r.prompt,
-                               &s.injection, &r.progress);
+    status = inject_lent(r.model, &picture, &z, &(sid_latents){&s.content, s.styles, adain}, &how);
     Py_END_ALLOW_THREADS
     result = finish(&r, &picture, status);
 done:
@@ -240,9 +289,18 @@ PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) 
         sid_array_new(&picture, SID_UINT8, 3, content.shape))
         goto done;
     sid_image content_image = sid_image_of(&content), style_image = sid_image_of(&style);
+    const sid_progress progress = sid_callbacks_progress(&r.callbacks);
+    const sid_transferring how = {.schedule = r.schedule,
+                                  .prompt = &r.prompt,
+                                  .layers = r.layers.numbers,
+                                  .layer_count = r.layers.count,
+                                  .gamma = r.gamma.data,
+                                  .temperature = r.temperature.data,
+                                  .adain = adain,
+                                  .recompute = recompute,
+                                  .progress = &progress};
     Py_BEGIN_ALLOW_THREADS
-    status = sid_transfer(r.model, r.schedule, picture.data, &content_image, &style_image, r.layers.numbers,
-                          r.layers.count, adain, recompute, &r.prompt, r.gamma.data, r.temperature.data, &r.progress);
+    status = sid_transfer(r.model, picture.data, &content_image, &style_image, &how);
     Py_END_ALLOW_THREADS
     result = finish(&r, &picture, status);
 done:

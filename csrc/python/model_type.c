@@ -5,6 +5,7 @@
 
 #include "core/err.h"
 #include "python/config.h"
+#include "python/lending.h"
 
 #define MAX_THREADS 1024
 #define PROMPT_TOKENS 77 /* of CLIP, for the estimate of scratch memory */
@@ -21,6 +22,15 @@ static PyObject *finish(PyObject *self, const sid_array *array, int status) {
 }
 
 /* ---- life ---- */
+
+static int open_model(sid_model **model, const sid_config *config, sid_weights *weights, sid_dtype dtype, int threads,
+                      sid_tiling tiling) {
+    sid_backend *backend = NULL;
+    int status = sid_cpu_open(&backend, dtype, threads);
+    if (status == SID_OK) return sid_model_open(model, config, weights, backend, tiling);
+    if (backend) backend->close(&backend);
+    return status;
+}
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
     static char *names[] = {"config", "weights", "dtype", "threads", "tiling", NULL};
@@ -46,8 +56,8 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     self = (sid_model_object *)type->tp_alloc(type, 0);
     if (!self) goto done;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_model_open(&self->model, &config, buffers.weights, dtype == 0 ? SID_F32 : SID_BF16, (int)threads,
-                            tilings_of[tiling]);
+    status = open_model(&self->model, &config, buffers.weights, dtype == 0 ? SID_F32 : SID_BF16, (int)threads,
+                        tilings_of[tiling]);
     Py_END_ALLOW_THREADS
     if (status != SID_OK) {
         sid_raise(state, status);
@@ -69,17 +79,17 @@ static void model_dealloc(PyObject *self) {
 
 static PyObject *model_dtype(PyObject *self, void *closure) {
     (void)closure;
-    return PyUnicode_FromString(sid_dtype_name(sid_model_dtype(model_of(self))));
+    return PyUnicode_FromString(sid_dtype_name(sid_model_backend(model_of(self))->dtype));
 }
 
 static PyObject *model_threads(PyObject *self, void *closure) {
     (void)closure;
-    return PyLong_FromLong(sid_model_threads(model_of(self)));
+    return PyLong_FromLong(sid_model_backend(model_of(self))->threads);
 }
 
 static PyObject *model_memory(PyObject *self, void *closure) {
     (void)closure;
-    return PyLong_FromSize_t(sid_model_memory(model_of(self)));
+    return PyLong_FromSize_t(sid_model_backend(model_of(self))->packed_bytes);
 }
 
 static PyObject *model_idle(PyObject *self, void *closure) {
@@ -139,6 +149,16 @@ static PyObject *model_vae_scratch(PyObject *self, PyObject *args, PyObject *key
 
 /* ---- the networks ---- */
 
+static int predict(sid_model *model, const sid_array *noise, const sid_array *latents, int timestep,
+                   const sid_context *context) {
+    sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};
+    sid_planes dst, src;
+    int status = sid_lend_planes(&lending, &src, latents, SID_LEND_IN);
+    if (status == SID_OK) status = sid_lend_planes(&lending, &dst, noise, SID_LEND_OUT);
+    if (status == SID_OK) status = sid_model_predict(model, &dst, &src, timestep, context, NULL);
+    return sid_lending_close(&lending, status);
+}
+
 static PyObject *model_predict_noise(PyObject *self, PyObject *args, PyObject *keywords) {
     static char *names[] = {"latents", "timestep", "context", NULL};
     PyObject *latents_object, *timestep_object, *context_object, *result = NULL;
@@ -155,9 +175,9 @@ static PyObject *model_predict_noise(PyObject *self, PyObject *args, PyObject *k
         sid_read_context(&context, context_object, "context", latents.shape[0], config) ||
         sid_array_new(&noise, SID_FLOAT32, 4, latents.shape))
         goto done;
+    const sid_context given = {context.data, context.shape[0], context.shape[1]};
     Py_BEGIN_ALLOW_THREADS
-    status = sid_model_predict(model_of(self), noise.data, latents.data, latents.shape[0], latents.shape[2],
-                               latents.shape[3], (int)timestep, context.data, context.shape[0], context.shape[1], NULL);
+    status = predict(model_of(self), &noise, &latents, (int)timestep, &given);
     Py_END_ALLOW_THREADS
     result = finish(self, &noise, status);
 done:
@@ -167,9 +187,18 @@ done:
     return result;
 }
 
-typedef int (*encoder)(sid_model *model, float *planes, const float *images, size_t n, size_t height, size_t width);
+typedef int (*planes_function)(sid_model *model, sid_planes *dst, const sid_planes *src);
 
-static PyObject *encode(PyObject *self, PyObject *args, PyObject *keywords, encoder run) {
+static int run_lent(sid_model *model, planes_function function, const sid_array *dst, const sid_array *src) {
+    sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};
+    sid_planes to, from;
+    int status = sid_lend_planes(&lending, &from, src, SID_LEND_IN);
+    if (status == SID_OK) status = sid_lend_planes(&lending, &to, dst, SID_LEND_OUT);
+    if (status == SID_OK) status = function(model, &to, &from);
+    return sid_lending_close(&lending, status);
+}
+
+static PyObject *encode(PyObject *self, PyObject *args, PyObject *keywords, planes_function run) {
     static char *names[] = {"images", NULL};
     PyObject *object, *result = NULL;
     const sid_vae_config *config = &sid_model_config(model_of(self))->vae;
@@ -187,7 +216,7 @@ static PyObject *encode(PyObject *self, PyObject *args, PyObject *keywords, enco
         goto done;
     Py_BEGIN_ALLOW_THREADS
     sid_image_to_planes(planes.data, &image);
-    status = run(model_of(self), latents.data, planes.data, image.n, image.height, image.width);
+    status = run_lent(model_of(self), run, &latents, &planes);
     Py_END_ALLOW_THREADS
     result = finish(self, &latents, status);
 done:
@@ -222,7 +251,7 @@ static int decode(PyObject *self, sid_array *planes, PyObject *object) {
                             latents.shape[3] * factor};
     if (sid_array_new(planes, SID_FLOAT32, 4, shape)) goto done;
     Py_BEGIN_ALLOW_THREADS
-    status = sid_model_decode(model_of(self), planes->data, latents.data, shape[0], latents.shape[2], latents.shape[3]);
+    status = run_lent(model_of(self), sid_model_decode, planes, &latents);
     Py_END_ALLOW_THREADS
     if (status != SID_OK) sid_raise(state_of(self), status);
 done:

@@ -95,14 +95,15 @@ static PyMethodDef functions[] = {
     FUNCTION(schedule, "(model, name, steps)", "The timesteps of a schedule, and its conventions."),
     FUNCTION(invert,
              "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None, "
-             "negative=None, guidance=1.0, *, on_attention=None, sink=None, refine=0)",
+             "negative=None, guidance=1.0, *, on_attention=None, watched=None, sink=None, "
+             "refine=0)",
              "DDIM inversion that keeps features; a list of InversionData."),
     FUNCTION(features, "(model, latents, context, steps, schedule, layers, keep, feature_dtype, step)",
              "The features of one evaluation; a list of Features."),
     FUNCTION(sample,
              "(model, latent, context, steps, schedule, layers, content, styles, weights, gamma, temperature, "
              "progress=None, hook=None, negative=None, guidance=1.0, *, inject='qkv', regions=None, on_attention=None, "
-             "skip=0, where=None, logits=None)",
+             "watched=None, skip=0, where=None)",
              "DDIM sampling from zT with injection; z0."),
     FUNCTION(adain, "(content, style, epsilon=0.0)", "The content's latent with the style's statistics per channel."),
     FUNCTION(inject_styles,

@@ -14,9 +14,8 @@ static int call_hook(const sid_callbacks *callbacks, size_t step, size_t steps) 
     return succeeded(result);
 }
 
-static int report(void *self, size_t step, size_t steps, float *z) {
+static int report(void *self, size_t step, size_t steps) {
     const sid_callbacks *callbacks = self;
-    (void)z; /* the memory of callbacks->latents */
     PyGILState_STATE gil = PyGILState_Ensure();
     int carry_on = PyErr_CheckSignals() == 0;
     if (carry_on && callbacks->sink && step)
@@ -28,4 +27,6 @@ static int report(void *self, size_t step, size_t steps, float *z) {
     return !carry_on;
 }
 
-sid_progress sid_callbacks_progress(sid_callbacks *callbacks) { return (sid_progress){report, callbacks}; }
+sid_progress sid_callbacks_progress(sid_callbacks *callbacks) {
+    return (sid_progress){report, callbacks, callbacks->hook ? callbacks->latents->data : NULL};
+}

@@ -7,7 +7,7 @@
 
 typedef struct {
     PyObject *progress, *hook; /* borrowed; NULL: none */
-    const sid_array *latents;  /* what the engine works in, for the hook */
+    const sid_array *latents;  /* host memory for the hook's latents; to be set where there is a hook */
     PyObject *sink, *features; /* borrowed; NULL: none; and what the engine saves one step's features in */
 } sid_callbacks;
 

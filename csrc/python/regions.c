@@ -51,7 +51,7 @@ static int read_key_biases(sid_regions *regions, PyObject *sequence, sid_inversi
                         -INFINITY, FLT_MAX))
             return -1;
         for (size_t l = 0; l < layers->count; l++)
-            styles[i].bank.layers[layers->numbers[l]].key_bias = arrays[layers->numbers[l]].data;
+            regions->layers[layers->numbers[l]].key_bias[i] = arrays[layers->numbers[l]].data;
     }
     return 0;
 }
@@ -74,8 +74,10 @@ static int read_all(sid_regions *regions, PyObject *object, sid_inversion *inver
                              regions->style_count, -INFINITY, FLT_MAX) ||
                  read_layers(regions->cover, cover, "regions['cover']", layers, &inversions[0], config, 0, 0, 1) ||
                  read_key_biases(regions, sequence, inversions + 1, config, layers);
-    for (size_t layer = 0; layer < SID_MAX_LAYERS; layer++)
-        regions->layers[layer] = (sid_region){regions->bias[layer].data, regions->cover[layer].data};
+    for (size_t layer = 0; layer < SID_MAX_LAYERS; layer++) {
+        regions->layers[layer].bias = regions->bias[layer].data;
+        regions->layers[layer].cover = regions->cover[layer].data;
+    }
     Py_XDECREF(bias);
     Py_XDECREF(cover);
     Py_XDECREF(key_bias);

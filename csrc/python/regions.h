@@ -11,8 +11,7 @@ typedef struct {
     sid_region layers[SID_MAX_LAYERS]; /* over their memory */
 } sid_regions;
 
-/* Regions for these layers of pictures that have been read: the content's inversion, then the styles'. The styles'
- * banks get their keys' biases. NULL with an exception; closed in any case. */
+/* Regions for these layers of pictures that have been read: the content's inversion, then the styles'. NULL with an exception; closed in any case. */
 sid_regions *sid_regions_read(PyObject *object, sid_inversion *inversions, size_t style_count,
                               const sid_unet_config *config, const sid_layers *layers);
 void sid_regions_close(sid_regions *regions);

@@ -48,15 +48,20 @@ static int read_strengths(sid_request *r, PyObject *gamma, PyObject *temperature
 static int read_prompt(sid_request *r, PyObject *context, PyObject *negative, PyObject *guidance) {
     double number = 1;
     if (sid_read_context(&r->context, context, "context", 1, &r->config->unet)) return -1;
-    r->prompt = (sid_prompt){.context = r->context.data, .tokens = r->context.shape[1]};
+    r->prompt = (sid_prompt){.context = {r->context.data, 1, r->context.shape[1]}};
     if (!negative || negative == Py_None) return 0;
     if (sid_read_context(&r->negative, negative, "negative", 1, &r->config->unet) ||
         (guidance && sid_read_number(&number, guidance, "guidance")))
         return -1;
-    r->prompt.negative = r->negative.data;
-    r->prompt.negative_tokens = r->negative.shape[1];
+    r->prompt.negative = (sid_context){r->negative.data, 1, r->negative.shape[1]};
     r->prompt.guidance = (float)number;
     return 0;
+}
+
+/* The layers that on_attention sees; none given: those of the features. */
+static int read_watched(sid_request *r, PyObject *object) {
+    r->watched = r->layers;
+    return object && object != Py_None ? sid_read_layers(&r->watched, object, "watched", &r->config->unet) : 0;
 }
 
 int sid_request_read_schedule(sid_request *r, PyObject *module, PyObject *model, PyObject *name, PyObject *steps) {
@@ -66,15 +71,14 @@ int sid_request_read_schedule(sid_request *r, PyObject *module, PyObject *model,
 int sid_request_read(sid_request *r, PyObject *module, const sid_request_objects *objects) {
     if (sid_request_read_schedule(r, module, objects->model, objects->schedule, objects->steps) ||
         read_prompt(r, objects->context, objects->negative, objects->guidance) ||
-        sid_read_layers(&r->layers, objects->layers, &r->config->unet) ||
+        sid_read_layers(&r->layers, objects->layers, "layers", &r->config->unet) || read_watched(r, objects->watched) ||
         (objects->gamma && read_strengths(r, objects->gamma, objects->temperature)) ||
         (objects->progress && sid_read_callable(&r->callbacks.progress, objects->progress, "progress")) ||
         (objects->hook && sid_read_callable(&r->callbacks.hook, objects->hook, "hook")) ||
         (objects->on_attention && sid_read_callable(&r->watcher.callable, objects->on_attention, "on_attention")) ||
         (objects->sink && sid_read_callable(&r->callbacks.sink, objects->sink, "sink")))
         return -1;
-    r->progress = sid_callbacks_progress(&r->callbacks);
-    if (r->watcher.callable) r->hook = sid_watcher_hook(&r->watcher, &r->layers);
+    if (r->watcher.callable) r->hook = sid_watcher_hook(&r->watcher, &r->watched);
     return 0;
 }
 
@@ -89,13 +93,15 @@ void sid_request_close(sid_request *r) {
 
 /* ---- sources ---- */
 
-static sid_latent last_latent(const sid_inversion *inversion) {
-    return (sid_latent){sid_inversion_last(inversion), inversion->latents.shape[2], inversion->latents.shape[3]};
+/* zT, on the host. */
+static sid_planes last_latent(const sid_inversion *inversion) {
+    const size_t *shape = inversion->latents.shape;
+    return (sid_planes){(float *)sid_inversion_last(inversion), 1, shape[1], shape[2], shape[3]};
 }
 
 /* Where one of keys and values stays the layer's own, each needs one of the other. */
 static int check_tokens(const sid_sources *s, size_t style, const char *name, unsigned parts) {
-    const sid_latent *content = &s->content, *other = &s->styles[style];
+    const sid_planes *content = &s->content, *other = &s->styles[style];
     unsigned injected = parts & SID_KEEP_KEYS;
     if (!injected || injected == SID_KEEP_KEYS || content->h * content->w == other->h * other->w) return 0;
     PyErr_Format(PyExc_ValueError,
@@ -145,12 +151,12 @@ int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, Py
                                    .styles = s->style_banks,
                                    .weights = s->weights,
                                    .style_count = s->style_count,
+                                   .layers = sid_layer_count(&r->config->unet),
                                    .gamma = r->gamma.data,
                                    .temperature = r->temperature.data,
-                                   .regions = s->regions ? s->regions->layers : NULL,
-                                   .replays = s->replays};
+                                   .regions = s->regions ? s->regions->layers : NULL};
     for (size_t i = 0; i <= s->style_count; i++)
-        if (s->inversions[i].replay.latents) s->replays[s->injection.replay_count++] = s->inversions[i].replay;
+        if (s->inversions[i].replay.latents.data) s->replays[s->replay_count++] = s->inversions[i].replay;
     failed = 0;
 done:
     Py_DECREF(sequence);

@@ -11,7 +11,7 @@
 /* The arguments that all of them share; NULL where a function has no such argument. */
 typedef struct {
     PyObject *model, *context, *negative, *guidance, *steps, *schedule, *layers, *gamma, *temperature;
-    PyObject *progress, *hook, *on_attention, *sink;
+    PyObject *progress, *hook, *on_attention, *watched, *sink;
 } sid_request_objects;
 
 /* Filled with zeros first, closed in any case. Everything in it lives until then. */
@@ -20,12 +20,11 @@ typedef struct {
     sid_model *model;
     const sid_config *config;
     sid_schedule *schedule;
-    sid_layers layers;
+    sid_layers layers, watched; /* watched: by on_attention */
     sid_array context, negative;
     sid_prompt prompt;            /* over their memory */
     sid_array gamma, temperature; /* (steps, decoder layers) */
     sid_callbacks callbacks;
-    sid_progress progress; /* calls them */
     sid_watcher watcher;
     const sid_attention_hook *hook; /* calls it; NULL: none */
 } sid_request;
@@ -42,9 +41,10 @@ typedef struct {
     size_t style_count;
     float *weights;
     const sid_bank *style_banks[SID_MAX_STYLES];
-    sid_latent content, styles[SID_MAX_STYLES]; /* zT of each */
+    sid_planes content, styles[SID_MAX_STYLES]; /* zT of each, on the host */
     sid_regions *regions;                       /* NULL: everywhere */
-    sid_replay replays[1 + SID_MAX_STYLES];
+    sid_replay replays[1 + SID_MAX_STYLES]; /* their latents are the host's */
+    size_t replay_count;
     sid_injection injection;
 } sid_sources;
 

@@ -3,82 +3,25 @@
 #include <math.h>
 
 #include "core/err.h"
+#include "core/ops.h"
 
-#define DEFAULT_LAYER_PAPER 6
-#define DEFAULT_LAYER_DIFFUSERS 7
-#define LAST_LEVEL (SID_TRAIN_STEPS - 1)
-
-/* Timesteps of a schedule end within the training's: at 1000 steps the last would be 1000. */
-static int clamp(int t) { return t < 0 ? 0 : t > LAST_LEVEL ? LAST_LEVEL : t; }
-
-/* Both published inversions evaluate at 1, 1 + c, 1 + 2c, ...; `paper` from the evaluated level up to the next timestep's,
- * `diffusers` from the level c below up to the evaluated one. */
-static void fill_inversion(sid_schedule *s, sid_schedule_name name, int stride, const double *alphas) {
-    for (size_t i = 0; i < s->steps; i++) {
-        int t = 1 + (int)i * stride, above = i + 1 < s->steps ? t + stride : LAST_LEVEL;
-        s->inversion[i] = name == SID_DIFFUSERS
-                              ? (sid_move){clamp(t), alphas[clamp(t - stride)], alphas[clamp(t)], clamp(t), i}
-                              : (sid_move){clamp(t), alphas[clamp(t)], alphas[clamp(above)], clamp(above), i};
-    }
-}
-
-/* Downwards through the same timesteps; `paper` leaves out the first evaluation. The last move ends at alpha[0], that of
- * `diffusers` where there is no noise: what its program decodes is the x0 that its last evaluation predicts. */
-static void fill_sampling(sid_schedule *s, sid_schedule_name name, int stride, const double *alphas) {
-    s->sampling_steps = name == SID_PAPER ? s->steps - 1 : s->steps;
-    for (size_t i = 0; i < s->sampling_steps; i++) {
-        size_t slot = s->sampling_steps - 1 - i;
-        int t = 1 + (int)slot * stride;
-        double to = name == SID_DIFFUSERS && slot == 0 ? 1 : alphas[clamp(t - stride)];
-        s->sampling[i] = (sid_move){clamp(t), alphas[clamp(t)], to, clamp(t - stride), slot};
-    }
-}
-
-int sid_schedule_open(sid_schedule *s, sid_schedule_name name, size_t steps, const double *alphas) {
-    if (steps < 2 || steps > SID_TRAIN_STEPS)
-        return sid_fail(SID_EVALUE, "steps: expected 2 to %d, got %zu", SID_TRAIN_STEPS, steps);
-    int stride = SID_TRAIN_STEPS / (int)steps;
-    *s = (sid_schedule){
-        .steps = steps,
-        .first_layer = name == SID_DIFFUSERS ? DEFAULT_LAYER_DIFFUSERS : DEFAULT_LAYER_PAPER,
-        .adain_epsilon = name == SID_DIFFUSERS ? 1e-4f : 0,
-        .truncate = name != SID_DIFFUSERS,
-    };
-    fill_inversion(s, name, stride, alphas);
-    fill_sampling(s, name, stride, alphas);
-    return SID_OK;
-}
-
-void sid_ddim_move(float *z, const float *prediction, size_t count, sid_prediction kind, const sid_move *move) {
+int sid_ddim_move(sid_exec *exec, float *z, const float *prediction, size_t count, sid_prediction kind,
+                  const sid_move *move) {
     double noise = sqrt(1 - move->from), signal = sqrt(move->from);
     double up = sqrt(move->to) / signal, down = sqrt(1 - move->to) - up * noise;
     /* e = a v + b z for a v-prediction; e = the prediction itself otherwise. */
     double a = kind == SID_V_PREDICTION ? signal : 1, b = kind == SID_V_PREDICTION ? noise : 0;
-    for (size_t i = 0; i < count; i++) z[i] = (float)(up * z[i] + down * (a * prediction[i] + b * z[i]));
+    return sid_mix(exec, z, prediction, count, up, down, a, b);
 }
 
-void sid_to_noise(float *prediction, const float *z, size_t count, sid_prediction kind, double level) {
-    if (kind != SID_V_PREDICTION) return;
-    double a = sqrt(level), b = sqrt(1 - level);
-    for (size_t i = 0; i < count; i++) prediction[i] = (float)(a * prediction[i] + b * z[i]);
+int sid_to_noise(sid_exec *exec, float *prediction, const float *z, size_t count, sid_prediction kind, double level) {
+    if (kind != SID_V_PREDICTION) return SID_OK;
+    return sid_mix(exec, prediction, z, count, sqrt(level), sqrt(1 - level), 1, 0);
 }
 
-static void moments(double *mean, double *deviation, const float *plane, size_t pixels) {
-    double sum = 0, squares = 0;
-    for (size_t i = 0; i < pixels; i++) sum += plane[i];
-    *mean = sum / (double)pixels;
-    for (size_t i = 0; i < pixels; i++) squares += (plane[i] - *mean) * (plane[i] - *mean);
-    *deviation = sqrt(squares / (double)(pixels - 1));
-}
-
-void sid_adain(float *dst, const float *content, size_t content_pixels, const float *style, size_t style_pixels,
-               size_t channels, float epsilon) {
-    for (size_t c = 0; c < channels; c++) {
-        double content_mean, content_deviation, style_mean, style_deviation;
-        moments(&content_mean, &content_deviation, content + c * content_pixels, content_pixels);
-        moments(&style_mean, &style_deviation, style + c * style_pixels, style_pixels);
-        double factor = style_deviation / (content_deviation + epsilon);
-        for (size_t i = c * content_pixels; i < (c + 1) * content_pixels; i++)
-            dst[i] = (float)(factor * (content[i] - content_mean) + style_mean);
-    }
+int sid_guide(sid_exec *exec, float *noise, const float *negative, size_t count, float guidance) {
+    sid_tensor n = sid_dense((void *)negative, SID_F32, 1, 1, 1, count), x = sid_dense(noise, SID_F32, 1, 1, 1, count);
+    SID_TRY(sid_combine(exec, &x, 1, &x, -1, &n));
+    SID_TRY(sid_combine(exec, &x, guidance, &x, 0, NULL));
+    return sid_combine(exec, &x, 1, &n, 1, &x);
 }

@@ -1,148 +1,156 @@
 #include "style/styleid.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 #include "core/err.h"
+#include "core/ops.h"
+#include "style/ddim.h"
+#include "style/regions.h"
 
-static int report(const sid_progress *progress, size_t step, size_t steps, float *z) {
-    if (!progress || !progress->call) return SID_OK;
-    return progress->call(progress->self, step, steps, z) ? sid_fail(SID_ECANCELLED, "cancelled at step %zu", step)
-                                                          : SID_OK;
-}
-
-/* A run's latents. noise: count numbers for a prediction, and as many again where there is guidance. */
+/* A run's latents. */
 typedef struct {
     sid_model *model;
+    sid_exec outside; /* of any run of the model */
     const sid_prompt *prompt;
-    float *z, *noise;
-    size_t n, h, w, count;
-    float *predicted; /* NULL, or where x0 by the next evaluation goes */
+    const sid_progress *progress;
+    sid_planes *z, noise, negative; /* negative: without data where there is no guidance */
+    size_t count;                   /* numbers of each */
+    float *predicted;               /* NULL, or where x0 by the next evaluation goes */
 } state;
 
-static int state_open(state *s, sid_model *model, const sid_prompt *prompt, float *z, size_t n, size_t h, size_t w) {
-    size_t count = n * sid_model_config(model)->unet.in_channels * h * w;
-    float *noise = malloc((prompt->negative ? 2 : 1) * count * sizeof *noise);
-    *s = (state){model, prompt, z, noise, n, h, w, count, NULL};
-    return noise ? SID_OK : sid_fail(SID_EMEMORY, "out of memory");
+static sid_memory *memory_of(const state *s) { return &s->outside.backend->memory; }
+
+static int state_open(state *s, sid_model *model, sid_planes *z, const sid_prompt *prompt,
+                      const sid_progress *progress) {
+    *s = (state){.model = model, .prompt = prompt, .progress = progress, .z = z, .count = sid_planes_count(z)};
+    s->outside.backend = sid_model_backend(model);
+    s->noise = s->negative = *z;
+    s->noise.data = s->negative.data = NULL;
+    SID_TRY(sid_memory_planes(memory_of(s), &s->noise, "a prediction"));
+    return prompt->negative.data ? sid_memory_planes(memory_of(s), &s->negative, "a prediction") : SID_OK;
 }
 
-static int predict(const state *s, float *noise, const float *context, size_t tokens, int timestep,
-                   const sid_tap *tap) {
-    return sid_model_predict(s->model, noise, s->z, s->n, s->h, s->w, timestep, context, 1, tokens, tap);
+static void state_close(state *s) {
+    sid_memory_give(memory_of(s), s->noise.data);
+    sid_memory_give(memory_of(s), s->negative.data);
 }
 
-/* noise = e_negative + guidance (noise - e_negative). It is the same of v, which at a given z is linear in e. Two runs
- * rather than a batch: no slower, in half the memory. */
-static int guide(const state *s, int timestep, const sid_tap *tap) {
-    float *negative = s->noise + s->count;
+static int copy(state *s, float *to, const float *from) { return sid_copy(&s->outside, to, from, s->count * sizeof *to); }
+
+static int report(state *s, size_t step, size_t steps) {
+    const sid_progress *p = s->progress;
+    const size_t size = s->count * sizeof(float);
+    if (!p || !p->call) return SID_OK;
+    int elsewhere = p->latents && p->latents != s->z->data;
+    SID_TRY(s->outside.backend->pace(s->outside.backend, 2));
+    if (elsewhere) SID_TRY(sid_read(&s->outside, p->latents, s->z->data, size));
+    if (p->call(p->self, step, steps)) return sid_fail(SID_ECANCELLED, "cancelled at step %zu", step);
+    return elsewhere ? sid_write(&s->outside, s->z->data, p->latents, size) : SID_OK;
+}
+
+/* Two runs rather than a batch: no slower, in half the memory. */
+static int evaluate(state *s, int timestep, const sid_tap *tap) {
+    const sid_prompt *prompt = s->prompt;
+    SID_TRY(sid_model_predict(s->model, &s->noise, s->z, timestep, &prompt->context, tap));
+    if (!prompt->negative.data) return SID_OK;
     sid_tap unsaved = tap ? *tap : (sid_tap){0};
     unsaved.saved = NULL;
-    unsaved.logits = NULL;
-    SID_TRY(predict(s, negative, s->prompt->negative, s->prompt->negative_tokens, timestep, tap ? &unsaved : NULL));
-    for (size_t i = 0; i < s->count; i++) s->noise[i] = negative[i] + s->prompt->guidance * (s->noise[i] - negative[i]);
-    return SID_OK;
+    SID_TRY(sid_model_predict(s->model, &s->negative, s->z, timestep, &prompt->negative, tap ? &unsaved : NULL));
+    return sid_guide(&s->outside, s->noise.data, s->negative.data, s->count, prompt->guidance);
 }
 
-static int evaluate(const state *s, int timestep, const sid_tap *tap) {
-    SID_TRY(predict(s, s->noise, s->prompt->context, s->prompt->tokens, timestep, tap));
-    return s->prompt->negative ? guide(s, timestep, tap) : SID_OK;
-}
+static sid_prediction kind_of(const state *s) { return sid_model_config(s->model)->unet.prediction; }
 
 /* One evaluation and its DDIM move. */
-static int move_latents(const state *s, const sid_tap *tap, const sid_move *move) {
-    const sid_config *config = sid_model_config(s->model);
-    SID_TRY(evaluate(s, move->timestep, tap));
+static int move_latents(state *s, const sid_tap *tap, const sid_move *step) {
+    SID_TRY(evaluate(s, step->timestep, tap));
     if (s->predicted) { /* the same move, to where there is no noise */
-        sid_move clean = {.from = move->from, .to = 1};
-        memcpy(s->predicted, s->z, s->count * sizeof *s->z);
-        sid_ddim_move(s->predicted, s->noise, s->count, config->unet.prediction, &clean);
+        SID_TRY(copy(s, s->predicted, s->z->data));
+        sid_move clean = {.from = step->from, .to = 1};
+        SID_TRY(sid_ddim_move(&s->outside, s->predicted, s->noise.data, s->count, kind_of(s), &clean));
     }
-    sid_ddim_move(s->z, s->noise, s->count, config->unet.prediction, move);
-    return SID_OK;
+    return sid_ddim_move(&s->outside, s->z->data, s->noise.data, s->count, kind_of(s), step);
 }
 
 /* Moves from `start` again, with the noise that the model sees where the last such move ended: one step of the
  * fixed-point iteration z = move(start, e(z)), whose solution the sampling's move leads back to start. */
-static int move_again(const state *s, const float *start, const sid_tap *tap, const sid_move *move) {
-    const sid_config *config = sid_model_config(s->model);
+static int move_again(state *s, const float *start, const sid_tap *tap, const sid_move *step) {
     sid_tap unsaved = *tap;
-    if (move->target != move->timestep) unsaved.saved = NULL, unsaved.step++;
-    SID_TRY(evaluate(s, move->target, &unsaved));
-    sid_to_noise(s->noise, s->z, s->count, config->unet.prediction, move->to);
-    memcpy(s->z, start, s->count * sizeof *start);
-    sid_ddim_move(s->z, s->noise, s->count, SID_EPSILON, move);
+    if (step->target != step->timestep) unsaved.saved = NULL, unsaved.step++;
+    SID_TRY(evaluate(s, step->target, &unsaved));
+    SID_TRY(sid_to_noise(&s->outside, s->noise.data, s->z->data, s->count, kind_of(s), step->to));
+    SID_TRY(copy(s, s->z->data, start));
+    return sid_ddim_move(&s->outside, s->z->data, s->noise.data, s->count, SID_EPSILON, step);
+}
+
+/* ---- inversion ---- */
+
+/* start: NULL without refinement, else room for the latents before the step. */
+static int invert_step(state *s, const sid_inverting *how, size_t i, float *start) {
+    const sid_move *step = &how->schedule->inversion[i];
+    const sid_trajectory *kept = &how->trajectory;
+    sid_tap tap = {.step = step->slot, .hook = how->hook, .saved = how->banks};
+    SID_TRY(report(s, i, how->schedule->steps));
+    if (kept->latents) SID_TRY(copy(s, kept->latents + i * s->count, s->z->data));
+    s->predicted = kept->predicted ? kept->predicted + i * s->count : NULL;
+    if (start) SID_TRY(copy(s, start, s->z->data));
+    SID_TRY(move_latents(s, &tap, step));
+    for (size_t k = 0; k < how->refine; k++) SID_TRY(move_again(s, start, &tap, step));
     return SID_OK;
 }
 
-int sid_invert(sid_model *model, const sid_schedule *schedule, float *z, size_t n, size_t h, size_t w,
-               const sid_prompt *prompt, sid_bank *const *banks, const sid_trajectory *trajectory, size_t refine,
-               const sid_attention_hook *hook, const sid_progress *progress) {
+int sid_invert(sid_model *model, sid_planes *z, const sid_inverting *how) {
+    const size_t steps = how->schedule->steps;
+    float *start = NULL, *latents = how->trajectory.latents;
     state s;
-    int status = state_open(&s, model, prompt, z, n, h, w);
-    float *start = refine ? malloc(s.count * sizeof *start) : NULL;
-    if (refine && !start && status == SID_OK) status = sid_fail(SID_EMEMORY, "out of memory");
-    for (size_t i = 0; i < schedule->steps && status == SID_OK; i++) {
-        const sid_move *move = &schedule->inversion[i];
-        sid_tap tap = {.step = move->slot, .hook = hook, .saved = banks};
-        status = report(progress, i, schedule->steps, z);
-        if (status != SID_OK) break;
-        if (trajectory->latents) memcpy(trajectory->latents + i * s.count, z, s.count * sizeof *z);
-        if (trajectory->predicted) s.predicted = trajectory->predicted + i * s.count;
-        if (start) memcpy(start, z, s.count * sizeof *z);
-        status = move_latents(&s, &tap, move);
-        for (size_t k = 0; k < refine && status == SID_OK; k++) status = move_again(&s, start, &tap, move);
-    }
-    if (status == SID_OK) status = report(progress, schedule->steps, schedule->steps, z);
-    if (status == SID_OK && trajectory->latents)
-        memcpy(trajectory->latents + schedule->steps * s.count, z, s.count * sizeof *z);
-    free(start);
-    free(s.noise);
+    int status = state_open(&s, model, z, how->prompt, how->progress);
+    if (status == SID_OK && how->refine) status = sid_memory_floats(memory_of(&s), &start, s.count, "a step's latents");
+    for (size_t i = 0; i < steps && status == SID_OK; i++) status = invert_step(&s, how, i, start);
+    if (status == SID_OK) status = report(&s, steps, steps);
+    if (status == SID_OK && latents) status = copy(&s, latents + steps * s.count, z->data);
+    sid_memory_give(memory_of(&s), start);
+    state_close(&s);
     return status;
 }
 
-int sid_features(sid_model *model, int timestep, const float *latents, size_t n, size_t h, size_t w,
-                 const float *context, size_t context_tokens, sid_bank *const *banks) {
-    sid_tap tap = {.saved = banks};
-    return sid_model_predict(model, NULL, latents, n, h, w, timestep, context, 1, context_tokens, &tap);
+int sid_features(sid_model *model, int timestep, const sid_planes *latents, const sid_context *context,
+                 sid_bank *const *banks) {
+    return sid_model_predict(model, NULL, latents, timestep, context, &(sid_tap){.saved = banks});
 }
 
+/* ---- sampling ---- */
+
 /* Fills the banks of one step with the features of inversion step `slot`. */
-static int replay(sid_model *model, const sid_injection *injection, int timestep, size_t slot) {
-    size_t channels = sid_model_config(model)->unet.in_channels;
-    for (size_t i = 0; i < injection->replay_count; i++) {
-        const sid_replay *r = &injection->replays[i];
-        const float *latents = r->latents + slot * r->n * channels * r->h * r->w;
-        SID_TRY(sid_features(model, timestep, latents, r->n, r->h, r->w, r->context, r->context_tokens, r->banks));
+static int replay(sid_model *model, const sid_sampling *how, const sid_move *step) {
+    for (size_t i = 0; i < how->replay_count; i++) {
+        const sid_replay *r = &how->replays[i];
+        sid_planes latents = r->latents;
+        latents.data += step->slot * sid_planes_count(&latents);
+        SID_TRY(sid_features(model, step->timestep, &latents, &r->context, r->banks));
     }
     return SID_OK;
 }
 
-int sid_denoise(sid_model *model, const sid_schedule *schedule, float *z, size_t h, size_t w, const sid_prompt *prompt,
-                size_t skip, const sid_injection *injection, const sid_attention_hook *hook, sid_logits *logits,
-                const sid_progress *progress) {
-    size_t layers = sid_layer_count(&sid_model_config(model)->unet);
+static int denoise_step(state *s, const sid_sampling *how, const sid_injection *injection, size_t i, size_t steps) {
+    const sid_move *step = &how->schedule->sampling[how->skip + i];
+    sid_tap tap = {.step = step->slot, .hook = how->hook, .injection = injection};
+    SID_TRY(report(s, i, steps));
+    SID_TRY(replay(s->model, how, step));
+    return move_latents(s, injection || how->hook ? &tap : NULL, step);
+}
+
+int sid_denoise(sid_model *model, sid_planes *z, const sid_sampling *how) {
+    const size_t steps = how->schedule->sampling_steps - how->skip;
+    const sid_unet_config *config = &sid_model_config(model)->unet;
+    sid_injection injection = how->injection ? *how->injection : (sid_injection){0};
+    sid_lent_regions *lent = NULL;
     state s;
-    int status = state_open(&s, model, prompt, z, 1, h, w);
-    const size_t steps = schedule->sampling_steps - skip;
-    for (size_t i = 0; i < steps && status == SID_OK; i++) {
-        const sid_move *move = &schedule->sampling[skip + i];
-        sid_tap tap = {.step = move->slot, .hook = hook, .logits = logits ? logits + move->slot * layers : NULL};
-        if (injection) {
-            tap.content = injection->content;
-            tap.styles = injection->styles;
-            tap.weights = injection->weights;
-            tap.style_count = injection->style_count;
-            tap.gamma = injection->gamma + move->slot * layers;
-            tap.temperature = injection->temperature + move->slot * layers;
-            tap.regions = injection->regions;
-            tap.where = injection->where ? injection->where + move->slot * layers : NULL;
-        }
-        status = report(progress, i, steps, z);
-        if (status == SID_OK && injection) status = replay(model, injection, move->timestep, move->slot);
-        if (status == SID_OK) status = move_latents(&s, injection || hook || logits ? &tap : NULL, move);
-    }
-    if (status == SID_OK) status = report(progress, steps, steps, z);
-    free(s.noise);
+    int status = state_open(&s, model, z, how->prompt, how->progress);
+    if (status == SID_OK)
+        status = sid_regions_lend(&lent, s.outside.backend, config, how->injection, z->h, z->w);
+    injection.regions = sid_regions_of(lent);
+    for (size_t i = 0; i < steps && status == SID_OK; i++)
+        status = denoise_step(&s, how, how->injection ? &injection : NULL, i, steps);
+    if (status == SID_OK) status = report(&s, steps, steps);
+    sid_regions_return(&lent);
+    state_close(&s);
     return status;
 }

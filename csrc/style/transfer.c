@@ -4,65 +4,140 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "core/loan.h"
+#include "core/ops.h"
+#include "style/adain.h"
 
-static int allocate(void **memory, size_t size) {
-    *memory = malloc(size);
-    return *memory ? SID_OK : sid_fail(SID_EMEMORY, "no memory for %zu bytes", size);
+static sid_memory *memory_of(sid_model *model) { return &sid_model_backend(model)->memory; }
+
+static int allocate(float **host, size_t count) {
+    *host = malloc(count * sizeof **host);
+    return *host ? SID_OK : sid_fail(SID_EMEMORY, "no memory for %zu bytes", count * sizeof **host);
 }
 
-/* ---- a picture on its way through the inversion ---- */
+/* ---- images and latents ---- */
+
+static int encode(sid_model *model, sid_planes *z, const sid_image *image) {
+    sid_exec outside = {.backend = sid_model_backend(model)};
+    sid_planes images = {NULL, 1, image->channels, image->height, image->width};
+    size_t count = sid_planes_count(&images);
+    sid_loan loan;
+    float *host;
+    SID_TRY(allocate(&host, count));
+    sid_image_to_planes(host, image);
+    int status = sid_loan_open(&loan, &outside, host, count * sizeof *host, 1);
+    images.data = loan.block;
+    if (status == SID_OK) status = sid_model_encode(model, z, &images);
+    sid_loan_close(&loan, &outside, 0);
+    free(host);
+    return status;
+}
+
+static int decode(sid_model *model, uint8_t *picture, const sid_planes *z, int truncate) {
+    const sid_vae_config *vae = &sid_model_config(model)->vae;
+    const size_t factor = sid_vae_factor(vae);
+    sid_exec outside = {.backend = sid_model_backend(model)};
+    sid_planes images = {NULL, 1, vae->image_channels, z->h * factor, z->w * factor};
+    size_t count = sid_planes_count(&images);
+    sid_loan loan;
+    float *host;
+    SID_TRY(allocate(&host, count));
+    int status = sid_loan_open(&loan, &outside, host, count * sizeof *host, 0);
+    images.data = loan.block;
+    if (status == SID_OK) status = sid_model_decode(model, &images, z);
+    int closed = sid_loan_close(&loan, &outside, status == SID_OK);
+    if (status == SID_OK) status = closed;
+    if (status == SID_OK) sid_image_from_planes(picture, host, 1, images.h, images.w, images.c, truncate);
+    free(host);
+    return status;
+}
+
+/* host: planes of the same shape on the host, to be freed. */
+static int read_planes(sid_exec *outside, sid_planes *host, const sid_planes *planes) {
+    size_t count = sid_planes_count(planes);
+    *host = *planes;
+    SID_TRY(allocate(&host->data, count));
+    return sid_read(outside, host->data, planes->data, count * sizeof *host->data);
+}
+
+/* sum += share * the AdaIN of content to a style; all but the style on the host. */
+static int add_adain(sid_exec *outside, sid_planes *sum, const sid_planes *content, const sid_planes *style, float share,
+                     float epsilon) {
+    sid_planes host = {0}, one = *content;
+    one.data = NULL;
+    int status = read_planes(outside, &host, style);
+    if (status == SID_OK) status = allocate(&one.data, sid_planes_count(content));
+    if (status == SID_OK) {
+        sid_adain(&one, content, &host, epsilon);
+        for (size_t i = 0; i < sid_planes_count(content); i++) sum->data[i] += share * one.data[i];
+    }
+    free(host.data);
+    free(one.data);
+    return status;
+}
+
+/* The mean of the AdaINs to each style: the AdaIN to the weighted means of their statistics. */
+static int adain_to_all(sid_exec *outside, sid_planes *z, const sid_latents *latents, const sid_injection *injection,
+                        float epsilon) {
+    const size_t count = sid_planes_count(z);
+    sid_planes content = {0}, sum = *z;
+    double total = 0;
+    for (size_t i = 0; i < injection->style_count; i++) total += injection->weights[i];
+    sum.data = calloc(count, sizeof *sum.data);
+    int status = sum.data ? read_planes(outside, &content, latents->content) : sid_fail(SID_EMEMORY, "out of memory");
+    for (size_t i = 0; i < injection->style_count && status == SID_OK; i++)
+        status = add_adain(outside, &sum, &content, &latents->styles[i], (float)(injection->weights[i] / total), epsilon);
+    if (status == SID_OK) status = sid_write(outside, z->data, sum.data, count * sizeof *sum.data);
+    free(sum.data);
+    free(content.data);
+    return status;
+}
+
+int sid_inject_styles(sid_model *model, uint8_t *picture, sid_planes *z, const sid_latents *latents,
+                      const sid_sampling *how) {
+    sid_exec outside = {.backend = sid_model_backend(model)};
+    sid_sampling sampling = *how;
+    if (latents->adain)
+        SID_TRY(adain_to_all(&outside, z, latents, how->injection, how->schedule->adain_epsilon));
+    else SID_TRY(sid_copy(&outside, z->data, latents->content->data, sid_planes_count(z) * sizeof(float)));
+    if (!how->injection->content) sampling.injection = NULL;
+    SID_TRY(sid_denoise(model, z, &sampling));
+    return decode(model, picture, z, how->schedule->truncate);
+}
+
+/* ---- an image on its way through the inversion ---- */
 
 typedef struct {
     const sid_image *image;
-    size_t h, w, count; /* of the latent: its sides; all its numbers */
-    float *z;
+    sid_planes z;
     sid_bank bank;
 } subject;
 
 /* Only the features that the injection reads are kept: the content's queries, the style's keys and values. */
-static int bank_open(sid_bank *bank, const sid_unet_config *config, const size_t *layers, size_t layer_count, size_t h,
-                     size_t w, int is_content) {
-    for (size_t i = 0; i < layer_count; i++) {
-        sid_bank_layer *layer = &bank->layers[layers[i]];
-        layer->tokens = sid_layer_tokens(config, layers[i], h, w);
-        layer->channels = sid_layer_channels(config, layers[i]);
-        size_t size = bank->steps * layer->tokens * layer->channels * sid_dtype_size(bank->dtype);
+static int bank_open(sid_model *model, subject *s, const sid_transferring *how, int is_content) {
+    const sid_unet_config *config = &sid_model_config(model)->unet;
+    sid_memory *memory = memory_of(model);
+    for (size_t i = 0; i < how->layer_count; i++) {
+        sid_bank_layer *layer = &s->bank.layers[how->layers[i]];
+        layer->tokens = sid_layer_tokens(config, how->layers[i], s->z.h, s->z.w);
+        layer->channels = sid_layer_channels(config, how->layers[i]);
+        size_t size = s->bank.steps * layer->tokens * layer->channels * sid_dtype_size(s->bank.dtype);
         if (is_content) {
-            SID_TRY(allocate(&layer->query, size));
+            SID_TRY(memory->take(memory, &layer->query, size, "features"));
         } else {
-            SID_TRY(allocate(&layer->key, size));
-            SID_TRY(allocate(&layer->value, size));
+            SID_TRY(memory->take(memory, &layer->key, size, "features"));
+            SID_TRY(memory->take(memory, &layer->value, size, "features"));
         }
     }
     return SID_OK;
 }
 
-static void bank_close(sid_bank *bank) {
+static void bank_close(sid_memory *memory, sid_bank *bank) {
     for (size_t i = 0; i < SID_MAX_LAYERS; i++) {
-        free(bank->layers[i].query);
-        free(bank->layers[i].key);
-        free(bank->layers[i].value);
+        sid_memory_give(memory, bank->layers[i].query);
+        sid_memory_give(memory, bank->layers[i].key);
+        sid_memory_give(memory, bank->layers[i].value);
     }
-}
-
-static int encode(sid_model *model, float *z, const sid_image *image) {
-    void *planes;
-    SID_TRY(allocate(&planes, image->channels * image->height * image->width * sizeof(float)));
-    sid_image_to_planes(planes, image);
-    int status = sid_model_encode(model, z, planes, 1, image->height, image->width);
-    free(planes);
-    return status;
-}
-
-static int decode(sid_model *model, uint8_t *picture, const float *z, size_t h, size_t w, int truncate) {
-    const sid_vae_config *vae = &sid_model_config(model)->vae;
-    size_t height = h * sid_vae_factor(vae), width = w * sid_vae_factor(vae);
-    void *planes;
-    SID_TRY(allocate(&planes, vae->image_channels * height * width * sizeof(float)));
-    int status = sid_model_decode(model, planes, z, 1, h, w);
-    if (status == SID_OK) sid_image_from_planes(picture, planes, 1, height, width, vae->image_channels, truncate);
-    free(planes);
-    return status;
 }
 
 /* ---- one progress over several runs ---- */
@@ -72,131 +147,118 @@ typedef struct {
     size_t before, weight, total; /* steps before this run; what one of its steps counts; steps in all */
 } share;
 
-static int report_share(void *self, size_t step, size_t steps, float *z) {
+static int report_share(void *self, size_t step, size_t steps) {
     const share *s = self;
-    (void)steps, (void)z;
-    return s->whole->call(s->whole->self, s->before + step * s->weight, s->total, NULL);
+    (void)steps;
+    return s->whole->call(s->whole->self, s->before + step * s->weight, s->total);
 }
 
-/* ---- the two entries ---- */
+/* ---- a transfer ---- */
 
-/* The mean of the AdaINs to each style: the AdaIN to the weighted means of their statistics. */
-static int adain_to_all(float *z, const sid_latent *content, const sid_latent *styles, const sid_injection *injection,
-                        size_t channels, float epsilon) {
-    size_t pixels = content->h * content->w;
-    double total = 0;
-    for (size_t i = 0; i < injection->style_count; i++) total += injection->weights[i];
-    void *one;
-    SID_TRY(allocate(&one, channels * pixels * sizeof(float)));
-    memset(z, 0, channels * pixels * sizeof(float));
-    for (size_t i = 0; i < injection->style_count; i++) {
-        float share_of_style = (float)(injection->weights[i] / total);
-        sid_adain(one, content->z, pixels, styles[i].z, styles[i].h * styles[i].w, channels, epsilon);
-        for (size_t j = 0; j < channels * pixels; j++) z[j] += share_of_style * ((float *)one)[j];
-    }
-    free(one);
-    return SID_OK;
-}
-
-int sid_inject_styles(sid_model *model, const sid_schedule *schedule, uint8_t *picture, float *z,
-                      const sid_latent *content, const sid_latent *styles, int adain, const sid_prompt *prompt,
-                      const sid_injection *injection, const sid_progress *progress) {
-    size_t channels = sid_model_config(model)->unet.in_channels;
-    if (adain) SID_TRY(adain_to_all(z, content, styles, injection, channels, schedule->adain_epsilon));
-    else memcpy(z, content->z, channels * content->h * content->w * sizeof(float));
-    SID_TRY(sid_denoise(model, schedule, z, content->h, content->w, prompt, 0, injection->content ? injection : NULL,
-                        NULL, NULL, progress));
-    return decode(model, picture, z, content->h, content->w, schedule->truncate);
-}
-
-/* Both pictures, as one batch where their sizes agree. trajectory: NULL, or room for the latents of all steps; then
- * `replays`, 1 or 2, can fill the banks from them. */
-static int invert(sid_model *model, const sid_schedule *schedule, const subject subjects[2], sid_bank *const banks[2],
-                  const sid_prompt *prompt, float *trajectory, sid_replay replays[2], size_t *replay_count,
-                  share *part) {
-    sid_progress progress = {report_share, part};
-    int together = subjects[0].h == subjects[1].h && subjects[0].w == subjects[1].w;
-    size_t n = together ? 2 : 1;
-    part->weight = n;
-    for (size_t i = 0; i < 2 / n; i++, part->before += schedule->steps) {
-        const subject *s = &subjects[i];
-        sid_trajectory kept = {trajectory, NULL};
-        SID_TRY(sid_invert(model, schedule, s->z, n, s->h, s->w, prompt, &banks[i], &kept, 0, NULL, &progress));
-        if (!trajectory) continue;
-        replays[(*replay_count)++] =
-            (sid_replay){trajectory, n, s->h, s->w, prompt->context, prompt->tokens, &banks[i]};
-        trajectory += (schedule->steps + 1) * n * s->count;
-    }
-    return SID_OK;
-}
-
-static int inject(sid_model *model, const sid_schedule *schedule, uint8_t *picture, float *z, const subject subjects[2],
-                  int adain, const sid_prompt *prompt, const sid_injection *injection, share *part) {
-    sid_latent content = {subjects[0].z, subjects[0].h, subjects[0].w};
-    sid_latent style = {subjects[1].z, subjects[1].h, subjects[1].w};
-    sid_progress progress = {report_share, part};
-    part->before = 2 * schedule->steps;
-    part->weight = 1;
-    return sid_inject_styles(model, schedule, picture, z, &content, &style, adain, prompt, injection, &progress);
-}
-
-static int open_banks(subject subjects[2], const sid_unet_config *config, const size_t *layers, size_t layer_count) {
-    for (size_t i = 0; i < 2; i++)
-        SID_TRY(bank_open(&subjects[i].bank, config, layers, layer_count, subjects[i].h, subjects[i].w, i == 0));
-    return SID_OK;
-}
-
-int sid_transfer(sid_model *model, const sid_schedule *schedule, uint8_t *picture, const sid_image *content,
-                 const sid_image *style, const size_t *layers, size_t layer_count, int adain, int recompute,
-                 const sid_prompt *prompt, const float *gamma, const float *temperature, const sid_progress *progress) {
-    const sid_config *config = sid_model_config(model);
-    size_t factor = sid_vae_factor(&config->vae);
-    share part = {progress, 0, 1, 2 * schedule->steps + schedule->sampling_steps};
-    subject subjects[2] = {{.image = content}, {.image = style}};
-    sid_bank *const banks[2] = {&subjects[0].bank, &subjects[1].bank};
-    const sid_bank *style_bank = banks[1];
-    const float weight = 1;
+typedef struct {
+    sid_model *model;
+    const sid_transferring *how;
+    subject subjects[2];
+    float *latents;    /* both images' as a batch, then the one that is sampled, of the content's size */
+    float *trajectory; /* of both, where features are recomputed */
+    share part;
     sid_replay replays[2];
-    sid_injection injection = {.content = layer_count ? banks[0] : NULL,
-                               .styles = &style_bank,
+    size_t replay_count;
+    sid_bank *banks[2];
+} transfer;
+
+/* Both images, as one batch where their sizes agree. Where features are recomputed, replays can fill the banks. */
+static int invert(transfer *t) {
+    const subject *s = t->subjects;
+    const size_t steps = t->how->schedule->steps;
+    size_t n = s[0].z.h == s[1].z.h && s[0].z.w == s[1].z.w ? 2 : 1;
+    float *kept = t->trajectory;
+    sid_progress progress = {.call = report_share, .self = &t->part};
+    t->part.weight = n;
+    for (size_t i = 0; i < 2 / n; i++, t->part.before += steps) {
+        sid_planes z = s[i].z;
+        z.n = n;
+        sid_inverting how = {.schedule = t->how->schedule,
+                             .prompt = t->how->prompt,
+                             .banks = &t->banks[i],
+                             .trajectory = {kept, NULL},
+                             .progress = &progress};
+        SID_TRY(sid_invert(t->model, &z, &how));
+        if (!kept) continue;
+        sid_replay *replay = &t->replays[t->replay_count++];
+        *replay = (sid_replay){.latents = z, .context = t->how->prompt->context, .banks = &t->banks[i]};
+        replay->latents.data = kept;
+        kept += (steps + 1) * sid_planes_count(&z);
+    }
+    return SID_OK;
+}
+
+static int inject(transfer *t, uint8_t *picture) {
+    const sid_transferring *how = t->how;
+    const sid_bank *style = t->banks[1];
+    const float weight = 1;
+    sid_planes z = t->subjects[0].z;
+    z.data = t->subjects[1].z.data + sid_planes_count(&t->subjects[1].z);
+    sid_progress progress = {.call = report_share, .self = &t->part};
+    sid_injection injection = {.content = how->layer_count ? t->banks[0] : NULL,
+                               .styles = &style,
                                .weights = &weight,
                                .style_count = 1,
-                               .gamma = gamma,
-                               .temperature = temperature,
-                               .replays = replays};
-    void *latents = NULL; /* both pictures' as a batch, then the one that is sampled, of the content's size */
-    void *trajectory = NULL;
-    int status = SID_OK;
+                               .layers = sid_layer_count(&sid_model_config(t->model)->unet),
+                               .gamma = how->gamma,
+                               .temperature = how->temperature};
+    sid_sampling sampling = {.schedule = how->schedule,
+                             .prompt = how->prompt,
+                             .injection = &injection,
+                             .replays = t->replays,
+                             .replay_count = how->layer_count ? t->replay_count : 0,
+                             .progress = &progress};
+    sid_latents latents = {&t->subjects[0].z, &t->subjects[1].z, how->adain};
+    t->part.before = 2 * how->schedule->steps;
+    t->part.weight = 1;
+    return sid_inject_styles(t->model, picture, &z, &latents, &sampling);
+}
 
+static int open_banks(transfer *t) {
+    for (size_t i = 0; i < 2; i++) SID_TRY(bank_open(t->model, &t->subjects[i], t->how, i == 0));
+    return SID_OK;
+}
+
+static int open(transfer *t) {
+    const sid_config *config = sid_model_config(t->model);
+    const size_t factor = sid_vae_factor(&config->vae), steps = t->how->schedule->steps;
+    size_t counts[2];
     for (size_t i = 0; i < 2; i++) {
-        subject *s = &subjects[i];
-        s->h = s->image->height / factor;
-        s->w = s->image->width / factor;
-        s->count = config->unet.in_channels * s->h * s->w;
-        s->bank.dtype = sid_model_dtype(model);
-        s->bank.steps = recompute ? 1 : schedule->steps;
+        subject *s = &t->subjects[i];
+        s->z = (sid_planes){NULL, 1, config->unet.in_channels, s->image->height / factor, s->image->width / factor};
+        s->bank.dtype = sid_model_backend(t->model)->dtype;
+        s->bank.steps = t->how->recompute ? 1 : steps;
+        t->banks[i] = &s->bank;
+        counts[i] = sid_planes_count(&s->z);
     }
-    size_t count = subjects[0].count + subjects[1].count;
-    status = allocate(&latents, (count + subjects[0].count) * sizeof(float));
-    if (status == SID_OK && recompute) status = allocate(&trajectory, (schedule->steps + 1) * count * sizeof(float));
-    if (status == SID_OK && !recompute) status = open_banks(subjects, &config->unet, layers, layer_count);
-    if (status != SID_OK) goto done;
-    subjects[0].z = latents;
-    subjects[1].z = subjects[0].z + subjects[0].count;
-    for (size_t i = 0; i < 2; i++) {
-        status = encode(model, subjects[i].z, subjects[i].image);
-        if (status != SID_OK) goto done;
-    }
-    status = invert(model, schedule, subjects, banks, prompt, trajectory, replays, &injection.replay_count, &part);
+    SID_TRY(sid_memory_floats(memory_of(t->model), &t->latents, 2 * counts[0] + counts[1], "latents"));
+    t->subjects[0].z.data = t->latents;
+    t->subjects[1].z.data = t->latents + counts[0];
+    if (!t->how->recompute) return open_banks(t);
+    return sid_memory_floats(memory_of(t->model), &t->trajectory, (steps + 1) * (counts[0] + counts[1]), "latents");
+}
+
+static int run(transfer *t, uint8_t *picture) {
+    SID_TRY(open(t));
+    for (size_t i = 0; i < 2; i++) SID_TRY(encode(t->model, &t->subjects[i].z, t->subjects[i].image));
+    SID_TRY(invert(t));
     /* Only now: the inversion of a transfer that recomputes saves nothing. */
-    if (status == SID_OK && recompute) status = open_banks(subjects, &config->unet, layers, layer_count);
-    if (status != SID_OK) goto done;
-    float *z = subjects[1].z + subjects[1].count;
-    status = inject(model, schedule, picture, z, subjects, adain, prompt, &injection, &part);
-done:
-    free(latents);
-    free(trajectory);
-    bank_close(&subjects[0].bank);
-    bank_close(&subjects[1].bank);
+    if (t->how->recompute) SID_TRY(open_banks(t));
+    return inject(t, picture);
+}
+
+int sid_transfer(sid_model *model, uint8_t *picture, const sid_image *content, const sid_image *style,
+                 const sid_transferring *how) {
+    transfer t = {.model = model, .how = how, .subjects = {{.image = content}, {.image = style}}};
+    t.part = (share){how->progress, 0, 1, 2 * how->schedule->steps + how->schedule->sampling_steps};
+    int status = run(&t, picture);
+    sid_memory_give(memory_of(model), t.latents);
+    sid_memory_give(memory_of(model), t.trajectory);
+    for (size_t i = 0; i < 2; i++) bank_close(memory_of(model), &t.subjects[i].bank);
     return status;
 }

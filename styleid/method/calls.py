@@ -251,7 +251,14 @@ def inject_styles(
     sizes = [one.latent_size for one in styles]
     need = of_inversion(model, content.image_size(model), content.steps, (), 0, model.dtype)
     check_memory(need, model, "this sampling")
-    numbers = None if statistics is None else np.zeros((content.steps, model.layer_count, 5))
+    temperatures = per_step_and_layer("temperature", temperature, content.steps, model.layer_count)
+    watched = None
+    if statistics is not None:
+        injected = np.zeros(temperatures.shape, bool)
+        injected[:, list(chosen if parts else ())] = True
+        used = np.where(injected if where is None else injected & (where != 0), temperatures, 1.0)
+        on_attention = statistics.observe(model, used, on_attention, chosen)
+        watched = model.attention_layers
     with reporter(progress, "sampling") as report:
         z0 = _core.sample(
             model.engine,
@@ -264,7 +271,7 @@ def inject_styles(
             [one.data for one in styles],
             shares,
             per_step_and_layer("gamma", gamma, content.steps, model.layer_count),
-            per_step_and_layer("temperature", temperature, content.steps, model.layer_count),
+            temperatures,
             report,
             _releasing(on_step, [content, *styles]),
             negative,
@@ -272,12 +279,10 @@ def inject_styles(
             inject=parts,
             regions=regions(model, chosen, placed[0], content.latent_size, placed[1], sizes),
             on_attention=on_attention,
+            watched=watched,
             skip=skip,
             where=where,
-            logits=numbers,
         )
-    if statistics is not None and numbers is not None:
-        statistics.take(numbers)
     return content.crop(model.engine.decode(z0, plan["truncate"])[0])
 
 

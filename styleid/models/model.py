@@ -215,6 +215,10 @@ class Model(VAE):
         """The channels of a decoder layer."""
         return self.config["unet"]["channels"][self._level(layer)]
 
+    def heads(self, layer: int) -> int:
+        """The attention heads of a decoder layer."""
+        return self.config["unet"]["heads"][self._level(layer)]
+
     def _level(self, layer: int) -> int:
         """How often a decoder layer's map is halved."""
         unet = self.config["unet"]

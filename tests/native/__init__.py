@@ -47,13 +47,22 @@ def floats(x):
 # ------------------------------------------------------------------------------------------------- structures of the C side
 
 
+class _Tensor(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("dtype", c_int), *((name, c_size_t) for name in ("n", "h", "w", "c", "stride"))]
+
+
+class _Planes(ctypes.Structure):
+    _fields_ = [("data", c_void_p), *((name, c_size_t) for name in "nchw")]
+
+
+class _Curve(ctypes.Structure):
+    _fields_ = [(name, c_float) for name in ("factor", "offset", "bound")]
+
+
 class _Keys(ctypes.Structure):
     _fields_ = [
-        ("k", c_void_p),
-        ("v", c_void_p),
-        ("tokens", c_size_t),
-        ("k_stride", c_size_t),
-        ("v_stride", c_size_t),
+        ("k", _Tensor),
+        ("v", _Tensor),
         ("bias", c_float),
         ("query_bias", c_void_p),
         ("key_bias", c_void_p),
@@ -62,29 +71,12 @@ class _Keys(ctypes.Structure):
 
 class _Attention(ctypes.Structure):
     _fields_ = [
-        ("dst", c_void_p),
-        ("q", c_void_p),
-        ("queries", c_size_t),
-        ("dst_stride", c_size_t),
-        ("q_stride", c_size_t),
+        ("q", POINTER(_Tensor)),
         ("sources", POINTER(_Keys)),
         ("source_count", c_size_t),
         ("heads", c_size_t),
-        ("head_size", c_size_t),
         ("scale", c_float),
-        ("moments", c_void_p),
-    ]
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = [
-        ("data", c_void_p),
-        ("dtype", c_int),
-        ("n", c_size_t),
-        ("h", c_size_t),
-        ("w", c_size_t),
-        ("c", c_size_t),
-        ("stride", c_size_t),
+        ("causal", c_int),
     ]
 
 
@@ -97,27 +89,20 @@ class _Matmul(ctypes.Structure):
     ]
 
 
+_MIRRORED = (_Tensor, _Planes, _Curve, _Keys, _Attention, _Matmul)  # in the shim's order
+
 _ARGUMENTS = {
-    "attention": [c_int, c_int, POINTER(_Attention), c_size_t, c_int],
-    "attention_scratch": [c_int, c_int, POINTER(_Attention), c_size_t, c_int],
-    "group_norm": [
-        c_int,
-        c_void_p,
-        POINTER(_Tensor),
-        POINTER(_Tensor),
-        *[c_void_p] * 3,
-        c_size_t,
-        c_float,
-        c_int,
-        c_int,
-    ],
-    "layer_norm": [c_int, c_int, *[c_void_p, c_size_t] * 2, c_size_t, c_size_t, c_void_p, c_void_p, c_float, c_int],
+    "size": [c_int],
+    "attention": [c_int, POINTER(_Tensor), POINTER(_Attention), c_int],
+    "attention_scratch": [c_int, POINTER(_Attention), c_int],
+    "group_norm": [c_int, c_void_p, *[POINTER(_Tensor)] * 3, *[c_void_p] * 2, c_size_t, c_float, c_int, c_int],
+    "layer_norm": [c_int, *[POINTER(_Tensor)] * 2, *[c_void_p] * 2, c_float, c_int],
     "combine": [c_int, c_void_p, c_int, *[c_float, c_void_p, c_int] * 2, c_size_t, c_int],
     "winograd_input": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 6, c_int],
     "winograd_output": [c_int, c_void_p, c_int, *[c_void_p] * 3, *[c_size_t] * 6, c_int, c_int],
     "matmul": [c_int, POINTER(_Matmul), c_size_t, c_int],
-    "from_planes": [c_int, c_void_p, c_int, c_void_p, *[c_size_t] * 4, c_float, c_int],
-    "to_planes": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 5, c_float, c_int],
+    "from_planes": [c_int, POINTER(_Tensor), POINTER(_Planes), POINTER(_Curve), c_int],
+    "to_planes": [c_int, POINTER(_Planes), POINTER(_Tensor), POINTER(_Curve), c_int],
     "convert": [c_int, c_void_p, c_int, c_void_p, c_int, c_size_t, c_int],
 }
 
@@ -146,7 +131,9 @@ def library(emulate_amx):
     loaded = ctypes.CDLL(str(path))
     for name, arguments in _ARGUMENTS.items():
         getattr(loaded, "shim_" + name).argtypes = arguments
-    loaded.shim_attention_scratch.restype = c_size_t
+    loaded.shim_attention_scratch.restype = loaded.shim_size.restype = c_size_t
+    for i, mirrored in enumerate(_MIRRORED):
+        assert ctypes.sizeof(mirrored) == loaded.shim_size(i), mirrored.__name__
     loaded.shim_isa_name.restype = c_char_p
     return loaded
 
@@ -169,7 +156,11 @@ def _stride(x):
 
 
 def _tensor(x):
-    return None if x is None else byref(_Tensor(_address(x), _dtype(x), *x.shape, _stride(x)))
+    """Of up to four dimensions."""
+    if x is None:
+        return None
+    shape = (1,) * (4 - x.ndim) + x.shape
+    return _Tensor(_address(x), _dtype(x), *shape, _stride(x) if x.ndim > 1 else x.shape[0])
 
 
 @dataclass
@@ -192,7 +183,6 @@ class Problem:
     heads: int
     scale: float
     dst: np.ndarray | None = None
-    moments: np.ndarray | None = None
 
 
 class Kernels:
@@ -206,27 +196,25 @@ class Kernels:
 
     def prepare(self, problems):
         """What attention_prepared() takes, to be timed apart; fills in missing destinations."""
-        structures = (_Attention * len(problems))()
-        structures.problems = problems  # their arrays have to live as long
-        for problem, s in zip(problems, structures, strict=True):
+        prepared = []
+        for problem in problems:
             if problem.dst is None:
                 problem.dst = np.empty(problem.q.shape, problem.q.dtype)
+            q, dst = _tensor(problem.q), _tensor(problem.dst)
             keys = [
-                _Keys(
-                    _address(x.k), _address(x.v), len(x.k), _stride(x.k), _stride(x.v), x.bias,
-                    _address(x.query_bias), _address(x.key_bias),
-                )  # fmt: skip
+                _Keys(_tensor(x.k), _tensor(x.v), x.bias, _address(x.query_bias), _address(x.key_bias))
                 for x in problem.sources
             ]
-            s.dst, s.q, s.queries = _address(problem.dst), _address(problem.q), len(problem.q)
-            s.dst_stride, s.q_stride = _stride(problem.dst), _stride(problem.q)
-            s.sources, s.source_count = (_Keys * len(keys))(*keys), len(keys)
-            s.heads, s.head_size = problem.heads, problem.q.shape[1] // problem.heads
-            s.scale, s.moments = problem.scale, _address(problem.moments)
-        return _dtype(problems[0].q), structures, len(problems)
+            sources = (_Keys * len(keys))(*keys)
+            attention = _Attention(ctypes.pointer(q), sources, len(keys), problem.heads, problem.scale, 0)
+            attention.problem = problem  # whose arrays have to live as long
+            prepared.append((dst, attention))
+        return prepared
 
     def attention_prepared(self, prepared, threads=2):
-        assert self.library.shim_attention(self.level, *prepared, threads), "the scratch was overrun"
+        for dst, attention in prepared:
+            done = self.library.shim_attention(self.level, byref(dst), byref(attention), threads)
+            assert done, "the scratch was overrun"
 
     def attention(self, problems, threads=2):
         """The problems' dst."""
@@ -234,7 +222,10 @@ class Kernels:
         return [problem.dst for problem in problems]
 
     def attention_scratch(self, problems, threads=2):
-        return self.library.shim_attention_scratch(self.level, *self.prepare(problems), threads)
+        return max(
+            self.library.shim_attention_scratch(self.level, byref(attention), threads)
+            for _, attention in self.prepare(problems)
+        )
 
     def group_norm(self, a, b, channel_add, scale, shift, groups, eps, silu, threads=2, dst=None):
         if dst is None:
@@ -242,9 +233,8 @@ class Kernels:
         assert self.library.shim_group_norm(
             self.level,
             _address(dst),
-            _tensor(a),
-            _tensor(b),
-            *map(_address, (channel_add, scale, shift)),
+            *map(_tensor, (a, b, None if channel_add is None else channel_add[:, None, None])),
+            *map(_address, (scale, shift)),
             groups,
             eps,
             silu,
@@ -255,17 +245,7 @@ class Kernels:
     def layer_norm(self, x, scale, shift, eps, threads=2):
         dst = np.empty(x.shape, x.dtype)
         self.library.shim_layer_norm(
-            self.level,
-            _dtype(x),
-            _address(dst),
-            x.shape[1],
-            _address(x),
-            _stride(x),
-            *x.shape,
-            _address(scale),
-            _address(shift),
-            eps,
-            threads,
+            self.level, _tensor(dst), _tensor(x), _address(scale), _address(shift), eps, threads
         )
         return dst
 
@@ -304,20 +284,18 @@ class Kernels:
                     setattr(s, name + "_stride", _stride(p[name]))
         return bool(self.library.shim_matmul(self.level, structures, len(products), threads))
 
-    def from_planes(self, planes, dtype, factor, threads=2):
+    def from_planes(self, planes, dtype, curve, threads=2):
         n, c, h, w = planes.shape
         dst = np.empty((n, h, w, c), dtype)
-        self.library.shim_from_planes(
-            self.level, _address(dst), _dtype(dst), _address(planes), n, h, w, c, factor, threads
-        )
+        given = _Planes(_address(planes), *planes.shape)
+        self.library.shim_from_planes(self.level, _tensor(dst), given, _Curve(*curve), threads)
         return dst
 
-    def to_planes(self, x, factor, threads=2):
+    def to_planes(self, x, curve, threads=2):
         n, h, w, c = x.shape
         planes = np.empty((n, c, h, w), np.float32)
-        self.library.shim_to_planes(
-            self.level, _address(planes), _address(x), _dtype(x), n, h, w, c, _stride(x), factor, threads
-        )
+        result = _Planes(_address(planes), *planes.shape)
+        self.library.shim_to_planes(self.level, result, _tensor(x), _Curve(*curve), threads)
         return planes
 
     def convert(self, x, dtype, threads=2):

@@ -30,33 +30,40 @@ static sid_kernels level(int isa) {
 EXPORT int shim_isa(void) { return (int)sid_cpu_isa(); }
 EXPORT const char *shim_isa_name(int isa) { return sid_isa_name((sid_isa)isa); }
 
-EXPORT size_t shim_attention_scratch(int isa, int dtype, const sid_attention *problems, size_t count, int threads) {
-    return level(isa).attention_scratch[dtype](problems, count, threads);
+/* The bytes of structures that Python mirrors. */
+EXPORT size_t shim_size(int which) {
+    const size_t sizes[] = {sizeof(sid_tensor), sizeof(sid_planes), sizeof(sid_curve),
+                            sizeof(sid_keys),   sizeof(sid_attention), sizeof(sid_matmul)};
+    return sizes[which];
 }
 
-EXPORT int shim_attention(int isa, int dtype, const sid_attention *problems, size_t count, int threads) {
+EXPORT size_t shim_attention_scratch(int isa, const sid_attention *attention, int threads) {
+    return level(isa).attention_scratch[attention->q->dtype](attention, threads);
+}
+
+EXPORT int shim_attention(int isa, const sid_tensor *dst, const sid_attention *attention, int threads) {
     sid_kernels kernels = level(isa);
-    size_t size = kernels.attention_scratch[dtype](problems, count, threads);
+    size_t size = kernels.attention_scratch[dst->dtype](attention, threads);
     char *scratch = take(size);
     if (!scratch) return 0;
-    kernels.attention[dtype](problems, count, scratch, threads);
+    kernels.attention[dst->dtype](dst, attention, scratch, threads);
     return give_back(scratch, size);
 }
 
 /* b: NULL, or the second source. */
-EXPORT int shim_group_norm(int isa, void *dst, const sid_tensor *a, const sid_tensor *b, const float *channel_add,
+EXPORT int shim_group_norm(int isa, void *dst, const sid_tensor *a, const sid_tensor *b, const sid_tensor *add,
                            const float *scale, const float *shift, size_t groups, float eps, int silu, int threads) {
-    sid_group_norm norm = {a, b, channel_add, scale, shift, groups, eps, silu};
+    sid_group_norm norm = {a, b, add, scale, shift, groups, eps, silu};
     size_t size = sid_group_norm_scratch(&norm, threads);
     char *scratch = take(size);
     if (!scratch) return 0;
-    level(isa).group_norm[a->dtype](dst, &norm, scratch, threads);
+    level(isa).group_norm(dst, &norm, scratch, threads);
     return give_back(scratch, size);
 }
 
-EXPORT void shim_layer_norm(int isa, int dtype, void *dst, size_t dst_stride, const void *src, size_t src_stride,
-                            size_t rows, size_t c, const float *scale, const float *shift, float eps, int threads) {
-    level(isa).layer_norm[dtype](dst, dst_stride, src, src_stride, rows, c, scale, shift, eps, threads);
+EXPORT void shim_layer_norm(int isa, const sid_tensor *dst, const sid_tensor *src, const float *scale,
+                            const float *shift, float eps, int threads) {
+    level(isa).layer_norm(dst, src, scale, shift, eps, threads);
 }
 
 EXPORT void shim_combine(int isa, void *dst, int dst_dtype, float a, const void *x, int x_dtype, float b, const void *y,
@@ -81,18 +88,18 @@ EXPORT void shim_winograd_output(int isa, void *dst, int dtype, const float *m, 
 /* Whether the level has such a kernel. */
 EXPORT int shim_matmul(int isa, const sid_matmul *products, size_t count, int threads) {
     sid_kernels kernels = level(isa);
-    if (kernels.matmul) kernels.matmul(products, count, threads);
-    return kernels.matmul != NULL;
+    if (!kernels.onednn_products) kernels.matmul(products, count, threads);
+    return !kernels.onednn_products;
 }
 
-EXPORT void shim_from_planes(int isa, void *dst, int dtype, const float *planes, size_t n, size_t h, size_t w, size_t c,
-                             float factor, int threads) {
-    level(isa).from_planes(dst, (sid_dtype)dtype, planes, n, h, w, c, factor, threads);
+EXPORT void shim_from_planes(int isa, const sid_tensor *dst, const sid_planes *planes, const sid_curve *curve,
+                             int threads) {
+    level(isa).from_planes(dst, planes, curve, threads);
 }
 
-EXPORT void shim_to_planes(int isa, float *planes, const void *src, int dtype, size_t n, size_t h, size_t w, size_t c,
-                           size_t src_stride, float factor, int threads) {
-    level(isa).to_planes(planes, src, (sid_dtype)dtype, n, h, w, c, src_stride, factor, threads);
+EXPORT void shim_to_planes(int isa, const sid_planes *planes, const sid_tensor *src, const sid_curve *curve,
+                           int threads) {
+    level(isa).to_planes(planes, src, curve, threads);
 }
 
 EXPORT void shim_convert(int isa, void *dst, int dst_dtype, const void *src, int src_dtype, size_t count, int threads) {
