@@ -52,6 +52,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"{options.stage} needs --images")
     if options.stage != "unet" and options.held_out is None:
         parser.error(f"{options.stage} needs --held-out")
+    if options.init and options.init.resolve() == options.out.resolve():
+        parser.error("--init and --out are the same folder; a run goes on from its own checkpoint without --init")
     options.steps = options.steps or STEPS.get(options.stage)
     return options
 

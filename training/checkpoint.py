@@ -78,12 +78,12 @@ class Run:
         return np.random.default_rng(sequence)
 
     def finish_step(self, loss: torch.Tensor, clip: float) -> None:
-        """Back-propagates, and moves the weights and their average."""
+        """Back-propagates, and moves the weights and their average; stops the run at gradients that are no numbers."""
         self.optimiser.zero_grad()
         loss.backward()
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
         workers.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        torch.nn.utils.clip_grad_norm_(parameters, clip, error_if_nonfinite=True)
         self.optimiser.step()
         self.average.update(self.module)
         self.step += 1

