@@ -11,24 +11,36 @@ The rules, for whatever comes in:
 
 import errno
 import io
-import operator
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from styleid.files.disk import check_writable, write_whole
+from styleid.numbers import whole
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Picture = NDArray[Any] | Image.Image | str | os.PathLike[str]
 Size = int | tuple[int, int]
 Padded = TypeVar("Padded", bound=NDArray[Any])
 RESIZE = ("crop", "fit", "stretch")
+LARGEST_SIDE = 1 << 16  # pixels
+LARGEST_PIPE = 1 << 30  # bytes
+TURNS = {  # EXIF's orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Formats of pictures, and of nothing that runs programs (EPS) or holds other data.
 READABLE = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
@@ -58,8 +70,9 @@ def to_array(image: Picture, name: str = "image", size: Size | None = None, resi
     """
     box = check_resize(size, resize)
     if isinstance(image, np.ndarray):
-        pixels = _from_array(image, name)
-        return pixels if box is None else _resize_array(pixels, box, resize)
+        with np.errstate(all="ignore"):  # the smallest of float64 become 0 in float32; what is no number is refused
+            pixels = _from_array(image, name)
+            return pixels if box is None else _resize_array(pixels, box, resize)
     if isinstance(image, Image.Image):
         _check_pixels(name, image.width, image.height)
         return np.array(_resize(_to_rgb(image, name), box, resize))
@@ -68,11 +81,13 @@ def to_array(image: Picture, name: str = "image", size: Size | None = None, resi
     raise TypeError(f"{name}: expected a NumPy array, a PIL.Image or a path, got {type(image).__name__}")
 
 
-def load_image(path: str | os.PathLike[str], size: Size | None = None, resize: str = "crop") -> NDArray[np.uint8]:
+def load_image(
+    path: str | bytes | os.PathLike[str], size: Size | None = None, resize: str = "crop"
+) -> NDArray[np.uint8]:
     """The picture in a file, as (H, W, 3) uint8.
 
     Args:
-        path: a PNG, JPEG, WebP, TIFF, GIF, BMP or another common format
+        path: a PNG, JPEG, WebP, TIFF, GIF, BMP or another common format; a pipe is read to its end
         size: None: the picture's own; else the side of a square, or (height, width)
         resize: how it gets that size, by Lanczos's filter:
             - "crop": the largest centred part of these proportions is cut out and resized
@@ -84,8 +99,8 @@ def load_image(path: str | os.PathLike[str], size: Size | None = None, resize: s
         TypeError: a size of another type
         OSError: the file cannot be opened
     """
-    box = check_resize(size, resize)
-    with _Bounded(io.FileIO(os.fspath(path))) as file:
+    box, path = check_resize(size, resize), check_path(path)
+    with _open(path) as file:
         with _damage_in(path):
             opened = Image.open(file, formats=[kind for kind in READABLE if kind in _registered()])
         _check_pixels(path, opened.width, opened.height)
@@ -112,21 +127,63 @@ def padded_size(size: tuple[int, ...], multiple: int) -> tuple[int, int]:
     return height, width
 
 
-def save_image(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
-    """Writes `image`, (H, W, 3) uint8, in the format of the path's suffix, whole or not at all.
+def save_image(path: str | os.PathLike[str], image: NDArray[np.uint8] | Image.Image) -> None:
+    """Writes an image in the format of the path's suffix, whole or not at all.
 
-    ValueError for an unknown suffix, OSError where nothing can be written.
+    Args:
+        path: ends with .png, .jpg, .jpeg, .webp, .tif, .tiff or .bmp
+        image: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) where the format has transparency; a PIL.Image becomes RGB as in
+            `to_array`
+
+    Raises:
+        TypeError: another type or dtype
+        ValueError: an unknown suffix, another shape, or what the format does not hold
+        OSError: nothing can be written there
     """
     kind, options = _format(path)
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    with write_whole(path) as file:
-        picture.save(file, format=kind, **options)
+    pixels = _writable(to_array(image) if isinstance(image, Image.Image) else image, kind)
+    with write_whole(check_path(path)) as file:
+        try:
+            Image.fromarray(pixels).save(file, format=kind, **options)
+        except Exception as error:
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+                raise  # the operating system's
+            height, width = pixels.shape[:2]
+            raise ValueError(f"image: {width} x {height} pixels cannot be written as {kind}: {error}") from None
+
+
+def _writable(image: object, kind: str) -> NDArray[np.uint8]:
+    """The pixels in a form that Pillow writes."""
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image: expected a NumPy array or a PIL.Image, got {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise TypeError(f"image: expected uint8 from 0 to 255, got {image.dtype}")
+    shape = image.shape
+    if image.ndim == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+        raise ValueError(
+            f"image: expected the channels last, (H, W, 3), got {shape}; np.moveaxis(image, 0, -1) puts them there"
+        )
+    if image.ndim not in (2, 3) or (image.ndim == 3 and shape[2] not in (1, 3, 4)) or not image.size:
+        raise ValueError(f"image: expected the shape (H, W, 3), (H, W) or (H, W, 4), got {shape}")
+    if image.ndim == 3 and shape[2] == 4 and kind in ("JPEG", "BMP"):
+        raise ValueError(f"image: {kind} files hold no transparency; expected (H, W, 3), got {shape}")
+    return np.ascontiguousarray(image[..., 0] if image.ndim == 3 and shape[2] == 1 else image)
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError or OSError now if `save_image` would fail later: an unknown suffix, an unwritable place."""
+    """Raises TypeError, ValueError or OSError now if `save_image` would fail later: an unknown suffix, an unwritable place."""
     _format(path)
-    check_writable(path)
+    check_writable(check_path(path))
+
+
+def check_path(path: object) -> str:
+    """The path as text; TypeError or ValueError where it is none."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path: expected the path of a file, not {type(path).__name__}")
+    text = os.fsdecode(path)
+    if "\0" in text:
+        raise ValueError(f"path: no file has a name with a zero byte: {text[:80]!r}")
+    return text
 
 
 def check_resize(size: Size | None, resize: str) -> tuple[int, int] | None:
@@ -138,21 +195,21 @@ def check_resize(size: Size | None, resize: str) -> tuple[int, int] | None:
 
 def check_size(size: Size) -> tuple[int, int]:
     """(height, width) of a size given as one number or two; TypeError or ValueError otherwise."""
-    sides = size if isinstance(size, (tuple, list)) else (size, size)
-    try:
-        height, width = map(operator.index, sides)
-    except (TypeError, ValueError):
-        raise TypeError(f"size: expected a whole number or (height, width), got {size!r}") from None
-    if not (1 <= height <= 1 << 16 and 1 <= width <= 1 << 16):
-        raise ValueError(f"size: expected 1 to 65536 pixels, got {height}x{width}")
+    sides = (
+        tuple(size) if isinstance(size, (tuple, list)) or (isinstance(size, np.ndarray) and size.ndim) else (size, size)
+    )
+    if len(sides) != 2:
+        raise TypeError(f"size: expected a whole number or (height, width), got {size!r}")
+    height, width = (whole("size", side, 1, LARGEST_SIDE) for side in sides)
     return height, width
 
 
-def _from_array(array: NDArray[Any], name: str) -> Pixels:
+def _from_array(image: NDArray[Any], name: str) -> Pixels:
+    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise ValueError(f"{name}: some of its pixels are masked")
+    array = np.asarray(image)  # a matrix, or another kind of array that has rules of its own
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(f"{name}: expected the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"{name}: the array is empty: {array.shape}")
     _check_pixels(name, array.shape[1], array.shape[0])
     pixels = _numbers(array.reshape(*array.shape[:2], -1), name)
     if pixels.shape[2] == 4:
@@ -166,7 +223,7 @@ def _numbers(array: NDArray[Any], name: str) -> Pixels:
     """uint8 as it is, all else as float32 in [0, 1]."""
     if array.dtype == np.uint8:
         return array
-    if array.dtype == np.uint16:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
         scaled: NDArray[np.float32] = array.astype(np.float32) / np.float32(65535)
         return scaled
     if array.dtype.kind != "f":
@@ -212,27 +269,67 @@ def _damage_in(name: object) -> Iterator[None]:
         raise ValueError(f"{name}: not usable as a picture: {error}") from None
 
 
+def _open(path: str) -> BinaryIO:
+    """A file to read an image from."""
+    raw = io.FileIO(path)
+    kind = os.fstat(raw.fileno()).st_mode
+    if stat.S_ISREG(kind):
+        return cast(BinaryIO, _Bounded(raw))
+    with raw:
+        if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+            raise ValueError(f"{path}: neither a file nor a pipe")
+        data = io.BufferedReader(raw).read(LARGEST_PIPE + 1)
+    if len(data) > LARGEST_PIPE:
+        raise ValueError(f"{path}: more than {LARGEST_PIPE >> 20} MiB came through the pipe")
+    return io.BytesIO(data)
+
+
 def _to_rgb(image: Image.Image, name: object) -> Image.Image:
     """8-bit RGB, upright, on white."""
     with _damage_in(name):
-        image = ImageOps.exif_transpose(image)  # unpacks the file
+        image.load()
+    image = _upright(image)
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        image = _to_8_bits(image, name)
+        return _to_8_bits(image, name)
     with _damage_in(name):
+        if image.mode in ("RGBa", "La"):  # colours are multiplied by the opacity
+            image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
         if image.mode.endswith("A") or "transparency" in image.info:
-            image = image.convert("RGBA")
+            image = _with_key(image).convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """As the EXIF orientation says; as it is where that cannot be read, which is no reason to refuse the image."""
+    try:
+        orientation = image.getexif().get(0x0112)
+        return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+    except Exception:  # noqa: BLE001  Pillow's readers stumble over damaged EXIF in many ways
+        return image
+
+
+def _with_key(image: Image.Image) -> Image.Image:
+    """A colour that stands for transparency is given in 16 bits by PNGs of 16 bits, of which Pillow keeps the upper 8."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    return image
+
+
 def _to_8_bits(image: Image.Image, name: object) -> Image.Image:
-    """Grey of 16 bits, also where Pillow holds it in 32, or of floating point in [0, 1]."""
+    """Grey of 16 bits, also where Pillow holds it in 32, or of floating point in [0, 1]; a transparent grey becomes white."""
     grey = np.asarray(image)
     factor = 255.0 if image.mode == "F" else 255 / 65535
     low, high = grey.min(), grey.max()
     if not (low >= 0 and high * factor <= 255):
         raise ValueError(f"{name}: grey levels from {low} to {high}; expected 16 bits, or floating point in [0, 1]")
-    return Image.fromarray(np.rint(grey * factor).astype(np.uint8))
+    levels = np.rint(grey * factor).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        levels[grey == key] = 255
+    return Image.fromarray(levels).convert("RGB")
 
 
 def _resize(image: Image.Image, box: tuple[int, int] | None, resize: str) -> Image.Image:
@@ -260,6 +357,8 @@ def _resize_array(pixels: Pixels, box: tuple[int, int], resize: str) -> Pixels:
 
 
 def _check_pixels(name: object, width: int, height: int) -> None:
+    if not width or not height:
+        raise ValueError(f"{name}: the image is empty: {width} x {height} pixels")
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise ValueError(
@@ -273,7 +372,7 @@ def _registered() -> set[str]:
 
 
 def _format(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
-    suffix = Path(path).suffix.lower()
+    suffix = Path(check_path(path)).suffix.lower()
     if suffix not in WRITABLE:
         raise ValueError(f"{path}: unknown picture format {suffix!r}; expected one of {', '.join(WRITABLE)}")
     return WRITABLE[suffix]

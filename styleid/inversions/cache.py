@@ -19,6 +19,7 @@ from styleid.files.disk import locked, remove_abandoned, write_whole
 from styleid.images import Pixels
 from styleid.inversions.inversion import Inversion
 from styleid.models.model import Model
+from styleid.numbers import number
 
 LIMIT = 20 << 30  # bytes
 
@@ -32,10 +33,8 @@ class Cache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int = LIMIT) -> None:
-        if not limit > 0:
-            raise ValueError(f"limit: expected a number of bytes above 0, got {limit}")
-        self.folder = Path(folder)
-        self.limit = limit
+        self.folder = Path(os.fsdecode(folder))
+        self.limit = number("limit", limit, 1)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from styleid import _core
 from styleid.files.tensors import releasing
 from styleid.images import Picture, padded_size, to_array
+from styleid.models.config import TRAIN_STEPS
 from styleid.models.origin import Origin, remember
 from styleid.models.prompts import Tokenize, describe
 from styleid.numbers import whole
@@ -243,7 +244,8 @@ class Model(VAE):
             TypeError, ValueError: naming the argument, what came and what was expected
         """
         known = self.empty_context if context is None else float32_array("context", context, 3)
-        return self._engine.predict_noise(float32_array("latents", latents, 4), timestep, known)
+        step = whole("timestep", timestep, 0, TRAIN_STEPS - 1)
+        return self._engine.predict_noise(float32_array("latents", latents, 4), step, known)
 
     def encode_prompt(self, text: str) -> Float32:
         """The (1, tokens, channels) float32 context of a text. ValueError where the model knows the empty one only."""
@@ -285,7 +287,7 @@ def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:
         raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__} of dtype {array.dtype}")
     if array.ndim != rank or array.size == 0:
         raise ValueError(f"{name}: expected a non-empty array with {rank} dimensions, got the shape {array.shape}")
-    with np.errstate(over="ignore"):  # becomes infinity, which is refused below
+    with np.errstate(all="ignore"):  # what is too large becomes infinity, which is refused below
         array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: holds NaN or infinity")
