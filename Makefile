@@ -23,21 +23,23 @@ demo/stylized.png: $(VENV)/.styleid $(EXAMPLES)/content.jpg $(EXAMPLES)/style.jp
 # The tests without PyTorch, after compiling what changed: about a minute, for every change. The rest is `make test`.
 check: $(VENV)/.check
 	$(BIN)/python setup.py -q build_ext --inplace
-	$(BIN)/python -m pytest -q -m "not slow and not torch"
+	$(BIN)/python -m pytest -q -m "not slow and not long and not torch"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow"
 	$(BIN)/python -m pytest -q -m slow
 
-# The C code under AddressSanitizer and UndefinedBehaviorSanitizer: random files and arguments for FUZZ_SECONDS, and the tests
-# of the module. oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module_runs.py
+# The C code under AddressSanitizer and UndefinedBehaviorSanitizer: random files and arguments for FUZZ_SECONDS, allocations
+# that fail (one of every FAULTS_EVERY), and the tests of the module. oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module_runs.py
 # looks for.
 FUZZ_SECONDS ?= 180
+FAULTS_EVERY ?= 50
 SANITIZE := LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1
 
 fuzz: $(SANITIZED)/.styleid
 	$(SANITIZE) $(SANITIZED)/bin/python tests/fuzz --seconds $(FUZZ_SECONDS) $(ENTRIES)
+	$(SANITIZE) $(SANITIZED)/bin/python tests/faults --every $(FAULTS_EVERY)
 	$(SANITIZE) $(SANITIZED)/bin/pytest -q tests/test_module*.py
 
 bench: $(VENV)/.bench

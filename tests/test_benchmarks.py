@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 
+@pytest.mark.long
 def test_parts_without_peers(shared_folder, tmp_path):
     command = [sys.executable, "-m", "benchmarks", "vae", "load", "transfer", "--programs", "styleid", "--steps", "2"]
     command += ["--dtype", "float32", "--repeats", "2", "--model", shared_folder, "-o", tmp_path]

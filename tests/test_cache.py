@@ -234,6 +234,7 @@ print(len(calls), flush=True)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("features", ["memory", "disk"])
 def test_processes_wait_for_each_other(shared_folder, model, tmp_path, features):
     """Two at once: each picture is inverted by one of them, in 4 calls of the progress; one that is killed holds up none."""

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.long
 def test_site(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
@@ -50,6 +51,7 @@ def tiny_folder(tmp_path_factory):
     return formats.write_diffusers(tmp_path_factory.mktemp("docs") / "model", config)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.stem)
 def test_snippets(page, tiny_folder, tmp_path, monkeypatch):
     """All of a page in turn, with a tiny model in the default one's place, and pictures of the names that are used."""

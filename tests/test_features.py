@@ -258,6 +258,7 @@ def test_mapped_features_are_views_of_the_file(model, kept, tmp_path):
     np.testing.assert_array_equal(again.key(2, 6), expected)
 
 
+@pytest.mark.long
 def test_memory_is_given_back(model, tmp_path):
     """After reading all of a mapped inversion, and during a sampling."""
     big = styleid.invert(picture(0, 128, 128), model, 20, features="disk", keep="both", layers=[6, 7])

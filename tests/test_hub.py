@@ -150,6 +150,7 @@ def load(hub, tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_only_what_is_needed_is_downloaded_and_once(hub, load):
     first = load()
     assert first.startswith("loaded ") and first.endswith(" 77")
@@ -175,6 +176,7 @@ def test_offline_and_not_in_the_cache(load):
     assert answer.startswith("refused tiny/model: no such file or folder, and as a model on the hub: ")
 
 
+@pytest.mark.long
 def test_interrupted_download_is_taken_up_again(hub, load):
     """By the library, which asks for the rest of what is large. Nothing of the broken one is used."""
     hub.interrupt[UNET] = 1
@@ -182,6 +184,7 @@ def test_interrupted_download_is_taken_up_again(hub, load):
     assert sum(method == "GET" and path.endswith(UNET) for method, path in hub.requests) == 2
 
 
+@pytest.mark.long
 def test_download_that_never_ends_well(hub, load):
     hub.interrupt[UNET] = 1000
     assert load().startswith("refused tiny/model: ")
@@ -189,6 +192,7 @@ def test_download_that_never_ends_well(hub, load):
     assert load().startswith("loaded ")
 
 
+@pytest.mark.long
 def test_a_changed_repository_is_downloaded_anew(hub, load):
     before = load()
     commit = hub.commit

@@ -699,6 +699,7 @@ def test_giant_header(folder):
         load(folder)
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_tensors(folder):
     (folder / UNET).unlink()
     header = {f"t{i}": entry(0, 0, [0]) for i in range(100_000)}

@@ -142,6 +142,7 @@ print(resident("VmHWM:") - before, styleid.predict_memory(model, image.shape[:2]
 """
 
 
+@pytest.mark.long
 def test_the_prediction_is_what_a_run_takes(shared_folder):
     """A second run's: the first also prepares primitives, which are larger the more a CPU can do."""
     run = subprocess.run([sys.executable, "-c", PEAK, shared_folder], capture_output=True, text=True, check=True)

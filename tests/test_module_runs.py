@@ -264,6 +264,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.long
 def test_memory_does_not_grow(model):
     configuration = tiny.config()
     weights = tiny.weights(configuration) | {"unet.extra": tiny.weight(np.zeros(2**18, np.float32))}
@@ -304,6 +305,7 @@ for height in range(1, 61):
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_sizes():
     """In a process of its own, whose heap has no holes that other tests left."""
     process = run_program(SIZES)

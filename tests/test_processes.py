@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 START = f"""
 import os, signal, sys, threading
 sys.path.insert(0, {str(Path(__file__).parent)!r})

@@ -50,6 +50,7 @@ def test_means_over_pairs_by_names(place):
     assert row == {name: pytest.approx(np.mean([each[name] for each in values])) for name in values[0]}
 
 
+@pytest.mark.long
 def test_networks(place, tmp_path, monkeypatch):
     """LPIPS and FID of pictures of one size, here 80 and not 512; each style counts once for every result."""
     monkeypatch.setattr(metrics, "PROTOCOL_SIDE", 80)

@@ -247,6 +247,7 @@ def lines(place):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.long
 def test_killed_at_any_moment(place, model, start, work):
     """SIGKILL: each time, what the manifest lists is there and whole, and no result is ever made again."""
     made = 0
@@ -267,6 +268,7 @@ def test_killed_at_any_moment(place, model, start, work):
         assert Image.open(place / "out" / row["output"]).size == (16, 16)
 
 
+@pytest.mark.long
 def test_two_at_once_share_the_work(place, model, start, work):
     outputs = [process.communicate(timeout=120)[0] for process in (start(), start())]
     assert sum(output.count("inject") for output in outputs) == 12

@@ -10,6 +10,8 @@ import pytest
 
 from styleid import _core
 
+pytestmark = pytest.mark.long
+
 LEVELS = _core.info()["isas"]
 PLAIN = {name: "" for name in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS", "OMP_NESTED", "OMP_NUM_THREADS")}
 CASES = [(level, "float32") for level in LEVELS] + [
@@ -78,11 +80,14 @@ print(openmp.inside(lambda: p.digest(model)))
 
 def other():
     openmp.set_levels(0)
-    print(p.digest(model))
+    others.append(p.digest(model))
+others = []
 threads = [threading.Thread(target=other) for _ in range(2)]
 [thread.start() for thread in threads]
 print(p.digest(model))
 [thread.join() for thread in threads]
+print(*others)
+assert len(others) == 2
 """
 
 

@@ -82,6 +82,7 @@ def test_layers_by_their_level(model, content):
     assert viz.head_count(content, LAYER) == 2
 
 
+@pytest.mark.long
 def test_figures(content, style):
     figures = [
         viz.plot_queries(content, range(STEPS), content.layers),

@@ -5,6 +5,13 @@
 
 #define MAX_CONTEXT_TOKENS 65536
 
+PyObject *sid_entry(PyObject *dict, const char *key) {
+    PyObject *name = PyUnicode_FromString(key);
+    PyObject *value = name ? PyDict_GetItemWithError(dict, name) : NULL;
+    Py_XDECREF(name);
+    return value;
+}
+
 int sid_read_size(size_t *value, PyObject *object, const char *name, size_t least, size_t most) {
     PyObject *integer = PyNumber_Index(object);
     if (!integer) {

@@ -9,6 +9,8 @@ typedef struct {
     size_t numbers[SID_MAX_LAYERS], count;
 } sid_layers;
 
+/* Borrowed; NULL where there is none, or with an exception where there was no memory to look for it. */
+PyObject *sid_entry(PyObject *dict, const char *key);
 int sid_read_size(size_t *value, PyObject *object, const char *name, size_t least, size_t most);
 int sid_read_number(double *value, PyObject *object, const char *name);
 /* choice: the index in the NULL-terminated list. */

@@ -30,9 +30,7 @@ static int open_section(section *s, PyObject *object, const char *name) {
 
 /* Borrowed. */
 static PyObject *entry(const section *s, const char *key) {
-    PyObject *string = PyUnicode_FromString(key);
-    PyObject *value = string ? PyDict_GetItemWithError(s->dict, string) : NULL;
-    Py_XDECREF(string);
+    PyObject *value = sid_entry(s->dict, key);
     if (!value && !PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "%s: '%s' is missing", s->name, key);
     return value;
 }

@@ -195,8 +195,9 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
                        const sid_layers *layers, unsigned need, size_t steps) {
     sid_element element = 0;
     if (read_latents(inversion, data, name, config, steps)) return -1;
-    if (layers->count && need && PyDict_GetItemString(data, "context"))
+    if (layers->count && need && sid_entry(data, "context"))
         return read_replay(inversion, data, name, config, layers, need);
+    if (PyErr_Occurred()) return -1;
     inversion->bank.on_host = 1;
     inversion->bank.steps = steps;
     for (size_t kind = 0; kind < SID_FEATURES; kind++)

@@ -58,8 +58,8 @@ static int read_key_biases(sid_regions *regions, PyObject *sequence, sid_inversi
 
 /* A new reference to an entry. */
 static PyObject *entry(PyObject *object, const char *key) {
-    PyObject *value = PyDict_Check(object) ? PyDict_GetItemString(object, key) : NULL;
-    if (!value)
+    PyObject *value = PyDict_Check(object) ? sid_entry(object, key) : NULL;
+    if (!value && !PyErr_Occurred())
         PyErr_Format(PyExc_TypeError, "regions: expected a dict with '%s', got %.100s", key, Py_TYPE(object)->tp_name);
     return Py_XNewRef(value);
 }

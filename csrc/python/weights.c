@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "python/arguments.h"
 
 static const struct {
     const char *name;
@@ -17,13 +18,15 @@ static int read_dtype(sid_dtype *dtype, PyObject *object, const char *name, PyOb
             *dtype = dtypes[i].dtype;
             return 0;
         }
-    PyErr_Format(error, "weight %s: expected dtype 'F32', 'F16' or 'BF16', got %R", name, object ? object : Py_None);
+    if (!PyErr_Occurred())
+        PyErr_Format(error, "weight %s: expected dtype 'F32', 'F16' or 'BF16', got %R", name, object ? object : Py_None);
     return -1;
 }
 
 /* *size: the bytes that the shape says. */
 static int read_shape(size_t *rank, size_t *shape, size_t *size, PyObject *object, const char *name, PyObject *error) {
     PyObject *list = object && (PyList_Check(object) || PyTuple_Check(object)) ? PySequence_Tuple(object) : NULL;
+    if (!list && PyErr_Occurred()) return -1;
     int fits = list && PyTuple_GET_SIZE(list) >= 1 && PyTuple_GET_SIZE(list) <= MAX_RANK;
     *rank = fits ? (size_t)PyTuple_GET_SIZE(list) : 0;
     for (size_t i = 0; fits && i < *rank; i++) {
@@ -72,14 +75,15 @@ static int add_weight(sid_buffers *buffers, PyObject *key, PyObject *value, cons
         PyErr_Format(error, "weights: a name with a null character, %R", key);
         return -1;
     }
-    if (read_dtype(&dtype, PyDict_GetItemString(value, "dtype"), name, error)) return -1;
+    if (read_dtype(&dtype, sid_entry(value, "dtype"), name, error)) return -1;
     size = sid_dtype_size(dtype);
-    if (read_shape(&rank, shape, &size, PyDict_GetItemString(value, "shape"), name, error)) return -1;
-    PyObject *source = PyDict_GetItemString(value, "data");
+    if (read_shape(&rank, shape, &size, sid_entry(value, "shape"), name, error)) return -1;
+    PyObject *source = sid_entry(value, "data");
     Py_buffer *buffer = &buffers->buffers[buffers->count];
     if (!source || PyObject_GetBuffer(source, buffer, PyBUF_SIMPLE)) {
-        PyErr_Format(PyExc_TypeError, "weight %s: expected data to be a contiguous buffer, got %.100s", name,
-                     source ? Py_TYPE(source)->tp_name : "none");
+        if (!PyErr_ExceptionMatches(PyExc_MemoryError))
+            PyErr_Format(PyExc_TypeError, "weight %s: expected data to be a contiguous buffer, got %.100s", name,
+                         source ? Py_TYPE(source)->tp_name : "none");
         return -1;
     }
     void **copy = &buffers->copies[buffers->count++];
