@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 @pytest.mark.long
 def test_parts_without_peers(shared_folder, tmp_path):
