@@ -169,7 +169,7 @@ def single_file(place):
         content, hole = given
         path.write_bytes(content)
         os.truncate(path, len(content) + hole)
-        _read_file(path, None, False)
+        _read_file(path, None, False, None)
 
     return make, run
 
