@@ -1,0 +1,180 @@
+// What the three attentions share. A block walks through the keys of all sources in tiles and keeps, for each of its
+// queries, the largest logit, the sum of the weights and the weighted sum of the values. Logits are in base 2.
+//
+// Logits of -infinity are the number LOWEST here, so that no difference of two infinities arises; a query that has seen
+// nothing larger gets zeros. NaNs pass every comparison as they are and end in the result.
+#pragma once
+#include "sid.cuh"
+
+#define LOG2_E 1.4426950408889634f
+#define LOWEST -1e30f
+
+// The keys of one source from key `first` on; every kernel has its own number of keys in a tile.
+struct key_tile {
+    int source, first;
+};
+
+// The keys that any query before `end` sees.
+DEVICE int visible_tokens(const sid_cu_attention &p, int source, int end) {
+    int tokens = p.source[source].tokens;
+    return p.causal && end < tokens ? end : tokens;
+}
+
+// The next tile of `count` keys, or the first after {0, -count}.
+DEVICE key_tile next_tile(const sid_cu_attention &p, key_tile tile, int count, int end) {
+    tile.first += count;
+    while (tile.source < p.sources && tile.first >= visible_tokens(p, tile.source, end)) tile = {tile.source + 1, 0};
+    return tile;
+}
+
+// A query's part of the logits of a source.
+DEVICE float query_logit(const sid_cu_attention &p, int source, int query) {
+    const sid_cu_source &s = p.source[source];
+    return (s.bias + (s.query_bias && query < p.queries ? s.query_bias[query] : 0)) * LOG2_E;
+}
+
+// The keys' part, minus infinity where there is no key.
+DEVICE float key_logit(const sid_cu_attention &p, key_tile tile, int i) {
+    const sid_cu_source &s = p.source[tile.source];
+    int key = tile.first + i;
+    if (key >= s.tokens) return bits_float(0xff800000);
+    return s.key_bias ? s.key_bias[key] * LOG2_E : 0;
+}
+
+DEVICE bool hidden(const sid_cu_attention &p, key_tile tile, int i, int query) {
+    return p.causal && tile.first + i > query;
+}
+
+DEVICE i64 key_offset(const sid_cu_source &s, int stride) { return (i64)blockIdx.z * s.samples * s.tokens * stride; }
+
+// Takes in a tile whose largest logit is `top`; returns what all that was summed up has to be multiplied by.
+DEVICE float raise(float *largest, float top) {
+    float next = fmaxf(*largest, top), factor = ex2(*largest - next);
+    *largest = next;
+    return factor;
+}
+
+DEVICE float weight_of(float logit, float largest) { return logit <= LOWEST ? 0 : ex2(logit - largest); }
+
+// ---- matrices of 16-bit numbers in shared memory, by mma ----
+
+#if SID_T != 0
+
+// rows x columns numbers from row `first` and channel `channel` of a head on, in shared memory, `width` apart; zeros
+// beyond row `end` and the head. All threads of the block call it; the copy is complete after copies_wait() and a
+// barrier.
+template <int ROWS, int COLUMNS, int WIDTH, int THREADS>
+DEVICE void fetch(u16 *shared, const u16 *head, int stride, int first, int end, int channel, int head_size,
+                  bool vector) {
+    if (vector) {
+        for (int i = threadIdx.x; i < ROWS * (COLUMNS / 8); i += THREADS) {
+            int row = i / (COLUMNS / 8), column = i % (COLUMNS / 8) * 8;
+            bool exists = first + row < end && channel + column < head_size;
+            const u16 *from = exists ? head + (i64)(first + row) * stride + channel + column : head;
+            copy_start(shared + row * WIDTH + column, from, exists);
+        }
+    } else {
+        for (int i = threadIdx.x; i < ROWS * COLUMNS; i += THREADS) {
+            int row = i / COLUMNS, column = i % COLUMNS;
+            bool exists = first + row < end && channel + column < head_size;
+            shared[row * WIDTH + column] = exists ? head[(i64)(first + row) * stride + channel + column] : (u16)0;
+        }
+    }
+}
+
+// A warp's 16 queries: a lane has parts of the rows lane / 4 and lane / 4 + 8, as `multiply` lays them out.
+template <int CHANNELS> struct queries {
+    int first; // of the lane: the other is first + 8
+    float largest[2], sum[2], values[CHANNELS / 8][4];
+};
+
+template <int CHANNELS> DEVICE void start(queries<CHANNELS> *q, int first) {
+    q->first = first + threadIdx.x % 32 / 4;
+    for (int h = 0; h < 2; h++) {
+        q->largest[h] = LOWEST;
+        q->sum[h] = 0;
+    }
+    for (int i = 0; i < CHANNELS / 8; i++)
+        for (int j = 0; j < 4; j++) q->values[i][j] = 0;
+}
+
+// logits (16 queries, KEYS) += 16 channels of the queries times those of the keys, which begin at `keys`.
+template <int KEYS, int WIDTH> DEVICE void add_logits(float (*logits)[4], const u32 *query, const u16 *keys) {
+    int lane = threadIdx.x % 32;
+    for (int n = 0; n < KEYS / 8; n += 2) {
+        u32 key[4];
+        load_matrices(key, keys + (n * 8 + lane / 16 * 8 + lane % 8) * WIDTH + lane / 8 % 2 * 8);
+        multiply(logits[n], query, key);
+        multiply(logits[n + 1], query, key + 2);
+    }
+}
+
+// Products become logits, then weights, and the state of the queries moves on.
+template <int KEYS, int CHANNELS>
+DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logits)[4], key_tile tile,
+                  const float *key_logits) {
+    int lane = threadIdx.x % 32;
+    float top[2] = {LOWEST, LOWEST}, of_query[2], factor[2];
+    for (int h = 0; h < 2; h++) of_query[h] = query_logit(p, tile.source, q->first + 8 * h);
+    for (int n = 0; n < KEYS / 8; n++)
+        for (int j = 0; j < 4; j++) {
+            int key = n * 8 + lane % 4 * 2 + j % 2, h = j / 2;
+            float x = logits[n][j] * (p.scale * LOG2_E) + (of_query[h] + key_logits[key]);
+            if (x < LOWEST || hidden(p, tile, key, q->first + 8 * h)) x = LOWEST;
+            logits[n][j] = x;
+            top[h] = fmaxf(top[h], x);
+        }
+    for (int h = 0; h < 2; h++) {
+        top[h] = fmaxf(top[h], shuffle_xor(top[h], 1));
+        top[h] = fmaxf(top[h], shuffle_xor(top[h], 2));
+        factor[h] = raise(&q->largest[h], top[h]);
+        q->sum[h] *= factor[h];
+    }
+    for (int i = 0; i < CHANNELS / 8; i++)
+        for (int j = 0; j < 4; j++) q->values[i][j] *= factor[j / 2];
+    for (int n = 0; n < KEYS / 8; n++)
+        for (int j = 0; j < 4; j++) {
+            logits[n][j] = weight_of(logits[n][j], q->largest[j / 2]);
+            q->sum[j / 2] += logits[n][j];
+        }
+}
+
+// The weights of KEYS keys times their values. The lanes' parts of a product are laid out as the next product wants
+// them.
+template <int KEYS, int CHANNELS, int WIDTH>
+DEVICE void add_values(queries<CHANNELS> *q, float (*weights)[4], const u16 *values) {
+    int lane = threadIdx.x % 32;
+    for (int k = 0; k < KEYS / 16; k++) {
+        float (*w)[4] = weights + 2 * k;
+        u32 weight[4] = {pack_pair(w[0][0], w[0][1]), pack_pair(w[0][2], w[0][3]), pack_pair(w[1][0], w[1][1]),
+                         pack_pair(w[1][2], w[1][3])};
+        for (int i = 0; i < CHANNELS / 8; i += 2) {
+            u32 value[4];
+            load_matrices_transposed(value, values + (k * 16 + lane % 16) * WIDTH + i * 8 + lane / 16 * 8);
+            multiply(q->values[i], weight, value);
+            multiply(q->values[i + 1], weight, value + 2);
+        }
+    }
+}
+
+// Writes the queries' results, channels `channel` and on of a head.
+template <int CHANNELS> DEVICE void finish(const sid_cu_attention &p, queries<CHANNELS> *q, int head, int channel) {
+    int lane = threadIdx.x % 32;
+    for (int h = 0; h < 2; h++) {
+        int query = q->first + 8 * h;
+        q->sum[h] += shuffle_xor(q->sum[h], 1);
+        q->sum[h] += shuffle_xor(q->sum[h], 2);
+        float inverse = q->sum[h] == 0 ? 0 : 1 / q->sum[h];
+        if (query >= p.queries) continue;
+        u16 *dst = (u16 *)p.dst + ((i64)blockIdx.z * p.queries + query) * p.dst_stride + head * p.head_size + channel;
+        for (int i = 0; i < CHANNELS / 8; i++) {
+            int c = i * 8 + lane % 4 * 2;
+            u32 pair = pack_pair(q->values[i][2 * h] * inverse, q->values[i][2 * h + 1] * inverse);
+            if (p.vector && channel + c < p.head_size) *(u32 *)(dst + c) = pair;
+            if (!p.vector && channel + c < p.head_size) dst[c] = (u16)pair;
+            if (!p.vector && channel + c + 1 < p.head_size) dst[c + 1] = (u16)(pair >> 16);
+        }
+    }
+}
+
+#endif
