@@ -22,6 +22,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 pytestmark = pytest.mark.torch
 
+pytestmark = pytest.mark.torch
+
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYTHING = [
     *ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut", "conv_in", "conv_out",

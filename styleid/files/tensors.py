@@ -37,7 +37,6 @@ FOREIGN = {  # first bytes of what people rename to .safetensors, or git leaves 
     b"\x80\x04": "a pickle",
     b"\x80\x05": "a pickle",
     b"version ": "a Git LFS pointer; the file itself was not downloaded",
-    b"GGUF": "a GGUF file",
 }
 
 

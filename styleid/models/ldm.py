@@ -106,7 +106,7 @@ def convert(
     try:
         unet_config, unet = _unet(parts[UNET], stated or "epsilon")
         vae_config, vae_tensors = vae or _vae(parts[VAE])
-        text_config, text = _text(parts[TEXT], _is_published(tensors))
+        text_config, text = _text(parts[TEXT], unet_config["linear_projection"], _is_published(tensors))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if stated is None and unet_config["linear_projection"]:
@@ -265,10 +265,13 @@ def _is_published(tensors: Mapping[str, Tensor]) -> bool:
     return any(f"{TEXT}{OPEN_CLIP}{name}" in tensors for name in ("text_projection", "logit_scale"))
 
 
-def _text(tensors: Tensors, published: bool) -> tuple[TextConfig, Tensors]:
-    """What the shapes of the text encoder's tensors say, and its tensors by the names of transformers' CLIPTextModel."""
+def _text(tensors: Tensors, is_2x: bool, published: bool) -> tuple[TextConfig, Tensors]:
+    """What the shapes of the text encoder's tensors say, and its tensors by the names of transformers' CLIPTextModel.
+
+    is_2x: the UNet is one of the 2.x family, whose text encoder is OpenCLIP's, by its own names or by CLIP's
+    """
     open_clip = any(name.startswith(OPEN_CLIP) for name in tensors)
-    text = _open_clip(tensors, published) if open_clip else _clip(tensors)
+    text = _open_clip(tensors, published) if open_clip else _clip(tensors, is_2x)
     vocabulary, channels = _shape(text, "embeddings.token_embedding.weight", 2)
     positions, _ = _shape(text, "embeddings.position_embedding.weight", 2)
     if vocabulary < 2 or positions < 2:
@@ -280,18 +283,20 @@ def _text(tensors: Tensors, published: bool) -> tuple[TextConfig, Tensors]:
         "hidden": _shape(text, "encoder.layers.0.mlp.fc1.weight", 2)[0],
         "layers": _count(text, "encoder.layers.{}.mlp.fc1.weight"),
         "heads": max(1, channels // HEAD_SIZE),
-        "activation": "gelu" if open_clip else "quick_gelu",
+        "activation": "gelu" if open_clip or is_2x else "quick_gelu",
     }
     return config, text
 
 
-def _clip(tensors: Tensors) -> Tensors:
-    """transformers' own names, below one or two levels."""
+def _clip(tensors: Tensors, is_2x: bool) -> Tensors:
+    """transformers' own names, below one or two levels; of 2.x's 24 layers, as stable-diffusion.cpp names them, the first 23."""
     found: Tensors = {}
     for name, tensor in tensors.items():
         if not name.startswith(CLIP):
             raise ValueError(f"unknown tensor {name[:120]!r}")
-        add_tensor(found, name.removeprefix(CLIP).removeprefix("text_model."), tensor)
+        inner = name.removeprefix(CLIP).removeprefix("text_model.")
+        if not (is_2x and inner.startswith(f"encoder.layers.{LAYERS_OF_2X}.")):
+            add_tensor(found, inner, tensor)
     return found
 
 

@@ -68,7 +68,7 @@ def load_model(
             - a folder as diffusers writes it: unet/ and vae/ (config.json and weights, whole or in shards),
               scheduler/scheduler_config.json, and either text_encoder/ and tokenizer/ or context.safetensors with
               the tensor `empty_prompt` (1, tokens, channels)
-            - a single file in the original naming, safetensors or a PyTorch checkpoint (of which nothing is run); with
+            - a single file in the original naming: safetensors, GGUF, or a PyTorch checkpoint (of which nothing is run); with
               a folder tokenizer/ beside it any prompt can be used, else the empty one
             - the name of a model on the Hugging Face hub, "owner/name" or "owner/name@revision", unless there is such
               a file or folder

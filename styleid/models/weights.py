@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from styleid.files.checkpoint import ZIP_MAGIC, read_checkpoint
 from styleid.files.disk import read_json
+from styleid.files.gguf import MAGIC as GGUF_MAGIC
+from styleid.files.gguf import read_gguf
 from styleid.files.tensors import USUAL, Tensor, read_tensors
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path, dtypes: Collection[str] = USUAL) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file or a PyTorch checkpoint, whatever its name ends with.
+    """Tensors and metadata of a safetensors file, a PyTorch checkpoint or a GGUF file, whatever its name ends with.
 
     dtypes: those that a safetensors file may hold
     ValueError naming the file and the fault.
@@ -48,8 +50,10 @@ def read_weights(path: Path, dtypes: Collection[str] = USUAL) -> tuple[dict[str,
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     with open(path, "rb") as file:
-        is_checkpoint = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-    return (read_checkpoint(path), {}) if is_checkpoint else read_tensors(path, dtypes)
+        magic = file.read(len(ZIP_MAGIC))
+    if magic == ZIP_MAGIC:
+        return read_checkpoint(path), {}
+    return (read_gguf(path), {}) if magic == GGUF_MAGIC else read_tensors(path, dtypes)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

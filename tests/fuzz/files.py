@@ -17,6 +17,7 @@ import styleid
 from fuzz.mutate import change_bytes, change_tree
 from styleid.files.checkpoint import read_checkpoint
 from styleid.files.checksums import seal
+from styleid.files.gguf import read_gguf
 from styleid.files.tensors import Tensor, read_tensors
 from styleid.models.config import read_config
 from styleid.models.loading import _read_file
@@ -133,8 +134,11 @@ def lora(place):
     width = config["unet"]["channels"][0]
     down, up = np.ones((2, width), np.float32), np.ones((width, 2), np.float32)
     kohya = layer.replace("unet.", "lora_unet_").replace(".", "_")
+    settings = {"r": 2, "lora_alpha": 3, "alpha_pattern": {"to_q": 5.5}, "rank_pattern": {"^attn1.to_k": 3}, "use_rslora": True}
+    peft = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
     corpus = [
-        save({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}),
+        save(peft),
+        save(peft, {"lora_adapter_metadata": json.dumps(settings)}),
         save(
             {
                 f"{kohya}.lora_down.weight": down,
@@ -229,6 +233,32 @@ def change_json(random, texts):
     return change_bytes(random, content, JSON_WORDS, texts)
 
 
+def quantized(place):
+    """A GGUF file of plain and quantized tensors and of values of several types."""
+
+    def name(value):
+        return struct.pack("<Q", len(value)) + value
+
+    def tensor(label, kind, offset, *shape):
+        return name(label) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+    values = [
+        name(b"general.alignment") + struct.pack("<II", 4, 32),
+        name(b"a") + struct.pack("<I", 8) + name(b"text"),
+        name(b"l") + struct.pack("<IIQ", 9, 8, 2) + name(b"x") + name(b""),
+        name(b"n") + struct.pack("<IIQ3f", 9, 6, 3, 1, 2, 3),
+    ]
+    tensors = [tensor(b"w", 8, 0, 32, 2), tensor(b"v", 0, 96, 3), tensor(b"k", 2, 128, 32), tensor(b"h", 1, 160, 2, 2)]
+    header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values)) + b"".join(values + tensors)
+    corpus = [header + bytes(-len(header) % 32) + bytes(range(168))]
+    words = [struct.pack("<Q", number) for number in (0, 1, 1 << 31, 1 << 60, (1 << 64) - 1)] + [b"GGUF", b"\xff" * 4]
+
+    def make(random):
+        return change_bytes(random, corpus[0], words, corpus)
+
+    return make, reading(place / "a.gguf", read_gguf)
+
+
 def model_configuration(place):
     """One of the JSON files of a model's folder; which one is the input's first byte."""
     root = place / "model"
@@ -314,4 +344,4 @@ def tokenizer(place):
     return make, run
 
 
-ENTRIES = [tensors, inversion, lora, single_file, checkpoint, model_configuration, shards, tokenizer]
+ENTRIES = [tensors, inversion, lora, single_file, checkpoint, quantized, model_configuration, shards, tokenizer]
