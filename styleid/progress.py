@@ -1,9 +1,12 @@
 """The `progress` argument: off, a bar with the remaining time, or the caller's own function."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
-from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
+import numpy as np
 
 Report = Callable[[int, int], object] | None
 Progress = bool | Report
@@ -14,15 +17,18 @@ def reporter(progress: Progress, description: str) -> Iterator[Report]:
     """What the engine is to call with (step, total): None, the caller's function, or one that moves a bar."""
     if callable(progress):
         yield progress
-    elif progress is True:
-        with tqdm(desc=description, unit="step") as bar:
+    elif isinstance(progress, (bool, np.bool_)) and progress:
+        with _bars()(desc=description, unit="step") as bar:
 
             def move(step: int, total: int) -> None:
-                bar.total = total
+                if bar.total != total and not bar.disable:
+                    start = bar.start_t
+                    bar.reset(total)  # a notebook's bar that is not told so is full from the first step
+                    bar.start_t = start
                 bar.update(step - bar.n)
 
             yield move
-    elif progress is False or progress is None:
+    elif progress is None or isinstance(progress, (bool, np.bool_)):
         yield None
     else:
         raise TypeError(f"progress: expected True, False or a function of (step, total), got {progress!r}")
@@ -34,3 +40,13 @@ def part(report: Report, before: int, total: int, weight: int = 1) -> Report:
     if report is None:
         return None
     return lambda step, _: report(before + weight * step, total)
+
+
+@lru_cache(maxsize=1)
+def _bars() -> Any:
+    """tqdm's bars, for a notebook or a terminal. Imported when the first one is wanted: a notebook without ipywidgets gets a
+    terminal's bar, which is no reason for the warning that tqdm gives where it is imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
+    return tqdm

@@ -36,6 +36,14 @@ class Recommended(TypedDict, total=False):
     layers: list[int]
 
 
+class Configuration(dict[str, Any]):
+    """A model's configuration that does not print its thousand alphas."""
+
+    def __repr__(self) -> str:
+        with np.printoptions(threshold=10, edgeitems=2):
+            return super().__repr__()
+
+
 class VAE:
     """Pictures to latents and back. Made by `load_vae`; every `Model` is one as well.
 
@@ -180,7 +188,7 @@ class Model(VAE):
             super().__init__(config, weights, dtype, threads, tiling=tiling, source=source, origin=origin)
         self._tokenizer = tokenizer
         self._stored_context = context
-        self.config = config
+        self.config = cast("Config", Configuration(config))
         self.recommended: Recommended = recommended or {}
 
     def __repr__(self) -> str:

@@ -1,0 +1,102 @@
+"""The progress of a run: bars of terminals and notebooks, functions, and what is neither."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import styleid
+from styleid import progress
+
+ROOT = Path(styleid.__file__).parents[1]
+
+
+class NotebookBar:
+    """As tqdm's bar of a notebook: a widget that begins full, since it knows of no end, and learns of one in `reset` only."""
+
+    shown: ClassVar[list] = []
+
+    def __init__(self, desc, unit):
+        self.total, self.n, self.largest, self.disable, self.start_t = None, 0, 1, False, 17.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def reset(self, total):
+        self.total, self.n, self.largest, self.start_t = total, 0, total, 99.0
+
+    def update(self, count):
+        self.n += count
+        self.shown.append((self.n / self.largest, self.start_t))
+
+
+def test_a_notebooks_bar(monkeypatch):
+    monkeypatch.setattr(progress, "_bars", lambda: NotebookBar)
+    NotebookBar.shown.clear()
+    with progress.reporter(True, "inversion") as report:
+        for step in (1, 2, 3, 4):
+            report(step, 4)
+    assert NotebookBar.shown == [(step / 4, 17.0) for step in (1, 2, 3, 4)]  # and the time since the beginning
+
+
+def test_a_terminals_bar(capsys):
+    with progress.reporter(True, "inversion") as report:
+        for step in (1, 2, 3):
+            report(step, 3)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert last.startswith("inversion: 100%") and "3/3" in last
+
+
+def test_bars_that_are_switched_off(monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    program = "from styleid.progress import reporter\nwith reporter(True, 'x') as report: report(1, 3)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("given", [False, None, np.False_])
+def test_no_progress(given):
+    with progress.reporter(given, "x") as report:
+        assert report is None
+
+
+@pytest.mark.parametrize("given", [1, 0, "yes", [], np.array([True])])
+def test_what_is_no_progress(given):
+    with pytest.raises(TypeError, match="^progress: expected True, False or a function"), progress.reporter(given, "x"):
+        pass
+
+
+def test_importing_warns_of_nothing():
+    """In a notebook's kernel without ipywidgets tqdm warns where its bars are imported."""
+    program = """
+import sys, types, warnings
+warnings.simplefilter("error")
+ipython = types.ModuleType("IPython")
+class Shell:
+    config = {"IPKernelApp": {}}
+ipython.get_ipython = Shell
+sys.modules["IPython"] = ipython
+sys.modules["ipywidgets"] = None
+import styleid
+from styleid.progress import reporter
+with reporter(True, "x") as report:
+    report(1, 2)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+
+
+def test_a_configuration_prints_in_a_few_lines(model):
+    for text in repr(model.config), str(model.config), f"{model.config}":
+        assert len(text) < 1500 and "alphas" in text and "..." in text
+    assert isinstance(model.config, dict) and model.config["alphas"].shape == (1000,)
