@@ -1,20 +1,20 @@
 """The C engine: the method on NumPy arrays. The package `styleid` adds defaults, loading and conveniences."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, final
+from typing import Any, Literal, TypeAlias, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
 
-Float32 = NDArray[np.float32]
-Feature = NDArray[np.float32] | NDArray[np.uint16]  # uint16: the bits of bfloat16
-Progress = Callable[[int, int], object]
-Hook = Callable[[int, int, Float32], object]
+Float32: TypeAlias = NDArray[np.float32]
+Feature: TypeAlias = NDArray[np.float32] | NDArray[np.uint16]  # uint16: the bits of bfloat16
+Progress: TypeAlias = Callable[[int, int], object]
+Hook: TypeAlias = Callable[[int, int, Float32], object]
 # on_attention(step, layer, query, key, value) -> None, or three arrays, None among them for what was given
-OnAttention = Callable[[int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None]
-Sink = Callable[[int, list[Features]], object]
+OnAttention: TypeAlias = Callable[[int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None]
+Sink: TypeAlias = Callable[[int, list[Features]], object]
 
 class ModelError(ValueError):
     """A model's configuration or weights cannot be used."""
@@ -53,7 +53,7 @@ class TinyConfig(TypedDict):
     decoder_blocks: Sequence[int]
     scaling_factor: float
 
-VAEConfig = KLConfig | TinyConfig
+VAEConfig: TypeAlias = KLConfig | TinyConfig
 
 class TextConfig(TypedDict):
     vocabulary: int

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid.images import Picture, to_array
+from styleid.images import ImageLike, to_array
 
 Float64 = NDArray[np.float64]
 
@@ -13,7 +13,7 @@ WHITE = TO_XYZ.sum(axis=1)
 KNEE = 6 / 29
 
 
-def keep_colours(stylized: Picture, content: Picture) -> NDArray[np.uint8]:
+def keep_colours(stylized: ImageLike, content: ImageLike) -> NDArray[np.uint8]:
     """The stylized picture's luminance with the content's colours: L* of the one, a* and b* of the other.
 
     Colours outside sRGB are clamped; the result is rounded to 8 bits, so that a picture with its own colours is itself.

@@ -26,7 +26,7 @@ from styleid.files.disk import check_writable, write_whole
 from styleid.numbers import whole
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
-Picture = NDArray[Any] | Image.Image | str | os.PathLike[str]
+ImageLike = NDArray[Any] | Image.Image | str | os.PathLike[str]
 Size = int | tuple[int, int]
 Padded = TypeVar("Padded", bound=NDArray[Any])
 RESIZE = ("crop", "fit", "stretch")
@@ -55,7 +55,7 @@ WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def to_array(image: Picture, name: str = "image", size: Size | None = None, resize: str = "crop") -> Pixels:
+def to_array(image: ImageLike, name: str = "image", size: Size | None = None, resize: str = "crop") -> Pixels:
     """Any picture as a C-contiguous (H, W, 3) array: uint8, or float32 in [0, 1].
 
     Args:

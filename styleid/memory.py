@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from styleid import _core
-from styleid.images import Size, check_size, padded_size
+from styleid.images import padded_size
 
 if TYPE_CHECKING:
     from styleid.models.model import Model
@@ -28,7 +27,7 @@ class Memory(NamedTuple):
 
     scratch: int  # the largest of its evaluations, of the encoder and of the decoder
     features: int  # kept queries, keys and values
-    arrays: int  # pictures and latents
+    arrays: int  # images and latents
 
     @property
     def total(self) -> int:
@@ -38,39 +37,8 @@ class Memory(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{_gigabytes(self.total)} (scratch {_gigabytes(self.scratch)}, features {_gigabytes(self.features)}, "
-            f"pictures and latents {_gigabytes(self.arrays)})"
+            f"images and latents {_gigabytes(self.arrays)})"
         )
-
-
-def predict_memory(
-    model: Model,
-    content: Size | None = None,
-    style: Size | list[Size] | None = None,
-    steps: int = 50,
-    schedule: str = "paper",
-    layers: Iterable[int] | None = None,
-    feature_dtype: str = "auto",
-    features: str = "memory",
-) -> Memory:
-    """What `styleid.transfer` will take on top of the loaded model.
-
-    Args:
-        model: of which every evaluation is measured
-        content: the side of the content, or its (height, width); None: the model's native square
-        style: that of the style, or a list of those of several; None: the content's
-        steps, schedule, layers: as in `styleid.transfer`
-        feature_dtype: as in `styleid.invert`; `transfer` keeps them in what the model computes in ("auto")
-        features: "memory", "disk" or "recompute", as in `styleid.transfer`
-
-    Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected
-    """
-    plan = _core.schedule(model.engine, schedule, steps)
-    size = check_size(model.image_size if content is None else content)
-    sizes = [size] if style is None else [check_size(one) for one in (style if isinstance(style, list) else [style])]
-    dtype = model.dtype if feature_dtype == "auto" else feature_dtype
-    chosen = tuple(plan["layers"] if layers is None else layers)
-    return of_transfer(model, size, sizes, steps, chosen, dtype, features)
 
 
 def of_transfer(
@@ -108,9 +76,9 @@ def of_inversion(
     numbers = sum(math.prod(model.layer_size(layer, latent)) * model.layer_channels(layer) for layer in layers)
     slots = steps if features == "memory" else 1
     latents = 2 * (steps + 1) * model.config["unet"]["in_channels"] * math.prod(latent) * 4
-    pictures = height * width * 3 * (4 + 4 + 1)  # as numbers for the networks, as they came, as the result
+    images = height * width * 3 * (4 + 4 + 1)  # as numbers for the networks, as they came, as the result
     scratch = max(model.scratch(1, height, width), model.engine.vae_scratch(height, width))
-    return Memory(scratch, kinds * slots * numbers * item, latents + pictures)
+    return Memory(scratch, kinds * slots * numbers * item, latents + images)
 
 
 def check_memory(need: Memory, model: Model, what: str) -> None:

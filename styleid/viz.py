@@ -1,7 +1,7 @@
 """Figures of the method, and the numbers behind them. Needs Matplotlib: pip install styleid[viz].
 
 Functions named plot_* return a matplotlib.figure.Figure, to be shown by a notebook or written with its savefig(); the
-others return NumPy arrays. Points are (row, column) fractions of a picture: (0, 0) is its top left corner, (1, 1) its
+others return NumPy arrays. Points are (row, column) fractions of an image: (0, 0) is its top left corner, (1, 1) its
 bottom right one.
 """
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from styleid.inversions.inversion import Inversion
 from styleid.method.calls import inject_styles
-from styleid.method.logits import LogitStatistics
+from styleid.method.logits import LogitStatistics, split_heads
+from styleid.method.options import Hooks
 from styleid.method.rates import Rate
 from styleid.models.loading import default_model
 from styleid.models.model import Model
@@ -91,7 +92,7 @@ def logit_deviation(queries: NDArray[np.float32], keys: NDArray[np.float32], hea
         queries, keys: (tokens, channels), the heads' channels one after the other
     """
     squares = 0.0
-    for q, k in zip(_heads(queries, heads), _heads(keys - keys.mean(axis=0), heads), strict=True):
+    for q, k in zip(split_heads(queries, heads), split_heads(keys - keys.mean(axis=0), heads), strict=True):
         squares += float(np.sum((q.T @ q) * (k.T @ k)))
     size = queries.shape[1] // heads
     return float(np.sqrt(squares / (heads * len(queries) * len(keys) * size)))
@@ -109,8 +110,7 @@ def map_size(inversion: Inversion, layer: int) -> tuple[int, int]:
 
 def head_count(inversion: Inversion, layer: int, model: Model | None = None) -> int:
     """The number of attention heads in a decoder layer."""
-    unet = (model or inversion.model or default_model()).config["unet"]
-    return unet["heads"][-1 - layer // (unet["layers_per_block"] + 1)]
+    return (model or inversion.model or default_model()).heads(layer)
 
 
 # ---- figures ----
@@ -137,13 +137,13 @@ def logit_curves(
     content: Inversion,
     style: Inversion,
     layers: Sequence[int] | None = None,
-    gamma: Rate = 0.75,
+    gamma: Rate | None = None,
     temperature: float = 1.5,
     model: Model | None = None,
 ) -> dict[str, Float64]:
     """The deviation of the attention logits at every timestep of a sampling, the mean of the layers (None: those of the
-    content): without injection; with it; and with it and the temperature. NaN where the schedule leaves a step out. The
-    engine gathers them, in three samplings."""
+    content): without injection; with it; and with it and the temperature. NaN where the schedule leaves a step out. They
+    are seen in three samplings."""
     chosen = list(content.layers if layers is None else layers)
     settings = {
         "own keys": (False, 1.0),
@@ -152,9 +152,13 @@ def logit_curves(
     }
     curves = {}
     for name, (inject, sharpened) in settings.items():
-        statistics = LogitStatistics()
-        inject_styles(content, style, model, gamma, sharpened, inject=inject, layers=chosen, statistics=statistics)
-        curves[name] = statistics.deviation[:, chosen].mean(axis=1)
+        seen = LogitStatistics(content, sharpened, model)
+        rates = (gamma, sharpened) if inject else (None, None)
+        inject_styles(
+            content, style, model, gamma=rates[0], temperature=rates[1], layers=chosen, inject=inject,
+            options=Hooks(on_attention=seen),
+        )  # fmt: skip
+        curves[name] = seen.deviation[:, chosen].mean(axis=1)
     return curves
 
 
@@ -164,7 +168,7 @@ def plot_logits(
     layers: Sequence[int] | None = None,
     temperature: float = 1.5,
     model: Model | None = None,
-    gamma: Rate = 0.75,
+    gamma: Rate | None = None,
 ) -> Figure:
     """`logit_curves` over the timesteps, as in the paper's figure 4."""
     figure = Figure(figsize=(5, 3), layout="constrained")
@@ -179,7 +183,7 @@ def plot_logits(
 
 
 def plot_ablation(content: Inversion, style: Inversion, model: Model | None = None) -> Figure:
-    """What each part of the method does, as in the paper's figure 5: both pictures as their inversions give them back;
+    """What each part of the method does, as in the paper's figure 5: both images as their inversions give them back;
     K and V alone; with Q; with AdaIN; all."""
     parts = {  # gamma, temperature, AdaIN
         "K, V": (0.0, 1.0, False),
@@ -187,11 +191,14 @@ def plot_ablation(content: Inversion, style: Inversion, model: Model | None = No
         "+ AdaIN": (0.75, 1.0, True),
         "+ temperature": (0.75, 1.5, True),
     }
-    pictures = {"content": content.reconstruct(model), "style": style.reconstruct(model)}
-    pictures |= {name: inject_styles(content, style, model, *settings) for name, settings in parts.items()}
-    figure, axes = _grid(1, len(pictures))
-    for panel, (name, picture) in zip(axes[0], pictures.items(), strict=True):
-        panel.imshow(picture)
+    images = {"content": content.reconstruct(model), "style": style.reconstruct(model)}
+    images |= {
+        name: inject_styles(content, style, model, gamma=gamma, temperature=temperature, adain=adain)
+        for name, (gamma, temperature, adain) in parts.items()
+    }
+    figure, axes = _grid(1, len(images))
+    for panel, (name, image) in zip(axes[0], images.items(), strict=True):
+        panel.imshow(image)
         panel.set_title(name, fontsize=9)
     return figure
 
@@ -219,7 +226,7 @@ def plot_grid(
     figure, axes = _named_grid(*names)
     for panels, gamma in zip(axes, gammas, strict=True):
         for panel, temperature in zip(panels, temperatures, strict=True):
-            panel.imshow(inject_styles(content, style, model, gamma, temperature))
+            panel.imshow(inject_styles(content, style, model, gamma=gamma, temperature=temperature))
     return figure
 
 
@@ -238,11 +245,11 @@ def plot_attention(
     figure, axes = _grid(1, 3)
     first, second, third = axes[0]
     for panel, inversion, name in ((first, content, "content"), (second, style, "style")):
-        picture = model.decode(inversion.latents[:1])
-        panel.imshow(picture)
+        image = model.decode(inversion.latents[:1])
+        panel.imshow(image)
         panel.set_title(name, fontsize=9)
         if inversion is content:
-            _mark(panel, point, picture.shape[:2])
+            _mark(panel, point, image.shape[:2])
     third.imshow(weights, cmap="magma")
     third.set_title(f"layer {layer}, t = {content.timesteps[step]}", fontsize=9)
     return figure
@@ -255,12 +262,6 @@ def _token(inversion: Inversion, layer: int, point: Point) -> int:
     height, width = map_size(inversion, layer)
     row, column = (min(int(part * side), side - 1) for part, side in zip(point, (height, width), strict=True))
     return row * width + column
-
-
-def _heads(features: NDArray[np.float32], heads: int) -> Float64:
-    """(tokens, channels) -> (heads, tokens, channels of one)"""
-    split: Float64 = features.reshape(len(features), heads, -1).swapaxes(0, 1).astype(np.float64)
-    return split
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:

@@ -1,5 +1,6 @@
 """What several test files use: a tiny random model, its folder, and pictures for it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -101,6 +102,19 @@ def other_model(tmp_path_factory):
     scheduler = root / "scheduler/scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"beta_end": 0.013}))
     return styleid.load_model(root, dtype="float32", threads=1)
+
+
+def told(**arguments):
+    """The arguments of a function of the package, with those that are fields of its options gathered into `options`."""
+    kinds = styleid.Text, styleid.Mix, styleid.Start, styleid.Storage, styleid.Hooks, styleid.Accuracy, styleid.Resize
+    places = {field.name: (kind, field.name) for kind in kinds for field in dataclasses.fields(kind)}
+    del places["layers"]
+    own = {name: value for name, value in arguments.items() if name not in places}
+    fields = {}
+    for name in arguments.keys() & places.keys():
+        kind, field = places[name]
+        fields.setdefault(kind, {})[field] = arguments[name]
+    return own | {"options": [kind(**given) for kind, given in fields.items()]} if fields else own
 
 
 def picture(seed=0, height=16, width=16):

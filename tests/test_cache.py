@@ -11,7 +11,7 @@ from pathlib import Path
 import formats
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import picture, told
 from safetensors.numpy import load_file, save_file
 
 import styleid
@@ -38,7 +38,7 @@ def runs(monkeypatch):
 
 
 def invert(model, cache, seed=0, **options):
-    return styleid.invert(picture(seed), model, **{"steps": STEPS, "cache": cache} | options)
+    return styleid.invert(picture(seed), model, **told(**({"steps": STEPS, "cache": cache} | options)))
 
 
 def entries(folder):
@@ -60,12 +60,14 @@ def test_the_second_time_is_the_first_one_again(model, tmp_path, runs):
 def test_whatever_changes_the_inversion_is_another_entry(model, other_model, tmp_path, runs):
     invert(model, tmp_path)
     others = [
-        {"seed": 1}, {"steps": 4}, {"schedule": "corrected"}, {"layers": [7]}, {"keep": "keys"}, {"feature_dtype": "bfloat16"},
+        {"seed": 1}, {"steps": 4}, {"schedule": "corrected"}, {"layers": [7]}, {"keep": "keys"}, {"dtype": "bfloat16"},
     ]  # fmt: skip
     for other in others:
         invert(model, tmp_path, **other)
     invert(other_model, tmp_path)
-    styleid.invert(picture(0).reshape(32, 8, 3).repeat(2, axis=1), model, STEPS, cache=tmp_path)
+    styleid.invert(
+        picture(0).reshape(32, 8, 3).repeat(2, axis=1), model, steps=STEPS, options=styleid.Storage(cache=tmp_path)
+    )
     assert len(runs) == len(entries(tmp_path)) == len(others) + 3
 
 
@@ -137,7 +139,9 @@ def test_pictures_of_one_name(model, tmp_path, runs):
     for seed in 0, 1:
         (tmp_path / str(seed)).mkdir()
         styleid.save_image(tmp_path / str(seed) / "a.png", picture(seed))
-        styleid.invert(tmp_path / str(seed) / "a.png", model, STEPS, cache=tmp_path / "cache")
+        styleid.invert(
+            tmp_path / str(seed) / "a.png", model, steps=STEPS, options=styleid.Storage(cache=tmp_path / "cache")
+        )
     assert len(runs) == 2
 
 
@@ -199,9 +203,12 @@ def test_one_folder_for_many(model, tmp_path):
 
 
 def test_transfer(model, tmp_path, runs):
-    plain = styleid.transfer(picture(0), picture(1), model, STEPS)
-    first = styleid.transfer(picture(0), picture(1), model, STEPS, cache=tmp_path)
-    second = styleid.transfer(picture(0), picture(1), model, STEPS, gamma=0.75, cache=tmp_path)
+    plain = styleid.transfer(picture(0), picture(1), model, steps=STEPS)
+    runs.clear()
+    first = styleid.transfer(picture(0), picture(1), model, steps=STEPS, options=styleid.Storage(cache=tmp_path))
+    second = styleid.transfer(
+        picture(0), picture(1), model, steps=STEPS, gamma=0.75, options=styleid.Storage(cache=tmp_path)
+    )
     assert np.abs(first.astype(int) - plain).max() <= 1
     np.testing.assert_array_equal(first, second)
     assert len(runs) == 2
@@ -228,7 +235,7 @@ calls = []
 print("ready", flush=True)
 sys.stdin.readline()
 for seed in 0, 1:
-    styleid.invert(picture(seed), model, 3, cache={cache!r}, features={features!r},
+    styleid.invert(picture(seed), model, steps=3, options=styleid.Storage({features!r}, cache={cache!r}),
                    progress=lambda *call: (calls.append(call), time.sleep(0.2)))
 print(len(calls), flush=True)
 """

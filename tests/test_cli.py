@@ -10,11 +10,12 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import picture, told
 from PIL import Image
 
 import styleid
-from styleid.cli import main as cli
+from styleid.cli import commands
+from styleid.cli.main import main
 
 STEPS = ["--steps", "3"]
 
@@ -32,7 +33,7 @@ def place(tmp_path, monkeypatch, shared_folder):
 def run(*arguments):
     """The exit code of a command, which runs in this process."""
     try:
-        return cli.main([str(argument) for argument in arguments])
+        return main([str(argument) for argument in arguments])
     except SystemExit as end:
         return end.code
 
@@ -98,7 +99,7 @@ def test_what_the_model_recommends(place, shared_folder, capsys):
 def test_options_of_transfer(place, options, same):
     assert transfer("--dtype", "float32", "--threads", 1, *options) == 0
     model = engine(dtype="float32", threads=1)
-    expected = styleid.transfer("content.png", "style.png", model, **{"steps": 3} | same)
+    expected = styleid.transfer("content.png", "style.png", model, **told(**({"steps": 3} | same)))
     np.testing.assert_array_equal(output(), expected)
 
 
@@ -110,7 +111,11 @@ def test_masks(place, capsys):
     assert transfer(*options, "--mask", "mask.png", "--style-mask", "mask.png") == 0
     mask = styleid.load_image("mask.png", 16).mean(axis=2) / 255
     expected = styleid.transfer(
-        "content.png", "style.png", engine(dtype="float32", threads=1), 3, masks=mask, style_masks=mask
+        "content.png",
+        "style.png",
+        engine(dtype="float32", threads=1),
+        steps=3,
+        options=styleid.Mix(masks=mask, style_masks=mask),
     )
     np.testing.assert_array_equal(output(), expected)
     capsys.readouterr()
@@ -154,12 +159,12 @@ def test_several_styles_and_schedules(place):
     assert transfer("--initial", "quantiles", "--gamma", "0.9:0.5:cosine", "--cache", "cache") == 0
     content, style, other = (styleid.load_image(f"{name}.png", 16) for name in ("content", "style", "other"))
     gamma = styleid.decreasing(0.9, 0.5, "cosine")
-    expected = styleid.transfer(content, style, engine(), 3, gamma=gamma, initial="quantiles")
+    expected = styleid.transfer(content, style, engine(), steps=3, gamma=gamma, options=styleid.Start("quantiles"))
     np.testing.assert_array_equal(output(), expected)
     assert len(list((place / "cache").iterdir())) == 2
     command = ["transfer", "content.png", "style.png", "other.png", "-o", "out.png", "--model", "model", *STEPS]
     assert run(*command, "--weights", "1,3") == 0
-    expected = styleid.transfer(content, [style, other], engine(), 3, weights=[1, 3])
+    expected = styleid.transfer(content, [style, other], engine(), steps=3, options=styleid.Mix([1, 3]))
     np.testing.assert_array_equal(output(), expected)
 
 
@@ -170,7 +175,7 @@ def test_sweep(place, capsys):
     command = ["sweep", "content.png", "styles", "-o", "out", "--model", "model", *STEPS, "--gamma", "0.3,0.9:0.5:sqrt"]
     for _ in range(2):
         assert run(*command) == 0
-        assert capsys.readouterr().out.startswith("4 pictures in out, listed in table.csv ")
+        assert capsys.readouterr().out.startswith("4 images in out, listed in table.csv ")
     assert len(list((place / "out").glob("content_*.png"))) == 4
     assert run(*command, "--gamma", "0.3,2") == 2
     assert "gamma: expected 0 to 1" in complaint(capsys)
@@ -218,7 +223,7 @@ def test_warnings_take_one_line(place, capsys, monkeypatch):
         warnings.warn("too long", stacklevel=1)
         return picture()
 
-    monkeypatch.setattr(cli, "transfer", warn)
+    monkeypatch.setattr(commands, "transfer", warn)
     assert transfer() == 0
     assert capsys.readouterr().err == "styleid: warning: too long\n"
 
@@ -315,7 +320,7 @@ def test_wrong_pictures(place, capsys, name, message):
 def test_outputs_are_checked_before_the_work(place, capsys, monkeypatch, name, message):
     (place / "folder").mkdir()
     (place / "folder.png").mkdir()
-    monkeypatch.setattr(cli, "load_model", None)  # not even this may happen
+    monkeypatch.setattr(commands, "load_model", None)  # not even this may happen
     assert run("transfer", "content.png", "style.png", "-o", name) == 2
     assert message in complaint(capsys)
     assert run("inject", "content.inv", "style.inv", "-o", name) == 2
@@ -325,7 +330,7 @@ def test_outputs_are_checked_before_the_work(place, capsys, monkeypatch, name, m
 @pytest.mark.parametrize("name, message", [("folder", "is a directory"), ("nowhere/a.inv", "does not exist")])
 def test_places_of_inversions_are_checked_before_the_work(place, capsys, monkeypatch, name, message):
     (place / "folder").mkdir()
-    monkeypatch.setattr(cli, "load_model", None)
+    monkeypatch.setattr(commands, "load_model", None)
     assert run("invert", "content.png", "-o", name) == 2
     assert message in complaint(capsys)
 
@@ -349,7 +354,7 @@ def test_memory_runs_out(place, capsys, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(cli, "transfer", fail)
+    monkeypatch.setattr(commands, "transfer", fail)
     assert transfer() == 2
     assert "not enough memory" in complaint(capsys)
 
@@ -358,7 +363,7 @@ def test_faults_of_the_program_keep_their_traceback(place, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a fault")
 
-    monkeypatch.setattr(cli, "transfer", fail)
+    monkeypatch.setattr(commands, "transfer", fail)
     with pytest.raises(AssertionError, match="a fault"):
         transfer()
 

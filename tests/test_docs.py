@@ -64,7 +64,7 @@ def test_snippets(page, tiny_folder, tmp_path, monkeypatch):
     for seed, name in enumerate(names):
         Image.fromarray(picture(seed, 40, 40)).save(f"{name}.jpg")
     model = styleid.load_model()
-    content, first, second = (styleid.invert(f"{name}.jpg", model, 3) for name in names)
+    content, first, second = (styleid.invert(f"{name}.jpg", model, steps=3) for name in names)
     known = {"styleid": styleid, "numpy": numpy, "model": model, "folder": tiny_folder}
     known |= {"content": content, "style": first, "first": first, "second": second}
     try:
@@ -106,5 +106,5 @@ def test_docstrings(name, item):
     if "NDArray" in str(signature.return_annotation) or "Float32" in str(signature.return_annotation):
         assert re.search(r"\([\w, +]*,[\w, +]*\)", text), "no shape"
         assert re.search("float32|float64|uint8", text), "no dtype"
-    if re.search("Picture|Array|[Pp]ath", " ".join(str(each.annotation) for each in signature.parameters.values())):
+    if re.search("ImageLike|Array|[Pp]ath", " ".join(str(each.annotation) for each in signature.parameters.values())):
         assert re.search("Error|errors", text), "no errors"

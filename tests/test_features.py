@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import picture
+from conftest import picture, told
 from tiny import STEPS, inject_arguments, invert, sample_arguments, transfer_arguments
 
 import styleid
@@ -146,22 +146,22 @@ def test_bad_arguments(engine):
 
 # ---------------------------------------------------------------------------------------------------------- the package
 
-OPTIONS = {"steps": 3, "feature_dtype": "float32"}
+OPTIONS = {"steps": 3, "dtype": "float32"}
 
 
 def inverted(model, seed, mode, **options):
-    return styleid.invert(picture(seed), model, features=mode, **OPTIONS | options)
+    return styleid.invert(picture(seed), model, **told(features=mode, **(OPTIONS | options)))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def kept(model, request):
-    return [inverted(model, seed, "memory", feature_dtype=request.param) for seed in (0, 1)]
+    return [inverted(model, seed, "memory", dtype=request.param) for seed in (0, 1)]
 
 
 @pytest.mark.parametrize("mode", FEATURES)
 def test_all_modes_hold_the_same(model, kept, mode, tmp_path):
     for seed, expected in enumerate(kept):
-        inversion = inverted(model, seed, mode, feature_dtype=expected.feature_dtype)
+        inversion = inverted(model, seed, mode, dtype=expected.feature_dtype)
         inversion.save(tmp_path / "saved")
         loaded = [replace(Inversion.load(tmp_path / "saved", mapped), model=model) for mapped in (False, True)]
         for one in (inversion, *loaded):
@@ -177,7 +177,7 @@ def test_all_modes_hold_the_same(model, kept, mode, tmp_path):
 @pytest.mark.parametrize("mode", FEATURES)
 def test_all_modes_give_the_same_picture(model, kept, mode):
     expected = styleid.inject_styles(*kept)
-    content, style = (inverted(model, seed, mode, feature_dtype=kept[0].feature_dtype) for seed in (0, 1))
+    content, style = (inverted(model, seed, mode, dtype=kept[0].feature_dtype) for seed in (0, 1))
     assert (content.mapped, content.recompute) == (mode == "disk", mode == "recompute")
     np.testing.assert_array_equal(styleid.inject_styles(content, style), expected)
     np.testing.assert_array_equal(
@@ -199,11 +199,14 @@ def test_transfers(model):
         ([picture(1), picture(2)], {"inject": "kv"}),
         (picture(1), {"inject": False}),
     ):
-        plain = styleid.transfer(picture(0), style, model, 3, **options)
+        plain = styleid.transfer(picture(0), style, model, **told(steps=3, **options))
         for mode in "disk", "recompute":
             calls.clear()
             again = styleid.transfer(
-                picture(0), style, model, 3, features=mode, progress=lambda *call: calls.append(call), **options
+                picture(0),
+                style,
+                model,
+                **told(steps=3, features=mode, progress=lambda *call: calls.append(call), **options),
             )
             np.testing.assert_array_equal(again, plain)
             assert calls[-1][0] == calls[-1][1] and [step for step, _ in calls] == sorted(step for step, _ in calls)
@@ -226,7 +229,7 @@ def test_guided_inversions(shared_folder):
     empty = model.empty_context
     model.encode_prompt = lambda text: empty + np.float32(0.1 * len(text))
     memory, again = (
-        inverted(model, 0, mode, prompt="a", negative_prompt="bc", guidance=2.0) for mode in ("memory", "recompute")
+        inverted(model, 0, mode, prompt="a", negative="bc", guidance=2.0) for mode in ("memory", "recompute")
     )
     np.testing.assert_array_equal(memory.query(1, 6), again.query(1, 6))
 
@@ -261,7 +264,9 @@ def test_mapped_features_are_views_of_the_file(model, kept, tmp_path):
 @pytest.mark.long
 def test_memory_is_given_back(model, tmp_path):
     """After reading all of a mapped inversion, and during a sampling."""
-    big = styleid.invert(picture(0, 128, 128), model, 20, features="disk", keep="both", layers=[6, 7])
+    big = styleid.invert(
+        picture(0, 128, 128), model, steps=20, keep="both", layers=[6, 7], options=styleid.Storage("disk")
+    )
     styleid.inject_styles(big, big)  # a first time, for the engine's own code
     big.release()
     base, seen = mapped_bytes(), []
@@ -269,7 +274,7 @@ def test_memory_is_given_back(model, tmp_path):
     def look(*_):
         seen.append(mapped_bytes())
 
-    styleid.inject_styles(big, big, on_step=look)
+    styleid.inject_styles(big, big, options=styleid.Hooks(on_step=look))
     size = sum(array.nbytes for kept in big.features.values() for array in kept.values())
     assert max(seen) - base < size / 4
     for layer in big.layers:
@@ -301,7 +306,7 @@ def test_a_recomputed_inversion_is_small(model, tmp_path):
 def test_nothing_stays_behind(model, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     inversion = inverted(model, 0, "disk")
-    styleid.transfer(picture(0), picture(1), model, 3, features="disk")
+    styleid.transfer(picture(0), picture(1), model, steps=3, options=styleid.Storage("disk"))
     assert not list(tmp_path.iterdir()) and np.isfinite(inversion.key(0, 6)).all()
 
 
@@ -388,7 +393,10 @@ def test_streams_refuse_what_does_not_fit(tmp_path):
 
 
 def test_bad_modes(model):
-    for call in (styleid.invert, lambda *arguments, **options: styleid.transfer(picture(0), *arguments, **options)):
+    for call in (
+        lambda *arguments, **options: styleid.invert(*arguments, **told(**options)),
+        lambda *arguments, **options: styleid.transfer(picture(0), *arguments, **told(**options)),
+    ):
         with pytest.raises(
             ValueError, match=r"^features: expected one of \['memory', 'disk', 'recompute'\], got 'cloud'"
         ):
@@ -418,10 +426,10 @@ def test_command_line(model, shared_folder, mode, tmp_path, monkeypatch):
     common = ["--steps", "3", "--model", str(shared_folder), "--dtype", "float32", "--threads", "1", "--quiet"]
     common += ["--features", mode]
     assert main(["transfer", "c.png", "s.png", "-o", "out.png", *common]) == 0
-    expected = styleid.transfer("c.png", "s.png", model, 3)
+    expected = styleid.transfer("c.png", "s.png", model, steps=3)
     np.testing.assert_array_equal(styleid.load_image("out.png"), expected)
     for name in "c", "s":
         assert main(["invert", f"{name}.png", "-o", name, *common]) == 0
     assert main(["inject", "c", "s", "-o", "again.png", *common[2:-2]]) == 0
-    parts = styleid.inject_styles(*(styleid.invert(f"{name}.png", model, 3) for name in "cs"))
+    parts = styleid.inject_styles(*(styleid.invert(f"{name}.png", model, steps=3) for name in "cs"))
     np.testing.assert_array_equal(styleid.load_image("again.png"), parts)

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from conftest import told
 from formats import FAMILIES
 from safetensors.numpy import save_file
 
@@ -93,7 +94,9 @@ def test_running_means(family, original, expected, tmp_path):
     save_file(means_alone, tmp_path / "means.safetensors")
     options = {"prediction": PREDICTION[family]}
     assert_same(load(tmp_path / "both.safetensors", **options), expected[family])
-    chosen, wanted = (load(tmp_path / f"{name}.safetensors", ema=name == "both", **options) for name in ("both", "means"))
+    chosen, wanted = (
+        load(tmp_path / f"{name}.safetensors", ema=name == "both", **options) for name in ("both", "means")
+    )
     assert chosen.fingerprint == wanted.fingerprint != expected[family].fingerprint
     assert_same(chosen, wanted)
 
@@ -384,15 +387,15 @@ def test_prompts_of_the_method(expected):
     model, steps = expected["1.x"], 2
     content, style = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3), np.uint8)
     options = {"steps": steps, "schedule": "diffusers", "layers": (3, 4)}
-    result = styleid.transfer(content, style, model, **options, prompt="a cat")
-    inverted = [styleid.invert(one, model, **options, prompt="a cat") for one in (content, style)]
+    result = styleid.transfer(content, style, model, **told(prompt="a cat", **options))
+    inverted = [styleid.invert(one, model, **told(prompt="a cat", **options)) for one in (content, style)]
     np.testing.assert_array_equal(result, styleid.inject_styles(*inverted))
-    np.testing.assert_array_equal(result, styleid.inject_styles(*inverted, prompt="a cat"))
-    assert not np.array_equal(result, styleid.transfer(content, style, model, **options))
-    assert not np.array_equal(result, styleid.inject_styles(*inverted, prompt=""))
+    np.testing.assert_array_equal(result, styleid.inject_styles(*inverted, options=styleid.Text("a cat")))
+    assert not np.array_equal(result, styleid.transfer(content, style, model, **told(**options)))
+    assert not np.array_equal(result, styleid.inject_styles(*inverted, options=styleid.Text("")))
     np.testing.assert_array_equal(inverted[0].context, model.encode_prompt("a cat"))
-    several = styleid.transfer(content, [style, style], model, **options, prompt="a cat")
-    assert not np.array_equal(several, styleid.transfer(content, [style, style], model, **options))
+    several = styleid.transfer(content, [style, style], model, **told(prompt="a cat", **options))
+    assert not np.array_equal(several, styleid.transfer(content, [style, style], model, **told(**options)))
 
 
 # ---- the names themselves, against diffusers ----

@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from conftest import told
 from formats import configuration, write_diffusers
 from oracle import TRAJECTORY_TOLERANCE, Networks, noise, relative_error
 
@@ -116,7 +117,7 @@ def picture(seed):
 
 
 def transfer(model, **options):
-    return styleid.transfer(picture(1), picture(2), model, STEPS, layers=LAYERS_OF_PROMPTED, **options)
+    return styleid.transfer(picture(1), picture(2), model, **told(steps=STEPS, layers=LAYERS_OF_PROMPTED, **options))
 
 
 LAYERS_OF_PROMPTED = (3, 5)
@@ -125,19 +126,19 @@ LAYERS_OF_PROMPTED = (3, 5)
 def parts(model, content="", style="", **options):
     """The same in three calls."""
     inversions = [
-        styleid.invert(picture(1), model, STEPS, layers=LAYERS_OF_PROMPTED, prompt=content),
-        styleid.invert(picture(2), model, STEPS, layers=LAYERS_OF_PROMPTED, prompt=style),
+        styleid.invert(picture(1), model, steps=STEPS, layers=LAYERS_OF_PROMPTED, options=styleid.Text(content)),
+        styleid.invert(picture(2), model, steps=STEPS, layers=LAYERS_OF_PROMPTED, options=styleid.Text(style)),
     ]
-    return styleid.inject_styles(*inversions, model, **options)
+    return styleid.inject_styles(*inversions, model, **told(**options))
 
 
 def test_off_is_the_paper_bit_for_bit(model):
     plain = transfer(model)
-    options = {"content_prompt": "", "style_prompt": "", "negative_prompt": "", "guidance": 1}
+    options = {"content_prompt": "", "style_prompt": "", "negative": "", "guidance": 1}
     np.testing.assert_array_equal(transfer(model, **options), plain)
-    np.testing.assert_array_equal(parts(model, negative_prompt="", guidance=1.0), parts(model))
-    with pytest.warns(UserWarning, match="negative_prompt: has no effect"):
-        np.testing.assert_array_equal(transfer(model, negative_prompt="grey"), plain)
+    np.testing.assert_array_equal(parts(model, negative="", guidance=1.0), parts(model))
+    with pytest.warns(UserWarning, match="negative: has no effect"):
+        np.testing.assert_array_equal(transfer(model, negative="grey"), plain)
     with pytest.warns(UserWarning, match="guidance: has no effect"):
         np.testing.assert_array_equal(transfer(model, guidance=7.5), plain)
 
@@ -152,22 +153,22 @@ def test_off_evaluates_nothing_more(model, monkeypatch):
 
     monkeypatch.setattr(_core, "sample", watch)
     parts(model)
-    parts(model, prompt="red", negative_prompt="grey", guidance=2.0)
+    parts(model, prompt="red", negative="grey", guidance=2.0)
     assert seen[0] is None
     np.testing.assert_array_equal(seen[1], model.encode_prompt("grey"))
 
 
 def test_transfer_has_a_prompt_for_each_part(model):
-    whole = transfer(model, prompt="a", content_prompt="b", style_prompt="c", negative_prompt="d", guidance=3.0)
-    np.testing.assert_array_equal(whole, parts(model, "b", "c", prompt="a", negative_prompt="d", guidance=3.0))
+    whole = transfer(model, prompt="a", content_prompt="b", style_prompt="c", negative="d", guidance=3.0)
+    np.testing.assert_array_equal(whole, parts(model, "b", "c", prompt="a", negative="d", guidance=3.0))
     np.testing.assert_array_equal(transfer(model, prompt="a", style_prompt=""), parts(model, "a", "", prompt="a"))
     assert not np.array_equal(whole, transfer(model, prompt="a", content_prompt="b", style_prompt="c"))
 
 
 def test_a_guided_inversion_is_saved_cached_and_reconstructed(model, tmp_path):
-    options = {"prompt": "a", "negative_prompt": "b", "guidance": 2.0, "cache": tmp_path / "cache"}
-    guided = styleid.invert(picture(1), model, STEPS, **options)
-    plain = styleid.invert(picture(1), model, STEPS, **(options | {"guidance": 1.5}))
+    options = {"prompt": "a", "negative": "b", "guidance": 2.0, "cache": tmp_path / "cache"}
+    guided = styleid.invert(picture(1), model, **told(steps=STEPS, **options))
+    plain = styleid.invert(picture(1), model, **told(steps=STEPS, **(options | {"guidance": 1.5})))
     assert not np.array_equal(guided.latent, plain.latent)
     guided.save(tmp_path / "a.safetensors")
     loaded = styleid.Inversion.load(tmp_path / "a.safetensors")
@@ -182,7 +183,7 @@ def test_a_guided_inversion_is_saved_cached_and_reconstructed(model, tmp_path):
         ({"guidance": "7"}, TypeError, "guidance: expected a number, got str"),
         ({"guidance": True}, TypeError, "guidance: expected a number, got bool"),
         ({"guidance": float("nan")}, ValueError, "guidance: expected a finite number"),
-        ({"negative_prompt": None}, TypeError, "negative_prompt: expected str, got NoneType"),
+        ({"negative": None}, TypeError, "negative: expected str, got NoneType"),
         ({"content_prompt": 1}, TypeError, "content_prompt: expected str, got int"),
         ({"style_prompt": ["a"]}, TypeError, "style_prompt: expected str, got list"),
     ],
@@ -201,7 +202,7 @@ def test_command_line(prompted, model, tmp_path):
     run = ["--steps", str(STEPS), "--size", "32", *common]
     prompts = [*guidance, "--content-prompt", "b", "--style-prompt", ""]
     assert main(["transfer", content, style, "-o", out, *prompts, *run]) == 0
-    expected = parts(model, "b", "", prompt="a", negative_prompt="d", guidance=3.0)
+    expected = parts(model, "b", "", prompt="a", negative="d", guidance=3.0)
     np.testing.assert_array_equal(styleid.load_image(out, None), expected)
 
     inversions = [str(tmp_path / f"{name}.safetensors") for name in ("content", "style")]
@@ -210,6 +211,6 @@ def test_command_line(prompted, model, tmp_path):
     assert styleid.Inversion.load(inversions[0]).guidance == 3
     assert main(["inject", *inversions, "-o", out, *guidance, *common]) == 0
     expected = styleid.inject_styles(
-        *map(styleid.Inversion.load, inversions), model, prompt="a", negative_prompt="d", guidance=3
+        *map(styleid.Inversion.load, inversions), model, options=styleid.Text("a", negative="d", guidance=3)
     )
     np.testing.assert_array_equal(styleid.load_image(out, None), expected)

@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import pytest
 import tiny
-from conftest import picture
+from conftest import picture, told
 
 import styleid
 from styleid import _core
@@ -34,16 +34,16 @@ def fresh(step, layer, query, key, value):
 def test_hooks_that_change_nothing(model, inversions, hook):
     content, *styles = inversions
     for arguments in ({}, {"inject": "v"}, {"inject": "q"}, {"inject": False}, {"masks": np.eye(16)}):
-        expected = styleid.inject_styles(content, styles[0], **arguments)
+        expected = styleid.inject_styles(content, styles[0], **told(**arguments))
         np.testing.assert_array_equal(
-            styleid.inject_styles(content, styles[0], **arguments, on_attention=hook), expected
+            styleid.inject_styles(content, styles[0], **told(on_attention=hook, **arguments)), expected
         )
     both = {"weights": [1, 3], "masks": [np.eye(16), None], "style_masks": [None, np.eye(16)]}
     np.testing.assert_array_equal(
-        styleid.inject_styles(content, styles, **both, on_attention=hook),
-        styleid.inject_styles(content, styles, **both),
+        styleid.inject_styles(content, styles, **told(on_attention=hook, **both)),
+        styleid.inject_styles(content, styles, **told(**both)),
     )
-    inversion = styleid.invert(picture(0), model, STEPS, on_attention=hook)
+    inversion = styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
     np.testing.assert_array_equal(inversion.latents, content.latents)
     for kind, layers in inversion.features.items():
         for layer, array in layers.items():
@@ -56,7 +56,7 @@ def test_what_is_seen_in_an_inversion(model):
     def keep(step, layer, *arrays):
         seen[step, layer] = [array.copy() for array in arrays]
 
-    inversion = styleid.invert(picture(0), model, STEPS, layers=(5, 7), on_attention=keep)
+    inversion = styleid.invert(picture(0), model, steps=STEPS, layers=(5, 7), options=styleid.Hooks(on_attention=keep))
     assert set(seen) == {(step, layer) for step in range(STEPS) for layer in (5, 7)}
     for (step, layer), arrays in seen.items():
         for array, kept in zip(arrays, (inversion.query, inversion.key, inversion.value), strict=True):
@@ -75,10 +75,12 @@ def test_what_is_seen_in_a_sampling(model, inversions):
             np.testing.assert_array_equal(array, expected)
         np.testing.assert_array_equal(query, content.query(step, layer))
 
-    styleid.inject_styles(content, styles, gamma=1.0, layers=[7], on_attention=check)
+    styleid.inject_styles(content, styles, gamma=1.0, layers=[7], options=styleid.Hooks(on_attention=check))
     assert calls == [(1, 7), (0, 7)]  # the paper's schedule skips the first
     calls = []
-    styleid.inject_styles(content, styles, inject=False, layers=[4, 6], on_attention=lambda *a: calls.append(a[:2]))
+    styleid.inject_styles(
+        content, styles, inject=False, layers=[4, 6], options=styleid.Hooks(on_attention=lambda *a: calls.append(a[:2]))
+    )
     assert calls == [(1, 4), (1, 6), (0, 4), (0, 6)]
 
 
@@ -90,7 +92,7 @@ def test_a_rule_of_its_own(inversions):
         query[:] = 1.5 * (0.75 * content.query(step, layer) + 0.25 * query)
         return None, style.key(step, layer), style.value(step, layer)
 
-    by_hook = styleid.inject_styles(content, style, inject=False, on_attention=inject)
+    by_hook = styleid.inject_styles(content, style, inject=False, options=styleid.Hooks(on_attention=inject))
     assert np.abs(by_hook.astype(int) - styleid.inject_styles(content, style)).max() <= 1
 
 
@@ -103,7 +105,7 @@ def test_other_numbers_of_keys(inversions):
 
     for inject in (True, False):
         expected = styleid.inject_styles(content, styles, inject=inject)
-        doubled = styleid.inject_styles(content, styles, inject=inject, on_attention=twice)
+        doubled = styleid.inject_styles(content, styles, inject=inject, options=styleid.Hooks(on_attention=twice))
         assert np.abs(doubled.astype(int) - expected).max() <= 1
 
     def one(step, layer, query, key, value):
@@ -113,14 +115,16 @@ def test_other_numbers_of_keys(inversions):
         value[:] = value[0].copy()
 
     np.testing.assert_array_equal(
-        styleid.inject_styles(content, styles, on_attention=one),
-        styleid.inject_styles(content, styles, on_attention=constant),
+        styleid.inject_styles(content, styles, options=styleid.Hooks(on_attention=one)),
+        styleid.inject_styles(content, styles, options=styleid.Hooks(on_attention=constant)),
     )
 
 
 def test_arrays_may_be_kept(inversions):
     kept = []
-    styleid.inject_styles(*inversions[:2], on_attention=lambda *a: kept.append((a[0], a[1], a[3])))
+    styleid.inject_styles(
+        *inversions[:2], options=styleid.Hooks(on_attention=lambda *a: kept.append((a[0], a[1], a[3])))
+    )
     for step, layer, key in kept:
         np.testing.assert_array_equal(key, inversions[1].key(step, layer))
         with pytest.raises(ValueError):
@@ -144,9 +148,9 @@ def test_bad_results(model, inversions, result, error, message):
         return result
 
     with pytest.raises(error, match=f"on_attention: .*{message}"):
-        styleid.inject_styles(*inversions[:2], on_attention=hook)
+        styleid.inject_styles(*inversions[:2], options=styleid.Hooks(on_attention=hook))
     with pytest.raises(error, match=f"on_attention: .*{message}"):
-        styleid.invert(picture(0), model, STEPS, on_attention=hook)
+        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
 
 
 def test_exceptions_and_signals(model, inversions):
@@ -160,14 +164,16 @@ def test_exceptions_and_signals(model, inversions):
     for hook, error in ((fail, RuntimeError), (interrupt, KeyboardInterrupt)):
         calls = []
         with pytest.raises(error):
-            styleid.inject_styles(*inversions[:2], on_attention=hook)
+            styleid.inject_styles(*inversions[:2], options=styleid.Hooks(on_attention=hook))
         with pytest.raises(error):
-            styleid.invert(picture(0), model, STEPS, on_attention=hook)
+            styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
         assert len(calls) <= 2
     with pytest.raises(TypeError, match="on_attention: expected a callable"):
-        styleid.invert(picture(0), model, STEPS, on_attention=3)
+        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_attention=3))
     with pytest.raises(ValueError, match="cache: .*on_attention"):
-        styleid.invert(picture(0), model, STEPS, on_attention=look, cache="unused")
+        styleid.invert(
+            picture(0), model, steps=STEPS, options=[styleid.Storage(cache="unused"), styleid.Hooks(on_attention=look)]
+        )
 
 
 def test_batches(model):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import picture, told
 
 import styleid
 
@@ -27,11 +27,13 @@ def expected(query, key, temperature):
 def test_statistics(inversions, arguments):
     content, style, _ = inversions
     temperature = arguments.get("temperature", 1.5) if arguments.get("inject", True) else 1.0
-    seen, statistics = {}, styleid.LogitStatistics()
-    styleid.inject_styles(
-        content, style, **arguments, statistics=statistics,
-        on_attention=lambda step, layer, q, k, v: seen.update({(step, layer): expected(q, k, temperature)}),
-    )  # fmt: skip
+    seen, statistics = {}, styleid.LogitStatistics(content, temperature)
+
+    def observe(step, layer, q, k, v):
+        seen[step, layer] = expected(q, k, temperature)
+        statistics(step, layer, q, k, v)
+
+    styleid.inject_styles(content, style, **told(on_attention=observe, **arguments))
     assert set(seen) == {(step, layer) for step in (0, 1) for layer in (6, 7)}
     for where, values in seen.items():
         actual = [getattr(statistics, name)[where] for name in ("mean", "std", "deviation", "largest")]
@@ -42,24 +44,33 @@ def test_they_change_nothing(inversions):
     content, *styles = inversions
     for arguments in ({}, {"inject": False}, {"weights": [1, 3]}):
         style = styles if "weights" in arguments else styles[0]
-        picture = styleid.inject_styles(content, style, **arguments, statistics=styleid.LogitStatistics())
-        np.testing.assert_array_equal(picture, styleid.inject_styles(content, style, **arguments))
+        seen = told(on_attention=styleid.LogitStatistics(content), **arguments)
+        expected = styleid.inject_styles(content, style, **told(**arguments))
+        np.testing.assert_array_equal(styleid.inject_styles(content, style, **seen), expected)
 
 
-def test_where_nothing_is_computed(inversions):
+def test_layers_that_are_not_injected(inversions):
     """The schedule leaves out the largest timestep; layers 0 to 3 have no attention, the others all are looked at."""
-    statistics = styleid.LogitStatistics()
-    styleid.inject_styles(*inversions[:2], statistics=statistics)
+    content, style, _ = inversions
+    statistics = styleid.LogitStatistics(content)
+    seen = styleid.Hooks(on_attention=statistics, layers=content.model.attention_layers)
+    styleid.inject_styles(content, style, options=seen)
     for numbers in (statistics.mean, statistics.std, statistics.deviation, statistics.largest):
         assert numbers.shape == (STEPS, 8)
         assert np.isnan(numbers[2]).all() and np.isnan(numbers[:, :4]).all() and np.isfinite(numbers[:2, 4:]).all()
 
 
-def test_one_evaluation_of_a_guided_step(model):
-    """Both are shown; the first one, the prompt's, counts."""
-    statistics, random = styleid.LogitStatistics(), np.random.default_rng(0)
-    see = statistics.observe(model, np.full((STEPS, model.layer_count), 1.5), None, ())
-    shown = random.standard_normal((2, 2, 9, model.layer_channels(6)), np.float32)
-    for query, key in shown:
-        assert see(1, 6, query, key, key) is None
-    assert np.isclose(statistics.mean[1, 6], expected(*shown[0], 1.5)[0])
+def test_one_evaluation_of_a_guided_step(inversions):
+    """The first one that is shown: a second changes nothing."""
+    content = inversions[0]
+    statistics = styleid.LogitStatistics(content)
+    query = np.random.default_rng(0).standard_normal((64, 16), np.float32)
+    statistics(0, 7, query, query, query)
+    first = statistics.mean.copy()
+    statistics(0, 7, 2 * query, query, query)
+    np.testing.assert_array_equal(statistics.mean, first)
+
+
+def test_another_model(inversions, other_model):
+    with pytest.raises(ValueError, match="^content: was made by another model"):
+        styleid.LogitStatistics(inversions[0], model=other_model)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import picture, told
 
 import styleid
 from styleid import _core
@@ -25,10 +25,16 @@ def test_masks_of_ones_change_nothing(model, inversions):
     content, *styles = inversions
     expected = styleid.inject_styles(content, styles[0])
     for mask in (EVERYWHERE, np.full((7, 5), True), np.full((16, 16), 255, np.uint8)):
-        np.testing.assert_array_equal(styleid.inject_styles(content, styles[0], masks=mask), expected)
-        np.testing.assert_array_equal(styleid.inject_styles(content, styles[0], style_masks=[mask]), expected)
-    both = styleid.inject_styles(content, styles, weights=[1, 3], masks=[EVERYWHERE, None], style_masks=[None, None])
-    np.testing.assert_array_equal(both, styleid.inject_styles(content, styles, weights=[1, 3]))
+        np.testing.assert_array_equal(
+            styleid.inject_styles(content, styles[0], options=styleid.Mix(masks=mask)), expected
+        )
+        np.testing.assert_array_equal(
+            styleid.inject_styles(content, styles[0], options=styleid.Mix(style_masks=[mask])), expected
+        )
+    both = styleid.inject_styles(
+        content, styles, options=styleid.Mix([1, 3], masks=[EVERYWHERE, None], style_masks=[None, None])
+    )
+    np.testing.assert_array_equal(both, styleid.inject_styles(content, styles, options=styleid.Mix([1, 3])))
 
 
 def test_what_no_mask_covers_is_not_touched(inversions):
@@ -86,9 +92,10 @@ def test_the_initial_latent_by_region(inversions):
     styleid.inject_styles(
         content,
         styles,
-        weights=[1, 3],
-        masks=[LEFT, 0.5 * EVERYWHERE],
-        on_step=lambda step, steps, z: seen.append(z.copy()),
+        options=[
+            styleid.Mix([1, 3], masks=[LEFT, 0.5 * EVERYWHERE]),
+            styleid.Hooks(on_step=lambda step, steps, z: seen.append(z.copy())),
+        ],
     )
     first, second = (_core.adain(content.latent, one.latent) for one in styles)
     left = (1 * first + 3 * 0.5 * second) / (1 + 3 * 0.5)
@@ -100,14 +107,20 @@ def test_the_initial_latent_by_region(inversions):
 def test_the_initial_latent_of_a_part_of_the_style(inversions):
     content, style, _ = inversions
     seen = []
-    styleid.inject_styles(content, style, style_masks=LEFT, on_step=lambda step, steps, z: seen.append(z.copy()))
+    styleid.inject_styles(
+        content,
+        style,
+        options=[styleid.Mix(style_masks=LEFT), styleid.Hooks(on_step=lambda step, steps, z: seen.append(z.copy()))],
+    )
     expected = _core.adain(content.latent, np.ascontiguousarray(style.latent[..., :4]))
     np.testing.assert_allclose(seen[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_transfer_takes_masks(model, inversions):
-    whole = styleid.transfer(picture(0), picture(1), model, STEPS, masks=LEFT, style_masks=~LEFT)
-    parts = styleid.inject_styles(*inversions[:2], masks=LEFT, style_masks=~LEFT)
+    whole = styleid.transfer(
+        picture(0), picture(1), model, steps=STEPS, options=styleid.Mix(masks=LEFT, style_masks=~LEFT)
+    )
+    parts = styleid.inject_styles(*inversions[:2], options=styleid.Mix(masks=LEFT, style_masks=~LEFT))
     assert np.abs(whole.astype(int) - parts).max() <= 1
     assert np.any(parts != styleid.inject_styles(*inversions[:2]))
 
@@ -155,7 +168,7 @@ def test_terms_by_hand(model):
 def test_bad_masks(inversions, mask, error, message, name):
     given = [EVERYWHERE, EVERYWHERE] if mask is None else mask
     with pytest.raises(error, match=rf"^{name}(\[0\])?: .*{message}"):
-        styleid.inject_styles(*inversions[:2], **{name: given})
+        styleid.inject_styles(*inversions[:2], **told(**{name: given}))
 
 
 @pytest.mark.parametrize(
@@ -205,9 +218,11 @@ def test_masks_of_pictures_that_are_padded(model):
     ]
     mask, style_mask = np.random.default_rng(0).random((20, 30)), np.random.default_rng(1).random((25, 16))
     wholes = [np.pad(one, ((0, -len(one) % 16), (0, -one.shape[1] % 16)), mode="reflect") for one in (mask, style_mask)]
-    out = styleid.transfer(content, style, model, steps=2, masks=mask, style_masks=style_mask)
-    expected = styleid.transfer(*whole, model, steps=2, masks=wholes[0], style_masks=wholes[1])
+    out = styleid.transfer(content, style, model, steps=2, options=styleid.Mix(masks=mask, style_masks=style_mask))
+    expected = styleid.transfer(*whole, model, steps=2, options=styleid.Mix(masks=wholes[0], style_masks=wholes[1]))
     np.testing.assert_array_equal(out, expected[:20, :30])
-    coarse = styleid.transfer(content, style, model, steps=2, masks=np.array([[1.0, 0.0]]))
-    fine = styleid.transfer(content, style, model, steps=2, masks=np.repeat([[1.0, 0.0]], 15, axis=1))
+    coarse = styleid.transfer(content, style, model, steps=2, options=styleid.Mix(masks=np.array([[1.0, 0.0]])))
+    fine = styleid.transfer(
+        content, style, model, steps=2, options=styleid.Mix(masks=np.repeat([[1.0, 0.0]], 15, axis=1))
+    )
     np.testing.assert_array_equal(coarse, fine)

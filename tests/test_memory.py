@@ -105,7 +105,7 @@ def test_of_the_address_space(system, monkeypatch):
 @pytest.mark.parametrize("height, width", [(16, 16), (20, 33)])
 @pytest.mark.parametrize("keep, kinds", [("both", 3), ("query", 1), ("keys", 2), ("none", 0)])
 def test_features_are_predicted_to_the_byte(model, height, width, keep, kinds):
-    inversion = styleid.invert(picture(0, height, width), model, STEPS, keep=keep, layers=(4, 5, 6, 7))
+    inversion = styleid.invert(picture(0, height, width), model, steps=STEPS, keep=keep, layers=(4, 5, 6, 7))
     kept = sum(array.nbytes for layers in inversion.features.values() for array in layers.values())
     assert memory.of_inversion(model, (height, width), STEPS, (4, 5, 6, 7), kinds, "float32").features == kept
     assert memory.of_inversion(model, (height, width), STEPS, (4, 5, 6, 7), kinds, "bfloat16").features == kept // 2
@@ -113,10 +113,12 @@ def test_features_are_predicted_to_the_byte(model, height, width, keep, kinds):
 
 def test_prediction_of_a_transfer(model):
     need = styleid.predict_memory(model, steps=STEPS)
-    assert need == styleid.predict_memory(model, 16, (16, 16), STEPS, "paper", (6, 7), "float32")
+    assert need == styleid.predict_memory(
+        model, 16, (16, 16), steps=STEPS, layers=(6, 7), options=styleid.Storage(dtype="float32")
+    )
     assert need.scratch == max(model.scratch(2, 16, 16), model.engine.vae_scratch(16, 16))
     assert need.total == need.scratch + need.features + need.arrays
-    more = styleid.predict_memory(model, 16, [16, (32, 20)], STEPS)
+    more = styleid.predict_memory(model, 16, [16, (32, 20)], steps=STEPS)
     assert more.features > need.features and more.arrays > need.arrays
     assert styleid.predict_memory(model, (30, 20), steps=STEPS) == styleid.predict_memory(model, 32, steps=STEPS)
     with pytest.raises(TypeError, match="size"):
@@ -163,20 +165,20 @@ def scarce(system, model):
 def test_too_large_a_wish_is_refused_before_work_starts(model, scarce):
     calls = []
     small, large = picture(0), picture(0, 64, 64)
-    styleid.transfer(small, small, model, STEPS)
-    inversion = styleid.invert(small, model, STEPS)
+    styleid.transfer(small, small, model, steps=STEPS)
+    inversion = styleid.invert(small, model, steps=STEPS)
     styleid.inject_styles(inversion, inversion)
     advice = r"\d GB \(scratch .* are free in this machine; try a smaller size, .*keep='query'"
     for content, style in (large, small), (small, large), (small, [small, large]):
         with pytest.raises(MemoryError, match="^this transfer needs .*" + advice):
-            styleid.transfer(content, style, model, STEPS, progress=lambda *call: calls.append(call))
+            styleid.transfer(content, style, model, steps=STEPS, progress=lambda *call: calls.append(call))
     with pytest.raises(MemoryError, match="^this inversion needs .*" + advice):
-        styleid.invert(large, model, STEPS, progress=lambda *call: calls.append(call))
+        styleid.invert(large, model, steps=STEPS, progress=lambda *call: calls.append(call))
     assert not calls
 
 
 def test_sampling_is_checked_too(model, system):
-    inversion = styleid.invert(picture(0, 64, 64), model, STEPS)
+    inversion = styleid.invert(picture(0, 64, 64), model, steps=STEPS)
     system({"proc/meminfo": "MemAvailable: 1 kB"})
     with pytest.raises(MemoryError, match="^this sampling needs"):
         styleid.inject_styles(inversion, inversion)
@@ -189,12 +191,12 @@ def test_scratch_that_is_there_already_is_not_counted_twice(shared_folder, syste
     system({"proc/meminfo": f"MemAvailable: {(need.total - need.scratch) // 1024 + 1} kB"})
     image = picture(0, 64, 64)
     with pytest.raises(MemoryError):
-        styleid.transfer(image, image, model, STEPS)
+        styleid.transfer(image, image, model, steps=STEPS)
     model.engine.encode(image[np.newaxis])
     model.engine.decode(np.zeros((1, 4, 32, 32), np.float32))
     model.predict_noise(np.zeros((2, 4, 32, 32)), 1)
     assert model.engine.idle >= need.scratch
-    styleid.transfer(image, image, model, STEPS)
+    styleid.transfer(image, image, model, steps=STEPS)
 
 
 def test_a_buffer_that_is_too_small_is_not_kept_beside_the_larger_one(shared_folder):
@@ -238,7 +240,9 @@ except MemoryError as error:
 """
 
 
-@pytest.mark.parametrize("megabytes, message", [(400, "this transfer needs .* address space"), (16, "out of memory|needs")])
+@pytest.mark.parametrize(
+    "megabytes, message", [(400, "this transfer needs .* address space"), (16, "out of memory|needs")]
+)
 def test_a_true_limit(shared_folder, megabytes, message):
     """Also where not even the primitives can be made that would be measured."""
     command = [sys.executable, "-c", LIMITED, shared_folder, str(megabytes)]

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import picture, told
 
 import styleid
 from styleid import _core
@@ -34,10 +34,10 @@ def test_examples_in_docstrings():
 def test_a_constant_function_is_the_number(model, inversions, name, value):
     expected = styleid.inject_styles(*inversions[:2])
     for rate in (lambda fraction, layer: value, styleid.decreasing(value, value, "cosine")):
-        np.testing.assert_array_equal(styleid.inject_styles(*inversions[:2], **{name: rate}), expected)
+        np.testing.assert_array_equal(styleid.inject_styles(*inversions[:2], **told(**{name: rate})), expected)
         np.testing.assert_array_equal(
-            styleid.transfer(picture(0), picture(1), model, STEPS, **{name: rate}),
-            styleid.transfer(picture(0), picture(1), model, STEPS),
+            styleid.transfer(picture(0), picture(1), model, **told(steps=STEPS, **{name: rate})),
+            styleid.transfer(picture(0), picture(1), model, steps=STEPS),
         )
 
 
@@ -93,14 +93,16 @@ def test_parts_by_name(model, inversions):
     own = styleid.inject_styles(*pair, inject="q", gamma=0.0, temperature=1.0)
     np.testing.assert_array_equal(own, none)  # a share of 0 of the content's queries, own keys and values
     values = styleid.inject_styles(*pair, inject="v")
-    assert np.abs(styleid.transfer(picture(0), picture(1), model, STEPS, inject="v").astype(int) - values).max() <= 1
+    assert (
+        np.abs(styleid.transfer(picture(0), picture(1), model, steps=STEPS, inject="v").astype(int) - values).max() <= 1
+    )
     assert all(np.any(values != other) for other in (whole, none, keys_and_values))
 
 
 def test_parts_need_no_other_features(model, inversions):
     content, style, _ = inversions
     bare, keys, query = (
-        styleid.invert(picture(i), model, STEPS, keep=k) for i, k in ((0, "none"), (1, "keys"), (0, "query"))
+        styleid.invert(picture(i), model, steps=STEPS, keep=k) for i, k in ((0, "none"), (1, "keys"), (0, "query"))
     )
     layers = content.layers
     np.testing.assert_array_equal(
@@ -131,7 +133,7 @@ def test_bad_parts(inversions, inject):
     with pytest.raises(ValueError, match=f"^inject: expected True, False or letters of 'qkv', got '{inject}'"):
         styleid.inject_styles(*inversions[:2], inject=inject)
     with pytest.raises(ValueError, match="^inject: expected True"):
-        styleid.transfer(picture(0), picture(1), inversions[0].model, STEPS, inject=inject)
+        styleid.transfer(picture(0), picture(1), inversions[0].model, steps=STEPS, inject=inject)
 
 
 # ---- initial latents ----
@@ -139,17 +141,19 @@ def test_bad_parts(inversions, inject):
 
 def test_names_of_the_papers_latents(inversions):
     pair = inversions[:2]
-    np.testing.assert_array_equal(styleid.inject_styles(*pair, initial="adain"), styleid.inject_styles(*pair))
     np.testing.assert_array_equal(
-        styleid.inject_styles(*pair, initial="content"), styleid.inject_styles(*pair, adain=False)
+        styleid.inject_styles(*pair, options=styleid.Start("adain")), styleid.inject_styles(*pair)
+    )
+    np.testing.assert_array_equal(
+        styleid.inject_styles(*pair, options=styleid.Start("content")), styleid.inject_styles(*pair, adain=False)
     )
 
 
 def test_a_function_of_the_latents(inversions):
     expected = styleid.inject_styles(*inversions[:2])
-    np.testing.assert_array_equal(styleid.inject_styles(*inversions[:2], initial=_core.adain), expected)
+    np.testing.assert_array_equal(styleid.inject_styles(*inversions[:2], options=styleid.Start(_core.adain)), expected)
     np.testing.assert_array_equal(
-        styleid.inject_styles(*inversions[:2], initial=initial.blend(0)),
+        styleid.inject_styles(*inversions[:2], options=styleid.Start(initial.blend(0))),
         styleid.inject_styles(*inversions[:2], adain=False),
     )
 
@@ -159,7 +163,9 @@ def test_other_latents_are_where_the_sampling_starts(inversions, name):
     content, style, _ = inversions
     seen = []
     styleid.inject_styles(
-        content, style, initial=name, on_step=lambda step, steps, latents: seen.append(latents.copy())
+        content,
+        style,
+        options=[styleid.Start(name), styleid.Hooks(on_step=lambda step, steps, latents: seen.append(latents.copy()))],
     )
     np.testing.assert_array_equal(seen[0], initial.MIXERS[name](content.latent, style.latent))
     assert not np.array_equal(content.latent, seen[0])  # and the inversion is as it was
@@ -169,7 +175,13 @@ def test_latents_of_several_styles_are_averaged(inversions):
     content, *styles = inversions
     seen = []
     styleid.inject_styles(
-        content, styles, weights=[1, 3], initial="style", on_step=lambda step, steps, z: seen.append(z.copy())
+        content,
+        styles,
+        options=[
+            styleid.Mix([1, 3]),
+            styleid.Start("style"),
+            styleid.Hooks(on_step=lambda step, steps, z: seen.append(z.copy())),
+        ],
     )
     np.testing.assert_allclose(seen[0], 0.25 * styles[0].latent + 0.75 * styles[1].latent, rtol=1e-6, atol=1e-6)
 
@@ -210,7 +222,7 @@ def test_bad_latents(inversions):
         (lambda c, s: None, TypeError, "expected an array"),
     ):
         with pytest.raises(error, match=f"^initial: .*{message}"):
-            styleid.inject_styles(content, style, initial=bad)
+            styleid.inject_styles(content, style, options=styleid.Start(bad))
     for make, bad in ((initial.blend, 1.5), (initial.split_frequencies, 0)):
         with pytest.raises(ValueError, match="expected"):
             make(bad)
@@ -220,16 +232,18 @@ def test_bad_latents(inversions):
 
 
 def test_transfer_of_several_styles(model, inversions):
-    whole = styleid.transfer(picture(0), [picture(1), picture(2)], model, STEPS, weights=[1, 3])
-    parts = styleid.inject_styles(inversions[0], inversions[1:], weights=[1, 3])
+    whole = styleid.transfer(picture(0), [picture(1), picture(2)], model, steps=STEPS, options=styleid.Mix([1, 3]))
+    parts = styleid.inject_styles(inversions[0], inversions[1:], options=styleid.Mix([1, 3]))
     assert np.abs(whole.astype(int) - parts).max() <= 1
-    one = styleid.transfer(picture(0), [picture(1)], model, STEPS)
-    np.testing.assert_array_equal(one, styleid.transfer(picture(0), picture(1), model, STEPS))
+    one = styleid.transfer(picture(0), [picture(1)], model, steps=STEPS)
+    np.testing.assert_array_equal(one, styleid.transfer(picture(0), picture(1), model, steps=STEPS))
 
 
 def test_progress_over_several_styles(model):
     calls = []
-    styleid.transfer(picture(0), [picture(1), picture(2)], model, STEPS, progress=lambda *call: calls.append(call))
+    styleid.transfer(
+        picture(0), [picture(1), picture(2)], model, steps=STEPS, progress=lambda *call: calls.append(call)
+    )
     steps, totals = zip(*calls, strict=True)
     assert set(totals) == {4 * STEPS - 1} and list(steps) == sorted(steps) and steps[-1] == totals[0]
 
@@ -238,17 +252,17 @@ def test_styles_of_other_sizes(model, inversions):
     small = styleid.invert(picture(1, 16, 32), model, steps=STEPS)
     alone = styleid.inject_styles(inversions[0], small)
     assert alone.shape == (16, 16, 3)
-    assert np.abs(styleid.transfer(picture(0), picture(1, 16, 32), model, STEPS).astype(int) - alone).max() <= 1
+    assert np.abs(styleid.transfer(picture(0), picture(1, 16, 32), model, steps=STEPS).astype(int) - alone).max() <= 1
     assert styleid.inject_styles(inversions[0], [inversions[1], small]).shape == (16, 16, 3)
-    assert styleid.inject_styles(inversions[0], small, initial="quantiles").shape == (16, 16, 3)
+    assert styleid.inject_styles(inversions[0], small, options=styleid.Start("quantiles")).shape == (16, 16, 3)
     with pytest.raises(ValueError, match="^initial: needs latents of one size"):
-        styleid.inject_styles(inversions[0], small, initial="style")
+        styleid.inject_styles(inversions[0], small, options=styleid.Start("style"))
 
 
 @pytest.mark.parametrize("styles, weights, name", [([], None, "style"), ([picture(1)] * 2, [1], "weights")])
 def test_bad_lists_of_styles(model, styles, weights, name):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
-        styleid.transfer(picture(0), styles, model, STEPS, weights=weights)
+        styleid.transfer(picture(0), styles, model, steps=STEPS, options=styleid.Mix(weights))
 
 
 # ---- hooks ----
@@ -261,7 +275,7 @@ def test_hooks_see_every_latent(model, inversions):
         assert steps == STEPS and step == len(seen)
         seen.append(latents.copy())
 
-    inversion = styleid.invert(picture(0), model, STEPS, on_step=look)
+    inversion = styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_step=look))
     np.testing.assert_array_equal(np.concatenate(seen), inversion.latents)
     np.testing.assert_array_equal(inversion.latents, inversions[0].latents)  # looking changes nothing
 
@@ -275,7 +289,8 @@ def test_hooks_change_latents(inversions):
             latents[:] = z0
 
     np.testing.assert_array_equal(
-        styleid.inject_styles(content, style, on_step=put), content.model.engine.decode(z0, True)[0]
+        styleid.inject_styles(content, style, options=styleid.Hooks(on_step=put)),
+        content.model.engine.decode(z0, True)[0],
     )
 
 
@@ -284,8 +299,8 @@ def test_exceptions_of_hooks_come_through(model, inversions):
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        styleid.invert(picture(0), model, STEPS, on_step=fail)
+        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_step=fail))
     with pytest.raises(RuntimeError, match="enough"):
-        styleid.inject_styles(*inversions[:2], on_step=fail)
-    with pytest.raises(TypeError, match="hook"):
-        styleid.invert(picture(0), model, STEPS, on_step=3)
+        styleid.inject_styles(*inversions[:2], options=styleid.Hooks(on_step=fail))
+    with pytest.raises(TypeError, match="on_step"):
+        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_step=3))

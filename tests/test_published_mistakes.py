@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import oracle
 import pytest
+from conftest import told
 from oracle import Networks, noise, picture
 from PIL import Image
 
@@ -39,10 +40,10 @@ def pictures():
 
 def test_pair_after_pair_without_injection(folder, model, pictures):
     """The ablation switch dies on the second pair."""
-    results = [styleid.transfer(pictures[0], style, model, inject=False, **RATES) for style in pictures]
+    results = [styleid.transfer(pictures[0], style, model, **told(inject=False, **RATES)) for style in pictures]
     fresh = styleid.load_model(folder, dtype="float32", threads=1)
     for style, result in zip(pictures, results):
-        assert np.array_equal(result, styleid.transfer(pictures[0], style, fresh, inject=False, **RATES))
+        assert np.array_equal(result, styleid.transfer(pictures[0], style, fresh, **told(inject=False, **RATES)))
     assert not np.array_equal(results[1], results[2])
 
 
@@ -65,7 +66,7 @@ def test_saved_features_do_not_collide(model, pictures, tmp_path):
 def test_saved_features_are_not_pickled(model, pictures, tmp_path):
     """The feature cache is a pickle, which runs what is in it."""
     path = tmp_path / "inversion"
-    styleid.invert(pictures[0], model, **RATES).save(path)
+    styleid.invert(pictures[0], model, **told(**RATES)).save(path)
     with pytest.raises(pickle.UnpicklingError):
         pickle.loads(path.read_bytes())
 
@@ -85,12 +86,24 @@ def test_gamma_and_temperature_are_no_integers(folder, model, pictures, tmp_path
         Image.fromarray(image).save(tmp_path / name)
     results = []
     for gamma, temperature in ((0.75, 1.5), (0.3, 1.5), (0.75, 1.25), (1.0, 1.0)):
-        command = ["-m", "styleid", "transfer", "content.png", "style.png", "-o", "out.png", "--model", folder, "--steps", "5"]
+        command = [
+            "-m",
+            "styleid",
+            "transfer",
+            "content.png",
+            "style.png",
+            "-o",
+            "out.png",
+            "--model",
+            folder,
+            "--steps",
+            "5",
+        ]
         command += ["--dtype", "float32", "--threads", "1", "--size", "32"]
         command += ["--gamma", str(gamma), "--temperature", str(temperature)]
         subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, capture_output=True)
         results.append(np.asarray(Image.open(tmp_path / "out.png")))
-        expected = styleid.transfer(*pictures[:2], model, gamma=gamma, temperature=temperature, **RATES)
+        expected = styleid.transfer(*pictures[:2], model, **told(gamma=gamma, temperature=temperature, **RATES))
         assert np.array_equal(results[-1], expected)
     assert len({result.tobytes() for result in results}) == len(results)
 
@@ -117,7 +130,10 @@ def test_features_take_no_more_than_they_must(model, pictures):
     """3.5 GB a picture: Q, K and V of both pictures, where the content's Q and the style's K and V do."""
     layers = 4, 7
     numbers = 5 * sum(tokens * channels for tokens, channels in ((8 * 8, CHANNELS[1]), (16 * 16, CHANNELS[0])))
-    parts = {keep: styleid.invert(pictures[0], model, layers=layers, keep=keep, **RATES) for keep in ("query", "keys", "both")}
+    parts = {
+        keep: styleid.invert(pictures[0], model, **told(layers=layers, keep=keep, **RATES))
+        for keep in ("query", "keys", "both")
+    }
     size = {keep: feature_bytes(inversion) for keep, inversion in parts.items()}
     width = size["query"] // numbers
     assert width in (2, 4)
@@ -130,7 +146,7 @@ def test_features_take_no_more_than_they_must(model, pictures):
 def test_features_in_16_bits_where_the_model_computes_in_16_bits(folder, pictures):
     """1.18 GB of a style's K and V and 0.59 GB of a content's Q at SD 1.x's size and 50 steps."""
     half = styleid.load_model(folder, dtype="bfloat16", threads=1)
-    inversion = styleid.invert(pictures[0], half, layers=(8,), keep="query", **RATES)
+    inversion = styleid.invert(pictures[0], half, **told(layers=(8,), keep="query", **RATES))
     assert feature_bytes(inversion) == 5 * 16 * 16 * CHANNELS[0] * 2
 
 
@@ -140,23 +156,23 @@ def test_pictures_of_any_size(model, pictures, place, size):
     """A picture of the wrong size gives a wrong result without a word: here the rule is that it is mirrored to the next
     usable size, and that the result is cut to the content's."""
     pair = {"content": pictures[0], "style": pictures[1], place: picture(*size, seed=3)}
-    result = styleid.transfer(**pair, model=model, **RATES)
+    result = styleid.transfer(model=model, **told(**pair, **RATES))
     assert result.shape == pair["content"].shape
     height, width = (-side % model.image_multiple for side in size)
     pair[place] = np.pad(pair[place], ((0, height), (0, width), (0, 0)), mode="reflect")
-    whole = styleid.transfer(**pair, model=model, **RATES)
+    whole = styleid.transfer(model=model, **told(**pair, **RATES))
     assert np.array_equal(result, whole[: result.shape[0], : result.shape[1]])
 
 
 def test_pictures_of_different_sizes(model):
     """The result has the content's size, and is what the inversions give one by one."""
     content, style = picture(48, 32, seed=1), picture(32, 64, seed=2)
-    stylized = styleid.transfer(content, style, model, **RATES)
+    stylized = styleid.transfer(content, style, model, **told(**RATES))
     assert stylized.shape == content.shape
-    inversions = (styleid.invert(image, model, **RATES) for image in (content, style))
+    inversions = (styleid.invert(image, model, **told(**RATES)) for image in (content, style))
     assert np.array_equal(stylized, styleid.inject_styles(*inversions, model=model))
 
 
 def test_pictures_need_not_be_square(model):
     content, style = picture(48, 32, seed=1), picture(48, 32, seed=2)
-    assert styleid.transfer(content, style, model, **RATES).shape == (48, 32, 3)
+    assert styleid.transfer(content, style, model, **told(**RATES)).shape == (48, 32, 3)

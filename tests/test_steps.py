@@ -18,7 +18,9 @@ SCHEDULES = ["paper", "diffusers", "corrected"]
 @pytest.fixture(scope="module")
 def inversions(model):
     return {
-        schedule: [styleid.invert(picture(seed), model, STEPS, schedule, (6, 7)) for seed in (0, 1)]
+        schedule: [
+            styleid.invert(picture(seed), model, steps=STEPS, schedule=schedule, layers=(6, 7)) for seed in (0, 1)
+        ]
         for schedule in SCHEDULES
     }
 
@@ -77,10 +79,12 @@ def test_refinement_by_hand(schedule, prediction):
 
 def test_no_refinement_is_the_papers(model, inversions):
     for schedule in SCHEDULES:
-        plain = styleid.invert(picture(0), model, STEPS, schedule, (6, 7), refine=0)
+        plain = styleid.invert(
+            picture(0), model, steps=STEPS, schedule=schedule, layers=(6, 7), options=styleid.Accuracy(0)
+        )
         np.testing.assert_array_equal(plain.latents, inversions[schedule][0].latents)
-    whole = styleid.transfer(picture(0), picture(1), model, STEPS, refine=1)
-    content, style = (styleid.invert(picture(seed), model, STEPS, refine=1) for seed in (0, 1))
+    whole = styleid.transfer(picture(0), picture(1), model, steps=STEPS, options=styleid.Accuracy(1))
+    content, style = (styleid.invert(picture(seed), model, steps=STEPS, options=styleid.Accuracy(1)) for seed in (0, 1))
     assert np.abs(whole.astype(int) - styleid.inject_styles(content, style)).max() <= 1
     assert np.any(content.latents != inversions["paper"][0].latents)
 
@@ -110,7 +114,14 @@ def test_features_of_a_refined_inversion(model, schedule):
     def keep(step, layer, query, key, value):
         seen[step] = key.copy()
 
-    inversion = styleid.invert(picture(0), model, STEPS, schedule, [6], on_attention=keep, refine=2)
+    inversion = styleid.invert(
+        picture(0),
+        model,
+        steps=STEPS,
+        schedule=schedule,
+        layers=[6],
+        options=[styleid.Hooks(on_attention=keep), styleid.Accuracy(2)],
+    )
     assert set(seen) == set(range(STEPS + (schedule == "paper")))
     for step in range(STEPS):
         np.testing.assert_array_equal(inversion.key(step, 6), seen[step])
@@ -119,7 +130,7 @@ def test_features_of_a_refined_inversion(model, schedule):
 @pytest.mark.parametrize("refine, error", [(-1, ValueError), (1.5, TypeError), (1001, ValueError)])
 def test_bad_refinements(model, refine, error):
     with pytest.raises(error, match="refine"):
-        styleid.invert(picture(0), model, STEPS, refine=refine)
+        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Accuracy(refine))
 
 
 # ---- strength ----
@@ -131,7 +142,11 @@ def test_strength_by_hand(model, inversions, schedule, strength, count):
     content, style = inversions[schedule]
     seen = []
     styleid.inject_styles(
-        content, style, inject=False, adain=False, strength=strength, on_step=lambda i, n, z: seen.append(z.copy())
+        content,
+        style,
+        inject=False,
+        adain=False,
+        options=[styleid.Start(strength=strength), styleid.Hooks(on_step=lambda i, n, z: seen.append(z.copy()))],
     )
     assert len(seen) == count + 1
     z = content.latents[count if schedule == "diffusers" else count - 1][np.newaxis].astype(np.float64)
@@ -148,16 +163,24 @@ def test_full_strength_is_the_papers(model, inversions, schedule):
     pair = inversions[schedule]
     expected = styleid.inject_styles(*pair)
     for strength in (1, 1.0, 0.95):  # rounded to all steps
-        np.testing.assert_array_equal(styleid.inject_styles(*pair, strength=strength), expected)
-    weak = styleid.inject_styles(*pair, strength=0.6)
-    whole = styleid.transfer(picture(0), picture(1), model, STEPS, schedule, layers=(6, 7), strength=0.6)
+        np.testing.assert_array_equal(styleid.inject_styles(*pair, options=styleid.Start(strength=strength)), expected)
+    weak = styleid.inject_styles(*pair, options=styleid.Start(strength=0.6))
+    whole = styleid.transfer(
+        picture(0),
+        picture(1),
+        model,
+        steps=STEPS,
+        schedule=schedule,
+        layers=(6, 7),
+        options=styleid.Start(strength=0.6),
+    )
     assert np.abs(whole.astype(int) - weak).max() <= 1 and np.any(weak != expected)
 
 
-@pytest.mark.parametrize("strength", [0, 1.01, -1, math.nan, "half"])
+@pytest.mark.parametrize("strength", [0, 1.01, -1, math.nan])
 def test_bad_strengths(inversions, strength):
     with pytest.raises(ValueError, match="^strength: expected a number above 0 and at most 1"):
-        styleid.inject_styles(*inversions["paper"], strength=strength)
+        styleid.inject_styles(*inversions["paper"], options=styleid.Start(strength=strength))
 
 
 # ---- layers by step ----
@@ -174,7 +197,9 @@ def test_layers_at_all_steps(model, inversions):
         expected = styleid.inject_styles(*pair, layers=same)
         np.testing.assert_array_equal(styleid.inject_styles(*pair, layers=layers), expected)
         assert (
-            np.abs(styleid.transfer(picture(0), picture(1), model, STEPS, layers=layers).astype(int) - expected).max()
+            np.abs(
+                styleid.transfer(picture(0), picture(1), model, steps=STEPS, layers=layers).astype(int) - expected
+            ).max()
             <= 1
         )
 
@@ -196,7 +221,7 @@ def test_layers_by_step(inversions, as_array):
         if np.array_equal(key, style.key(step, layer)):
             injected.add((step, layer))
 
-    styleid.inject_styles(content, style, layers=layers, on_attention=see)
+    styleid.inject_styles(content, style, layers=layers, options=styleid.Hooks(on_attention=see))
     assert injected == {(4, 6), (3, 6), (2, 7), (1, 7), (0, 7)}
 
 
@@ -214,12 +239,18 @@ def test_bad_layers_by_step(inversions, layers, message):
 
 
 def test_refined_features_recomputed(model):
-    kept = styleid.invert(picture(0), model, STEPS, refine=1)
-    again = styleid.invert(picture(0), model, STEPS, refine=1, features="recompute")
+    kept = styleid.invert(picture(0), model, steps=STEPS, options=styleid.Accuracy(1))
+    again = styleid.invert(picture(0), model, steps=STEPS, options=[styleid.Storage("recompute"), styleid.Accuracy(1)])
     for step in range(STEPS):
         np.testing.assert_array_equal(again.key(step, 6), kept.key(step, 6))
     with pytest.raises(ValueError, match="^features: .*'diffusers' cannot be recomputed"):
-        styleid.invert(picture(0), model, STEPS, "diffusers", refine=1, features="recompute")
+        styleid.invert(
+            picture(0),
+            model,
+            steps=STEPS,
+            schedule="diffusers",
+            options=[styleid.Storage("recompute"), styleid.Accuracy(1)],
+        )
 
 
 # ---- a sample of the posterior ----
@@ -231,11 +262,15 @@ def test_samples_of_the_posterior(model):
     noise = np.random.default_rng(5).standard_normal(mean.shape, np.float32)
     expected = mean + 0.5 * np.exp(log_variance / 2) * noise  # 0.5: the tiny model's scaling
     np.testing.assert_allclose(model.encode(image, 5), expected, rtol=1e-5, atol=1e-6)
-    inversion = styleid.invert(image, model, STEPS, seed=5)
+    inversion = styleid.invert(image, model, steps=STEPS, options=styleid.Accuracy(seed=5))
     np.testing.assert_array_equal(inversion.latents[:1], model.encode(image, 5))
-    np.testing.assert_array_equal(styleid.invert(image, model, STEPS, seed=None).latents[:1], mean)
-    whole = styleid.transfer(image, picture(1), model, STEPS, seed=5)
-    parts = styleid.inject_styles(inversion, styleid.invert(picture(1), model, STEPS, seed=5))
+    np.testing.assert_array_equal(
+        styleid.invert(image, model, steps=STEPS, options=styleid.Accuracy(seed=None)).latents[:1], mean
+    )
+    whole = styleid.transfer(image, picture(1), model, steps=STEPS, options=styleid.Accuracy(seed=5))
+    parts = styleid.inject_styles(
+        inversion, styleid.invert(picture(1), model, steps=STEPS, options=styleid.Accuracy(seed=5))
+    )
     np.testing.assert_array_equal(whole, parts)
     for seed in (-1, 0.5, "a"):
         with pytest.raises(ValueError, match="^seed: expected"):

@@ -54,7 +54,7 @@ def test_all_combinations(place, model):
     rows = run(place, model, gamma=[0.3, "0.9:0.5:cosine"], temperature=[1, 1.5])
     assert len(rows) == 2 * 2 * 2 * 2 and len({row["output"] for row in rows}) == len(rows)
     inversions = {
-        path: styleid.invert(path, model, 3)
+        path: styleid.invert(path, model, steps=3)
         for folder in ("contents", "styles")
         for path in place.glob(f"{folder}/*.???")
         if path.suffix != ".txt"
@@ -186,8 +186,10 @@ def test_prompts_are_settings(place, shared_folder):
     plain, other = run(place, model), run(place, model, prompt="ab", negative_prompt="c", guidance=2.0, inject="kv")
     assert len({row["output"] for row in plain + other}) == 8
     assert all((row["prompt"], row["guidance"], row["inject"]) == ("ab", 2.0, "kv") for row in other)
-    inversions = [styleid.invert(other[0][which], model, 3, prompt="ab") for which in ("content", "style")]
-    expected = styleid.inject_styles(*inversions, inject="kv", negative_prompt="c", guidance=2.0)
+    inversions = [
+        styleid.invert(other[0][which], model, steps=3, options=styleid.Text("ab")) for which in ("content", "style")
+    ]
+    expected = styleid.inject_styles(*inversions, inject="kv", options=styleid.Text(negative="c", guidance=2.0))
     np.testing.assert_array_equal(np.asarray(Image.open(place / "out" / other[0]["output"])), expected)
 
 

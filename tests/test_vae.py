@@ -148,7 +148,7 @@ def test_command_line(folder, tiny, expected, tmp_path, capsys):
     run = ["transfer", *paths[:2], "-o", paths[2], "--model", str(folder), "--threads", "1", "--dtype", "float32"]
     run += ["--steps", "2", "--size", "32", "--quiet", "--vae", str(tiny), "--tiling", "off"]
     assert main(run) == 0
-    wanted = styleid.transfer(picture(32, 32, 1), picture(32, 32, 2), expected, 2)
+    wanted = styleid.transfer(picture(32, 32, 1), picture(32, 32, 2), expected, steps=2)
     np.testing.assert_array_equal(styleid.load_image(paths[2], None), wanted)
     assert main([*run, "--ema"]) == 2
     assert "ema: only single files" in capsys.readouterr().err
@@ -327,7 +327,7 @@ def test_models_pass_it_on(folder, tmp_path):
     np.testing.assert_array_equal(models["auto"].encode(image), models[False].encode(image))
     assert not np.array_equal(models[True].encode(image), models[False].encode(image))
     for model in models.values():  # a cache does not mix them up
-        styleid.invert(picture(32, 32, seed=1), model, 2, cache=tmp_path, keep="none")
+        styleid.invert(picture(32, 32, seed=1), model, steps=2, keep="none", options=styleid.Storage(cache=tmp_path))
         caches |= set(tmp_path.iterdir())
     assert len(caches) == 3
 
@@ -347,7 +347,7 @@ def test_a_vae_alone_is_the_models(folder, tiny, expected):
 
 def test_a_vae_alone_is_no_model(tiny, folder):
     vae = styleid.load_vae(tiny, threads=1)
-    content = styleid.invert(picture(32, 32, seed=1), load(folder), 2)
+    content = styleid.invert(picture(32, 32, seed=1), load(folder), steps=2)
     latent, context = content.latent, content.context
     for call in (
         lambda: vae.engine.predict_noise(latent, 1, context),
@@ -369,7 +369,7 @@ def test_a_vae_alone_is_no_model(tiny, folder):
 def test_previews_are_what_each_evaluation_predicts(folder, schedule, strength):
     """x0 = (z - sqrt(1 - a) e) / sqrt(a), with e from the network itself."""
     model, steps = load(folder), 4
-    content = styleid.invert(picture(20, 32, seed=1), model, steps, schedule)
+    content = styleid.invert(picture(20, 32, seed=1), model, steps=steps, schedule=schedule)
     seen, shown, slots = [], [], _core.schedule(model.engine, schedule, steps)["sampling"]
     preview = styleid.Preview(lambda *call: shown.append(call), content)
 
@@ -377,8 +377,10 @@ def test_previews_are_what_each_evaluation_predicts(folder, schedule, strength):
         seen.append(latents.copy())
         preview(step, steps, latents)
 
-    plain = styleid.inject_styles(content, content, inject=False, strength=strength)
-    watched = styleid.inject_styles(content, content, inject=False, strength=strength, on_step=look)
+    plain = styleid.inject_styles(content, content, inject=False, options=styleid.Start(strength=strength))
+    watched = styleid.inject_styles(
+        content, content, inject=False, options=[styleid.Start(strength=strength), styleid.Hooks(on_step=look)]
+    )
     np.testing.assert_array_equal(watched, plain)
     slots = slots[len(slots) - len(shown) :]
     assert 0 < len(shown) <= steps * strength
@@ -393,10 +395,10 @@ def test_previews_are_what_each_evaluation_predicts(folder, schedule, strength):
 
 def test_previews_now_and_then_by_another_vae(folder, tiny):
     model, steps = load(folder), 6
-    content, shown = styleid.invert(picture(32, 32, seed=1), model, steps, "corrected"), []
+    content, shown = styleid.invert(picture(32, 32, seed=1), model, steps=steps, schedule="corrected"), []
     vae = styleid.load_vae(tiny, dtype="float32", threads=1)
     preview = styleid.Preview(lambda step, steps, image: shown.append((step, image)), content, vae=vae, every=4)
-    styleid.inject_styles(content, content, on_step=preview)
+    styleid.inject_styles(content, content, options=styleid.Hooks(on_step=preview))
     assert [step for step, _ in shown] == [4, 6]
 
 
@@ -409,6 +411,6 @@ def test_previews_now_and_then_by_another_vae(folder, tiny):
     ],
 )
 def test_bad_previews(folder, change, error, message):
-    content = styleid.invert(picture(32, 32, seed=1), load(folder), 2, keep="none")
+    content = styleid.invert(picture(32, 32, seed=1), load(folder), steps=2, keep="none")
     with pytest.raises(error, match=f"^{message}"):
         styleid.Preview(**({"show": print, "content": content} | change))

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: main, what each command does, and its arguments."""

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from styleid._core import Feature
     from styleid.inversions.inversion import Inversion
 
-FORMAT, VERSION = "styleid inversion", "2"
-UNSEALED = "1"  # the version before: without checksums, guidance, and pictures that needed padding
+FORMAT, VERSION = "styleid inversion", "1"
 KEEP = {"both": ("query", "key", "value"), "query": ("query",), "keys": ("key", "value"), "none": ()}
 SCHEDULES = ("paper", "diffusers", "corrected")
 SMALL = ("latents", "predicted", "timesteps", "context")  # arrays beside the features
@@ -28,7 +27,7 @@ SAVED = ("schedule", "keep", "prompt", "fingerprint", "negative_prompt")  # as t
 
 def arrays_of(inversion: Inversion) -> dict[str, NDArray[Any]]:
     """All arrays that it has, by their names in a file."""
-    small = {name: getattr(inversion, name) for name in SMALL if getattr(inversion, name) is not None}
+    small = {name: getattr(inversion, name) for name in SMALL}
     kept = inversion.features.items()
     return small | {f"{kind}.{layer}": array for kind, layers in kept for layer, array in layers.items()}
 
@@ -37,9 +36,7 @@ def metadata_of(inversion: Inversion) -> dict[str, str]:
     """What a file says beside the arrays, but for checksums."""
     metadata = {key: getattr(inversion, key) for key in SAVED}
     metadata |= {"format": FORMAT, "version": VERSION, "layers": ",".join(map(str, inversion.layers))}
-    metadata |= {"guidance": str(inversion.guidance)}
-    if inversion.size is not None:
-        metadata["size"] = "{}x{}".format(*inversion.size)
+    metadata |= {"guidance": str(inversion.guidance), "size": "{}x{}".format(*inversion.size)}
     if inversion.recompute:
         metadata["recompute"] = inversion.feature_dtype
     return metadata
@@ -56,15 +53,10 @@ def read_fields(path: Path, mapped: bool) -> dict[str, Any]:
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: not an inversion of styleid")
-    if metadata.get("version") not in (VERSION, UNSEALED):
-        raise ValueError(
-            f"{path}: version {metadata.get('version')!r} of the format; this program reads {UNSEALED} and {VERSION}"
-        )
+    if metadata.get("version") != VERSION:
+        raise ValueError(f"{path}: version {metadata.get('version')!r} of the format; this program reads {VERSION}")
     try:
-        if metadata["version"] == UNSEALED:
-            metadata = {"negative_prompt": "", "guidance": "1"} | metadata
-        else:
-            check_seal(tensors, metadata)
+        check_seal(tensors, metadata)
         return _fields(tensors, metadata, mapped)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged inversion: {error}") from None
@@ -72,9 +64,8 @@ def read_fields(path: Path, mapped: bool) -> dict[str, Any]:
 
 def _fields(tensors: dict[str, Tensor], metadata: Mapping[str, str], mapped: bool) -> dict[str, Any]:
     """The fields from a file's content, after checking all of it."""
-    if missing := {"latents", "timesteps", "context"} - tensors.keys():
+    if missing := set(SMALL) - tensors.keys():
         raise ValueError(f"{min(missing)} is missing")
-    metadata = {"negative_prompt": "", "guidance": "1.0", **metadata}  # which earlier files do not have
     settings: dict[str, Any] = {key: metadata[key] for key in SAVED}
     guidance = float(metadata["guidance"])
     if not math.isfinite(guidance):
@@ -87,7 +78,7 @@ def _fields(tensors: dict[str, Tensor], metadata: Mapping[str, str], mapped: boo
     if not 2 <= steps <= 1000 or np.any(timesteps != np.minimum(1 + np.arange(steps) * (1000 // steps), 999)):
         raise ValueError(f"timesteps are not those of a schedule of {steps} steps")
     context = _array(tensors, "context", (1, None, None), ("F32",))
-    predicted = _array(tensors, "predicted", (steps, *latents.shape[1:]), ("F32",)) if "predicted" in tensors else None
+    predicted = _array(tensors, "predicted", (steps, *latents.shape[1:]), ("F32",))
     layers = tuple(int(layer) for layer in metadata["layers"].split(",") if layer)
     recompute = metadata.get("recompute")
     if recompute not in (None, "float32", "bfloat16"):
@@ -102,7 +93,7 @@ def _fields(tensors: dict[str, Tensor], metadata: Mapping[str, str], mapped: boo
         "context": context,
         "layers": layers,
         "features": features,
-        "size": _size(metadata),
+        "size": _size(metadata["size"]),
         "guidance": guidance,
         "predicted": predicted,
         "feature_dtype": recompute or dtype,
@@ -110,11 +101,8 @@ def _fields(tensors: dict[str, Tensor], metadata: Mapping[str, str], mapped: boo
     }
 
 
-def _size(metadata: Mapping[str, str]) -> tuple[int, int] | None:
-    """The picture's (height, width), written as HEIGHTxWIDTH."""
-    text = metadata.get("size")
-    if text is None:
-        return None
+def _size(text: str) -> tuple[int, int]:
+    """The image's (height, width), written as HEIGHTxWIDTH."""
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)
     if not match:
         raise ValueError(f"its size is {text[:80]!r}")

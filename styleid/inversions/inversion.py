@@ -1,4 +1,4 @@
-"""An inverted picture: its latents at every step and the attention features kept on the way."""
+"""An inverted image: its latents at every step and the attention features kept on the way."""
 
 from __future__ import annotations
 
@@ -25,43 +25,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inversion:
-    """What DDIM inversion made of one picture (step 2 of the method). Made by `styleid.invert` or `Inversion.load`.
+    """What DDIM inversion made of one image (step 2 of the method). Made by `styleid.invert` or `Inversion.load`.
 
     Attributes:
         latents: (steps + 1, C, h, w) float32: z0 = the input of the first evaluation, ..., zT
         timesteps: (steps,) int32, ascending; the features of slot i were kept at timesteps[i]
         context: (1, tokens, channels) float32: the prompt's context
         layers: the decoder layers whose features were kept
-        size: (height, width) of the picture, to which results are cut; the latents are those of the picture padded to
-            multiples of `model.image_multiple`. None: as large as the latents (files of earlier versions)
+        size: (height, width) of the image, to which results are cut; the latents are those of the image padded to
+            multiples of `model.image_multiple`
         schedule, keep, prompt: as given to `styleid.invert`
         fingerprint: of the model that made it
         features: the kept arrays themselves: "query", "key" and "value" -> layer -> (steps, tokens, channels), float32,
             or uint16 that holds the bits of bfloat16; read-only where they lie in a mapped file
         model: the model that made it; None for a loaded one
-        negative_prompt, guidance: as given to `styleid.invert`
-        predicted: (steps, C, h, w) float32: x0 by every evaluation, (z - sqrt(1 - a) e) / sqrt(a). None in files of
-            earlier versions
+        negative_prompt, guidance: the `styleid.Text` that was given to `styleid.invert`
+        predicted: (steps, C, h, w) float32: x0 by every evaluation, (z - sqrt(1 - a) e) / sqrt(a)
         feature_dtype: "float32" or "bfloat16": what the features are kept in
         recompute: whether they are not kept, but evaluated again, on `latents`, whenever they are asked for
     """
 
     latents: NDArray[np.float32]
+    predicted: NDArray[np.float32]
     timesteps: NDArray[np.int32]
     context: NDArray[np.float32]
     layers: tuple[int, ...]
     schedule: str
     keep: str
     prompt: str
+    negative_prompt: str
+    guidance: float
     fingerprint: str
     features: Mapping[str, dict[int, Feature]]
-    size: tuple[int, int] | None = None
+    feature_dtype: str
+    recompute: bool
+    size: tuple[int, int]
     model: Model | None = None
-    negative_prompt: str = ""
-    guidance: float = 1.0
-    predicted: NDArray[np.float32] | None = None
-    feature_dtype: str = "float32"
-    recompute: bool = False
 
     @property
     def steps(self) -> int:
@@ -77,11 +76,6 @@ class Inversion:
     def latent_size(self) -> tuple[int, int]:
         """(h, w) of the latents."""
         return self.latents.shape[2], self.latents.shape[3]
-
-    def image_size(self, model: Model) -> tuple[int, int]:
-        """(H, W) of the picture: `size`, or, where that is None, what `model` decodes the latents to."""
-        height, width = self.latent_size
-        return self.size or (height * model.vae_factor, width * model.vae_factor)
 
     @property
     def nbytes(self) -> int:
@@ -166,7 +160,7 @@ class Inversion:
             release(array)
 
     def reconstruct(self, model: Model | None = None) -> NDArray[np.uint8]:
-        """The picture that DDIM sampling from zT gives, under the prompts of the inversion: (H, W, 3) uint8 of its size.
+        """The image that DDIM sampling from zT gives, under the prompts of the inversion: (H, W, 3) uint8 of its size.
 
         model: None: the model that made the inversion, or the default one if the inversion was loaded from a file.
         ValueError for another model.
@@ -182,17 +176,17 @@ class Inversion:
         )  # fmt: skip
         return self.crop(model.engine.decode(z0, truncate)[0])
 
-    def crop(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A decoded picture, (H, W, 3) uint8, without what was padded; no errors."""
-        return picture if self.size is None else np.ascontiguousarray(picture[: self.size[0], : self.size[1]])
+    def crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A decoded image, (H, W, 3) uint8, without what was padded; no errors."""
+        return np.ascontiguousarray(image[: self.size[0], : self.size[1]])
 
     def check_model(self, model: Model, name: str = "inversion") -> None:
         """ValueError, beginning with `name`, if the inversion was made by another model."""
         if self.fingerprint != model.fingerprint:
             raise ValueError(f"{name}: was made by another model than {model!r}")
         latent = tuple(side * model.vae_factor for side in self.latent_size)
-        if self.size is not None and padded_size(self.size, model.image_multiple) != latent:
-            raise ValueError(f"{name}: damaged: a picture of {self.size} does not have latents of {self.latent_size}")
+        if padded_size(self.size, model.image_multiple) != latent:
+            raise ValueError(f"{name}: damaged: an image of {self.size} does not have latents of {self.latent_size}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one safetensors file, `path`, whole or not at all. OSError where that is impossible."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
@@ -22,61 +22,62 @@ from styleid.progress import Report
 if TYPE_CHECKING:
     from styleid._core import Features, Hook, OnAttention
 
+Float32 = NDArray[np.float32]
+
 FEATURES = ("memory", "disk", "recompute")
 
 
-def draft_of(
-    model: Model,
-    pixels: Pixels,
-    timesteps: NDArray[np.int32],
-    schedule: str,
-    layers: tuple[int, ...],
-    keep: str,
-    prompt: str,
-    context: NDArray[np.float32],
-    feature_dtype: str,
-    recompute: bool = False,
-) -> Inversion:
-    """An inversion that is still to be run: its latents are zeros, and it has no features."""
-    height, width = (side // model.vae_factor for side in padded_size(pixels.shape[:2], model.image_multiple))
-    latents = np.zeros((len(timesteps) + 1, model.config["unet"]["in_channels"], height, width), np.float32)
-    return Inversion(
-        latents=latents,
-        timesteps=timesteps,
-        context=context,
-        layers=layers,
-        schedule=schedule,
-        keep=keep,
-        prompt=prompt,
-        fingerprint=model.fingerprint,
-        features={},
-        size=(pixels.shape[0], pixels.shape[1]),
-        model=model,
-        predicted=latents[1:],
-        feature_dtype=feature_dtype,
-        recompute=recompute,
-    )
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What the model is told, as texts and as contexts of (1, tokens, channels)."""
+
+    text: str
+    context: Float32
+    negative: str = ""
+    guidance: float = 1.0
+    negative_context: Float32 | None = None  # None: nothing more is evaluated
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How images are inverted: all that `styleid._core.invert` is told but the images and what is kept of each."""
+
+    model: Model
+    steps: int
+    schedule: str
+    timesteps: NDArray[np.int32]
+    layers: tuple[int, ...]
+    prompt: Prompt
+    features: str  # one of FEATURES
+    feature_dtype: str
+    refine: int = 0
+    seed: int | None = None
+    on_step: Hook | None = None
+    on_attention: OnAttention | None = None
+    watched: tuple[int, ...] | None = None  # by on_attention; None: the layers
+
+    def settings(self, keep: str) -> dict[str, object]:
+        """What an inversion depends on besides the image and the model."""
+        return {
+            "steps": self.steps, "schedule": self.schedule, "layers": list(self.layers), "keep": keep,
+            "prompt": self.prompt.text, "negative_prompt": self.prompt.negative, "guidance": self.prompt.guidance,
+            "feature_dtype": self.feature_dtype, "recompute": self.features == "recompute", "refine": self.refine,
+            "seed": self.seed,
+        }  # fmt: skip
 
 
 def run_inversions(
-    drafts: Sequence[Inversion],
-    pictures: Sequence[Pixels],
-    files: Sequence[BinaryIO],
-    negative: NDArray[np.float32] | None = None,
-    report: Report = None,
-    on_step: Hook | None = None,
-    on_attention: OnAttention | None = None,
-    refine: int = 0,
-    seed: int | None = None,
+    recipe: Recipe, images: Sequence[tuple[Pixels, str]], files: Sequence[BinaryIO], report: Report = None
 ) -> list[Inversion]:
-    """Inverts pictures of one size as one batch.
+    """Inverts images of one size as one batch.
 
-    drafts: what is known of each before: all but the numbers; made alike, but for what they keep
-    files: one for each, to write it to; the features are then mapped from there. Empty: they stay in memory
+    Args:
+        images: each with what is kept of it, a key of KEEP
+        files: one for each, to write it to; the features are then mapped from there. Empty: they stay in memory
     """
-    one = drafts[0]
-    model = cast(Model, one.model)
-    latents = [model.encode(pad(picture, model.image_multiple), seed) for picture in pictures]
+    model, prompt = recipe.model, recipe.prompt
+    latents = [model.encode(pad(pixels, model.image_multiple), recipe.seed) for pixels, _ in images]
+    drafts = [_draft(recipe, pixels, keep) for pixels, keep in images]
     recordings = [Recording(file, draft) for file, draft in zip(files, drafts, strict=bool(files))]
 
     def sink(step: int, features: list[Features]) -> None:
@@ -84,9 +85,10 @@ def run_inversions(
             recording.keep(cast("dict[str, dict[int, NDArray[Any]]]", kept))
 
     results = _core.invert(
-        model.engine, np.concatenate(latents), one.context, one.steps, one.schedule,
-        () if one.recompute else one.layers, [draft.keep for draft in drafts], one.feature_dtype, report, on_step,
-        negative, one.guidance, on_attention=on_attention, sink=sink if files else None, refine=refine,
+        model.engine, np.concatenate(latents), prompt.context, recipe.steps, recipe.schedule,
+        () if recipe.features == "recompute" else recipe.layers, [keep for _, keep in images], recipe.feature_dtype, report,
+        recipe.on_step, prompt.negative_context, prompt.guidance, on_attention=recipe.on_attention,
+        watched=recipe.watched, sink=sink if files else None, refine=recipe.refine,
     )  # fmt: skip
     inversions = [
         replace(
@@ -100,6 +102,31 @@ def run_inversions(
     if not files:
         return inversions
     return [recording.finish(whole) for recording, whole in zip(recordings, inversions, strict=True)]
+
+
+def _draft(recipe: Recipe, pixels: Pixels, keep: str) -> Inversion:
+    """An inversion that is still to be run: its latents are zeros, and it has no features."""
+    model, prompt = recipe.model, recipe.prompt
+    height, width = (side // model.vae_factor for side in padded_size(pixels.shape[:2], model.image_multiple))
+    latents = np.zeros((recipe.steps + 1, model.config["unet"]["in_channels"], height, width), np.float32)
+    return Inversion(
+        latents=latents,
+        predicted=latents[1:],
+        timesteps=recipe.timesteps,
+        context=prompt.context,
+        layers=recipe.layers,
+        schedule=recipe.schedule,
+        keep=keep,
+        prompt=prompt.text,
+        negative_prompt=prompt.negative,
+        guidance=prompt.guidance,
+        fingerprint=model.fingerprint,
+        features={},
+        size=(pixels.shape[0], pixels.shape[1]),
+        model=model,
+        feature_dtype=recipe.feature_dtype,
+        recompute=recipe.features == "recompute",
+    )
 
 
 class Recording:

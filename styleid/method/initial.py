@@ -75,6 +75,14 @@ MIXERS: dict[str, Mixer] = {
 NAMES = ("adain", "content", *MIXERS)  # the first by the engine's function
 
 
+def check_initial(initial: Initial) -> None:
+    """TypeError or ValueError for neither a known name nor a function."""
+    if callable(initial) or (isinstance(initial, str) and initial in NAMES):
+        return
+    error = ValueError if isinstance(initial, str) else TypeError
+    raise error(f"initial: expected one of {list(NAMES)} or a function of two latents, got {initial!r}")
+
+
 def mix(
     initial: Initial,
     content: Float32,
@@ -89,12 +97,9 @@ def mix(
         rest: the content's own weight. All add up to 1
 
     Raises:
-        TypeError, ValueError: neither a known name nor a function, or what the function gave is not like the content's
+        TypeError, ValueError: what the function gave is not like the content's
     """
-    mixer = initial if callable(initial) else MIXERS.get(initial) if isinstance(initial, str) else None
-    if mixer is None:
-        error = ValueError if isinstance(initial, str) else TypeError
-        raise error(f"initial: expected one of {list(NAMES)} or a function of two latents, got {initial!r}")
+    mixer = MIXERS[initial] if isinstance(initial, str) else initial
     mixed = np.float32(rest) * content
     for style, weight in zip(styles, weights, strict=True):
         latent = float32_array("initial", mixer(content.copy(), style.copy()), 4)

@@ -1,6 +1,6 @@
 """Masks: where in the content a style is injected, and which part of the style is.
 
-A mask is an array (H, W) over a picture, of any size: numbers in [0, 1], bool, or uint8 that is divided by 255. m_s(i), of
+A mask is an array (H, W) over an image, of any size: numbers in [0, 1], bool, or uint8 that is divided by 255. m_s(i), of
 style s at token i, is its mean over the token's area of the content, n_s(j) the same over the style; w_s is the style's
 weight. Then
 
@@ -67,9 +67,9 @@ def area_mean(mask: Float64, size: Size) -> Float64:
     return means
 
 
-def over_padding(mask: Float64 | None, size: Size | None, model: Model) -> Float64 | None:
-    """The mask over a picture of a size, continued over what the picture is padded with: mirrored, as that is."""
-    if mask is None or size is None or padded_size(size, model.image_multiple) == size:
+def over_padding(mask: Float64 | None, size: Size, model: Model) -> Float64 | None:
+    """The mask over an image of a size, continued over what the image is padded with: mirrored, as that is."""
+    if mask is None or padded_size(size, model.image_multiple) == size:
         return mask
     return pad(area_mean(mask, size), model.image_multiple)
 

@@ -14,14 +14,14 @@ Show = Callable[[int, int, NDArray[np.uint8]], object]
 
 
 class Preview:
-    """An `on_step` of `inject_styles` that shows the picture which each evaluation predicts, at the cost of its decoding.
+    """An `on_step` of `inject_styles` that shows the image which each evaluation predicts, at the cost of its decoding.
 
     An evaluation moves the latent z = sqrt(a) x0 + sqrt(1 - a) e at level a to z' = sqrt(b) x0 + sqrt(1 - b) e at
     level b. Both are seen, so that x0, the prediction, needs no evaluation of its own:
     x0 = (sqrt(1 - a) z' - sqrt(1 - b) z) / (sqrt(1 - a) sqrt(b) - sqrt(1 - b) sqrt(a)).
 
     Args:
-        show: called as show(step, steps, picture) after evaluation `step` of `steps`, counted from 1; picture
+        show: called as show(step, steps, image) after evaluation `step` of `steps`, counted from 1; image
             (H, W, 3) uint8 of the content's size
         content: the inversion that `inject_styles` is given
         model: as there
@@ -36,7 +36,7 @@ class Preview:
         self, show: Show, content: Inversion, model: Model | None = None, vae: VAE | None = None, every: int = 1
     ) -> None:
         if not callable(show):
-            raise TypeError(f"show: expected a function of (step, steps, picture), got {type(show).__name__}")
+            raise TypeError(f"show: expected a function of (step, steps, image), got {type(show).__name__}")
         if not isinstance(content, Inversion):
             raise TypeError(f"content: expected an Inversion, got {type(content).__name__}")
         if type(every) is not int or every < 1:
@@ -44,7 +44,7 @@ class Preview:
         model = model or content.model or default_model()
         content.check_model(model, "content")
         self._show, self._every, self._vae = show, every, vae or model
-        self._size = content.image_size(model)
+        self._size = content.size
         self._levels = _core.schedule(model.engine, content.schedule, content.steps)["levels"]
         self._before: NDArray[np.float32] | None = None
 
@@ -53,8 +53,8 @@ class Preview:
         if step and self._before is not None and (step % self._every == 0 or step == steps):
             # A run of a lower strength begins late, and ends with the others.
             left_out = len(self._levels) - 1 - steps
-            picture = self._vae.decode(self._predicted(left_out + step, latents))
-            self._show(step, steps, picture[: self._size[0], : self._size[1]])
+            image = self._vae.decode(self._predicted(left_out + step, latents))
+            self._show(step, steps, image[: self._size[0], : self._size[1]])
         self._before = latents.copy()
 
     def _predicted(self, b: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Rate = ArrayLike | Callable[[float, int], float]
 LayersByStep = Iterable[int] | NDArray[np.bool_] | Callable[[float, int], object]
 
+PAPER = {"gamma": 0.75, "temperature": 1.5}
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda p: p,
     "cosine": lambda p: (1 - math.cos(math.pi * p)) / 2,
@@ -75,17 +76,28 @@ def per_step_and_layer(name: str, value: Rate, steps: int, layers: int) -> NDArr
     """
     if callable(value):
         value = [[value(1 - step / (steps - 1), layer) for layer in range(layers)] for step in range(steps)]
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected a number, an array of numbers or a function that gives one, got {value!r}")
+    array = _numbers(name, value)
     shape = (steps, layers)
     if array.ndim:
         _check_shape(name, array, shape)
+    return np.ascontiguousarray(np.broadcast_to(array, shape), dtype=np.float32)
+
+
+def check_rate(name: str, value: Rate) -> None:
+    """TypeError or ValueError for what `per_step_and_layer` will not take, as far as that is known without a model."""
+    if not callable(value):
+        _numbers(name, value)
+
+
+def _numbers(name: str, value: Any) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected a number, an array of numbers or a function that gives one, got {value!r}")
     fits = (array >= 0) & (array <= 1) if name == "gamma" else (array > 0) & np.isfinite(array)
     if not fits.all():
         wanted = "0 to 1" if name == "gamma" else "numbers above 0"
         raise ValueError(f"{name}: expected {wanted}, got {array[~fits].flat[0] if array.ndim else array}")
-    return np.ascontiguousarray(np.broadcast_to(array, shape), dtype=np.float32)
+    return array
 
 
 def layers_by_step(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from styleid.images import Picture, to_array
+from styleid.images import ImageLike, to_array
 from styleid.metrics.learned import cfsd, fid, inception_features, lpips
 from styleid.metrics.pictures import gradient_correlation, histogram_loss, psnr, rgb_uv_histogram, ssim
 from styleid.metrics.sets import art_fid, extrapolated_distance, frechet_distance, structural_distance
@@ -33,7 +33,7 @@ __all__ = [
     "structural_distance",
 ]
 
-MEASURES: dict[str, tuple[str, Callable[[Picture, Picture], float]]] = {
+MEASURES: dict[str, tuple[str, Callable[[ImageLike, ImageLike], float]]] = {
     "histogram_loss": ("style", histogram_loss),
     "ssim": ("content", ssim),
     "psnr": ("content", psnr),
@@ -43,7 +43,7 @@ PROTOCOL_SIDE = 512  # pixels of the shorter side, for LPIPS and FID
 
 
 def evaluate(
-    stylized: Picture, content: Picture, style: Picture, networks: bool = False, weights: Folder = None
+    stylized: ImageLike, content: ImageLike, style: ImageLike, networks: bool = False, weights: Folder = None
 ) -> dict[str, float]:
     """All measures of one result: `histogram_loss` against the style, the others against the content.
 
@@ -63,7 +63,7 @@ def evaluate(
     return values
 
 
-def at_protocol_size(picture: Picture) -> Picture:
+def at_protocol_size(picture: ImageLike) -> ImageLike:
     """The picture as StyleID's evaluation gives it to LPIPS and FID: the shorter side has 512 pixels (bilinear)."""
     pixels = to_array(picture, "picture")
     height, width = pixels.shape[:2]

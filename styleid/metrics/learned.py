@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid.images import Picture, to_array
+from styleid.images import ImageLike, to_array
 from styleid.metrics import sets
 from styleid.metrics import weights as published
 from styleid.metrics.weights import Folder
@@ -44,7 +44,7 @@ def _torch() -> Any:
     return torch
 
 
-def lpips(picture: Picture, reference: Picture, weights: Folder = None) -> float:
+def lpips(picture: ImageLike, reference: ImageLike, weights: Folder = None) -> float:
     """The learned perceptual distance of `picture` and `reference`, of one size, at least 32 x 32, at that size:
 
     sum over AlexNet's five ReLUs of mean over positions of sum over channels of w_c (x_c / |x| - y_c / |y|)^2
@@ -62,7 +62,7 @@ def lpips(picture: Picture, reference: Picture, weights: Folder = None) -> float
         return float(heads([(each[:1] - each[1:]).square() for each in unit]))
 
 
-def cfsd(picture: Picture, content: Picture, weights: Folder = None) -> float:
+def cfsd(picture: ImageLike, content: ImageLike, weights: Folder = None) -> float:
     """The content feature structural distance of a result to its content: `structural_distance` of VGG-19's relu3_1.
 
     It compares what is similar to what within each picture, and not features with features. Of two pictures of one size;
@@ -79,7 +79,7 @@ def cfsd(picture: Picture, content: Picture, weights: Folder = None) -> float:
     return sets.structural_distance(maps[0].numpy(), maps[1].numpy())
 
 
-def inception_features(pictures: Iterable[Picture], kind: Kind = "art", weights: Folder = None) -> NDArray[np.float32]:
+def inception_features(pictures: Iterable[ImageLike], kind: Kind = "art", weights: Folder = None) -> NDArray[np.float32]:
     """What FID compares: (n, 2048) float32, one row for each of the pictures, which may differ in size.
 
     Args:
@@ -108,7 +108,7 @@ def inception_features(pictures: Iterable[Picture], kind: Kind = "art", weights:
 
 
 def fid(
-    pictures: Iterable[Picture], references: Iterable[Picture], kind: Kind = "art", weights: Folder = None
+    pictures: Iterable[ImageLike], references: Iterable[ImageLike], kind: Kind = "art", weights: Folder = None
 ) -> float:
     """`frechet_distance` of the `inception_features` of two sets, `pictures` and `references`, of at least two pictures each.
 
@@ -135,7 +135,7 @@ def _loaded(name: str, folder: str | None) -> nn.Module:
     return published.load(name, makers[name](), folder)
 
 
-def _tensor(picture: Picture, name: str, smallest: int) -> Tensor:
+def _tensor(picture: ImageLike, name: str, smallest: int) -> Tensor:
     """(1, 3, h, w) float32 in [0, 1]"""
     pixels = to_array(picture, name)
     if min(pixels.shape[:2]) < smallest:
@@ -144,7 +144,7 @@ def _tensor(picture: Picture, name: str, smallest: int) -> Tensor:
     return tensor / 255 if pixels.dtype == np.uint8 else tensor
 
 
-def _pair(picture: Picture, reference: Picture, network: str) -> tuple[Tensor, Tensor]:
+def _pair(picture: ImageLike, reference: ImageLike, network: str) -> tuple[Tensor, Tensor]:
     x, y = _tensor(picture, "picture", SMALLEST[network]), _tensor(reference, "reference", SMALLEST[network])
     if x.shape != y.shape:
         raise ValueError(f"reference: the shape is {tuple(y.shape[2:])}, but picture's is {tuple(x.shape[2:])}")

@@ -6,7 +6,7 @@ Pictures are (H, W, 3) as `styleid.to_array` takes them; all numbers are compute
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid.images import Picture, to_array
+from styleid.images import ImageLike, to_array
 
 Float64 = NDArray[np.float64]
 
@@ -17,7 +17,7 @@ HISTOGRAM_BINS, HISTOGRAM_RANGE, HISTOGRAM_FALLOFF = 64, 3.0, 0.02
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 
 
-def psnr(picture: Picture, reference: Picture) -> float:
+def psnr(picture: ImageLike, reference: ImageLike) -> float:
     """Peak signal-to-noise ratio in dB, 10 log10(1 / mean((x - y)^2)) over pixels and channels; infinite if equal.
 
     `picture` and `reference` are (H, W, 3) of one size; else ValueError, as for all that compare pixels here.
@@ -27,7 +27,7 @@ def psnr(picture: Picture, reference: Picture) -> float:
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 
 
-def ssim(picture: Picture, reference: Picture) -> float:
+def ssim(picture: ImageLike, reference: ImageLike) -> float:
     """Structural similarity of `picture` and `reference`: Wang, Bovik, Sheikh and Simoncelli (IEEE TIP 2004), the mean over channels and positions:
 
     (2 mx my + C1) (2 sxy + C2) / ((mx^2 + my^2 + C1) (sx^2 + sy^2 + C2)), C1 = 0.01^2, C2 = 0.03^2, with local moments by
@@ -45,7 +45,7 @@ def ssim(picture: Picture, reference: Picture) -> float:
     return float(np.mean(structure / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
 
 
-def gradient_correlation(picture: Picture, reference: Picture) -> float:
+def gradient_correlation(picture: ImageLike, reference: ImageLike) -> float:
     """Pearson's correlation of the luma's gradient magnitudes: whether the picture's edges are where the reference has them.
 
     Luma by BT.601, gradients by central differences (one-sided at the borders). -1 to 1; 0 where either has none. ValueError for sizes that differ.
@@ -56,7 +56,7 @@ def gradient_correlation(picture: Picture, reference: Picture) -> float:
     return float(first @ second / norm) if norm > 0 else 0.0
 
 
-def histogram_loss(picture: Picture, reference: Picture) -> float:
+def histogram_loss(picture: ImageLike, reference: ImageLike) -> float:
     """The distance of the colours of picture and reference, of any sizes: Hellinger's, of their RGB-uv histograms.
 
     |sqrt(H1) - sqrt(H2)|_F / sqrt(2), 0 to 1: Afifi, Brubaker and Brown, HistoGAN (CVPR 2021), see `rgb_uv_histogram`.
@@ -66,7 +66,7 @@ def histogram_loss(picture: Picture, reference: Picture) -> float:
     return float(np.linalg.norm(roots[0] - roots[1]) / np.sqrt(2))
 
 
-def rgb_uv_histogram(picture: Picture) -> Float64:
+def rgb_uv_histogram(picture: ImageLike) -> Float64:
     """The picture's RGB-uv histogram, (3, 64, 64) float64, of HistoGAN: log-chromaticities, weighted by intensity; its sum is 1.
 
     For channel c with the others d < e: u = log(I_c / I_d), v = log(I_c / I_e) with 1e-6 added to each I; bins are 64
@@ -99,7 +99,7 @@ def _log_histogram(pixels: Float64) -> Float64:
     return np.stack([np.einsum("pu,pv->uv", intensity * u, v) for u, v in pairs])
 
 
-def _floats(picture: Picture, name: str) -> Float64:
+def _floats(picture: ImageLike, name: str) -> Float64:
     pixels = to_array(picture, name)
     numbers: Float64 = pixels.astype(np.float64)
     if pixels.dtype == np.uint8:
@@ -107,7 +107,7 @@ def _floats(picture: Picture, name: str) -> Float64:
     return numbers
 
 
-def _pair(picture: Picture, reference: Picture) -> tuple[Float64, Float64]:
+def _pair(picture: ImageLike, reference: ImageLike) -> tuple[Float64, Float64]:
     x, y = _floats(picture, "picture"), _floats(reference, "reference")
     if x.shape != y.shape:
         raise ValueError(f"reference: the shape is {y.shape}, but picture's is {x.shape}")

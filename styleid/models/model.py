@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from styleid import _core
 from styleid.files.tensors import releasing
-from styleid.images import Picture, padded_size, to_array
+from styleid.images import ImageLike, padded_size, to_array
 from styleid.models.config import TRAIN_STEPS
 from styleid.models.origin import Origin, remember
 from styleid.models.prompts import Tokenize, describe
@@ -120,7 +120,7 @@ class VAE:
         """Image pixels per latent pixel, in each direction."""
         return self._factor
 
-    def encode(self, image: Picture, seed: int | None = None) -> Float32:
+    def encode(self, image: ImageLike, seed: int | None = None) -> Float32:
         """The picture's latent z0: of the VAE's posterior the mean, or a sample, times the scaling factor.
 
         Args:
@@ -166,8 +166,8 @@ class Model(VAE):
         config: the configuration, as nested dictionaries of numbers
         source: where it was loaded from
         tiling: whether the VAE works in tiles: "on", "off" or "auto"
-        recommended: the settings that its folder recommends (styleid.json), {} where none:
-            `transfer(content, style, model, **model.recommended)`
+        recommended: the settings that its folder recommends (styleid.json), {} where none: what `transfer` and the others
+            take for gamma, temperature and layers that are not given
     """
 
     def __init__(

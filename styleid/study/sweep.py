@@ -30,7 +30,8 @@ from styleid.inversions.cache import Cache, key_of
 from styleid.inversions.inversion import Inversion
 from styleid.method.calls import inject_styles, invert
 from styleid.method.initial import NAMES
-from styleid.method.rates import parse_rate, per_step_and_layer
+from styleid.method.options import Start, Storage, Text
+from styleid.method.rates import PAPER, parse_rate, per_step_and_layer
 from styleid.metrics import evaluate
 from styleid.models.loading import default_model
 from styleid.models.model import Model
@@ -49,8 +50,8 @@ def sweep(
     folder: str | os.PathLike[str],
     model: Model | None = None,
     *,
-    gamma: Sequence[float | str] = (0.75,),
-    temperature: Sequence[float | str] = (1.5,),
+    gamma: Sequence[float | str] = (),
+    temperature: Sequence[float | str] = (),
     initial: Sequence[str] = ("adain",),
     steps: int = 50,
     schedule: str = "paper",
@@ -69,7 +70,7 @@ def sweep(
     Args:
         contents, styles: picture files; or folders, for all pictures directly in them
         folder: where results go; what an earlier sweep finished there, of these settings, is kept
-        gamma, temperature: numbers, or schedules as `parse_rate` reads them, such as "0.9:0.5:cosine"
+        gamma, temperature: numbers (none: what the model recommends, else the paper's), or schedules as `parse_rate` reads them, such as "0.9:0.5:cosine"
         initial: names as for `inject_styles`
         steps, schedule, layers: as for `invert`
         size, resize: of all pictures, as for `load_image`; None: the model's
@@ -86,8 +87,9 @@ def sweep(
         OSError: a file cannot be read or written
     """
     model = model or default_model()
-    gammas = _checked("gamma", gamma, steps, model)
-    temperatures = _checked("temperature", temperature, steps, model)
+    recommended: Row = PAPER | model.recommended
+    gammas = _checked("gamma", gamma or [recommended["gamma"]], steps, model)
+    temperatures = _checked("temperature", temperature or [recommended["temperature"]], steps, model)
     if unknown := set(initial) - set(NAMES):
         raise ValueError(f"initial: expected some of {list(NAMES)}, got {min(unknown)!r}")
     chosen = None if layers is None else tuple(layers)
@@ -106,8 +108,9 @@ def sweep(
 
     @lru_cache(maxsize=2)  # the content and the style of the last result
     def inverted(path: Path) -> Inversion:
+        kept = [Text(prompt), Storage(features, cache=store)]
         return invert(
-            pictures[path], model, steps, schedule, chosen, keep[path], prompt, cache=store, features=features
+            pictures[path], model, steps=steps, schedule=schedule, layers=chosen, keep=keep[path], options=kept
         )
 
     sampled: Row = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance": guidance, "inject": inject}
@@ -115,7 +118,8 @@ def sweep(
     def make(content: Path, style: Path, settings: Row) -> tuple[Row, NDArray[np.uint8]]:
         sources = inverted(content), inverted(style)
         rates = parse_rate(settings["gamma"]), parse_rate(settings["temperature"])
-        picture = inject_styles(*sources, model, *rates, initial=settings["initial"], **sampled)
+        told = [Text(prompt, negative_prompt, guidance), Start(settings["initial"])]
+        picture = inject_styles(*sources, model, gamma=rates[0], temperature=rates[1], inject=inject, options=told)
         made_by = {"layers": ",".join(map(str, sources[0].layers)), "model": model.fingerprint, "version": __version__}
         return made_by | evaluate(picture, pictures[content], pictures[style]), picture
 

@@ -1,0 +1,219 @@
+"""The arguments of the commands. Those of the method are made from its option classes."""
+
+import argparse
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from typing import Any, NoReturn, TypeVar
+
+from styleid._core import __version__
+from styleid.images import RESIZE
+from styleid.method.options import Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
+
+USER_ERROR = 2
+TILINGS: dict[str, str | bool] = {"auto": "auto", "on": True, "off": False}
+OF_TRANSFER = "content_prompt", "style_prompt"  # fields of Text that other commands have no use for
+
+T = TypeVar("T")
+Command = Callable[[argparse.Namespace], None]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for all other errors."""
+        self.exit(USER_ERROR, f"styleid: error: {message} (see {self.prog} --help)\n")
+
+
+# ---- flags of option classes ----
+
+
+def add_options(command: argparse.ArgumentParser, kind: type, leave_out: Sequence[str] = ()) -> None:
+    """A flag for each field of an option class that has a help text, in a group of their own."""
+    group = command.add_argument_group(str(kind.__doc__).splitlines()[0].rstrip(".").lower())
+    for one in fields(kind):
+        if one.metadata.get("help") and one.name not in leave_out:
+            _add_flag(group, one, f"{kind.__name__}.{one.name}")
+
+
+def read_options(namespace: argparse.Namespace, kind: type[T]) -> T:
+    """The object of an option class that the flags ask for."""
+    return kind(**arguments_of(namespace, kind))
+
+
+def arguments_of(namespace: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """Its fields, those without a flag as they are by default, after a check of all of them."""
+    given = vars(namespace)
+    values = {one.name: given.get(f"{kind.__name__}.{one.name}", one.default) for one in fields(kind)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come where the values are used
+        kind(**values)
+    return values
+
+
+def _add_flag(group: argparse._ArgumentGroup, one: "Field[Any]", place: str) -> None:
+    facts = dict(one.metadata)
+    flag = facts.pop("flag", "--" + one.name.replace("_", "-"))
+    parse, none = facts.pop("parse", None), facts.pop("none", None)
+    if parse is not None:
+        facts["type"] = _reporting(parse)
+    if none is not None:
+        group = group.add_mutually_exclusive_group()
+        group.add_argument(none[0], dest=place, action="store_const", const=False, default=one.default, help=none[1])
+    if "action" not in facts:
+        facts.setdefault("metavar", None if "choices" in facts else one.name.upper())
+    group.add_argument(flag, dest=place, default=one.default, **facts)
+
+
+def _reporting(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """The parser with argparse's kind of error."""
+
+    def parsed(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
+
+
+# ---- commands ----
+
+
+def make_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
+    """The parser of all commands, each with the function that runs it as `run`."""
+    parser = _Parser(
+        prog="styleid",
+        description="The style of one image on the content of another (Chung, Hyun, Heo, CVPR 2024).",
+    )
+    parser.add_argument("--version", action="version", version=f"styleid {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (text, add) in COMMANDS.items():
+        command = subparsers.add_parser(name, help=text)
+        add(command)
+        command.set_defaults(run=commands[name])
+    return parser
+
+
+IMAGE = "an image file; see --size and --resize"
+
+
+def _add_transfer(command: argparse.ArgumentParser) -> None:
+    command.add_argument("content", metavar="CONTENT", help=IMAGE)
+    command.add_argument("style", metavar="STYLE", nargs="+", help=f"{IMAGE}; or several")
+    _add_output(command, "the image to write: .png, .jpg, .webp, .tif or .bmp")
+    for kind in (Steps, Injection, Start, Mix, Text, Resize, Accuracy, Storage):
+        add_options(command, kind)
+    _add_engine(command)
+
+
+def _add_invert(command: argparse.ArgumentParser) -> None:
+    command.add_argument("image", metavar="IMAGE", help=IMAGE)
+    _add_output(command, "the inversion to write (safetensors)")
+    add_options(command, Text, leave_out=OF_TRANSFER)
+    for kind in (Steps, Kept, Resize, Accuracy, Storage):
+        add_options(command, kind)
+    _add_engine(command)
+
+
+def _add_inject(command: argparse.ArgumentParser) -> None:
+    command.add_argument("content", metavar="CONTENT", help="the content's inversion")
+    command.add_argument("style", metavar="STYLE", nargs="+", help="the style's inversion, or those of several")
+    _add_output(command, "the image to write: .png, .jpg, .webp, .tif or .bmp")
+    add_options(command, Text, leave_out=OF_TRANSFER)
+    for kind in (Injection, Start, Mix):
+        add_options(command, kind)
+    _add_engine(command)
+
+
+def _add_sweep(command: argparse.ArgumentParser) -> None:
+    command.add_argument("contents", metavar="CONTENTS", help="a folder of images, or one image")
+    command.add_argument("styles", metavar="STYLES", help="a folder of images, or one image")
+    command.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
+    add_options(command, Text, leave_out=OF_TRANSFER)
+    add_options(command, Steps)
+    add_options(command, Kept, leave_out=("keep",))
+    for name in "gamma", "temperature", "initial":
+        command.add_argument(f"--{name}", type=_list, help="as for transfer, several with commas")
+    add_options(command, Resize)
+    add_options(command, Storage, leave_out=("cache", "dtype"))
+    _add_engine(command)
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("stylized", metavar="STYLIZED", help="the result; or the folder of a sweep's results")
+    command.add_argument(
+        "content", metavar="CONTENT", help="its content, which gets the result's size; or the folder of contents"
+    )
+    command.add_argument("style", metavar="STYLE", help="its style; or the folder of styles")
+    command.add_argument(
+        "--networks",
+        action="store_true",
+        help="also LPIPS and CFSD and, of folders, FID and ArtFID: PyTorch and weights",
+    )
+    command.add_argument("--weights", metavar="DIR", help="the folder of these weights (found or downloaded otherwise)")
+    command.add_argument(
+        "--fid",
+        choices=("art", "inception"),
+        default="art",
+        help="the network: ArtFID's, as in the paper (art), or FID's",
+    )
+    command.add_argument("--resize", choices=RESIZE, default="crop", help="how the content gets its size (crop)")
+    command.add_argument("-o", "--output", metavar="CSV", help="of folders: the table to write")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_info(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=int, default=50, help="of the estimate (50)")
+    _add_engine(command)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "transfer": ("the whole method: two images in, one out", _add_transfer),
+    "invert": ("invert an image once, to inject it many times", _add_invert),
+    "inject": ("an image from two inversions", _add_inject),
+    "sweep": ("all contents with all styles and settings; goes on where it stopped", _add_sweep),
+    "evaluate": ("measures of a result, or of the paper's protocol", _add_evaluate),
+    "info": ("versions, CPU, the model, and how long a transfer takes", _add_info),
+}
+
+
+def _add_output(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help=text)
+    command.add_argument("--overwrite", action="store_true", help="also where OUT is one of the files that are read")
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("the model and the machine")
+    model = "a folder, a file, or a name on the hub of a Stable Diffusion model (the small model shipped)"
+    group.add_argument("--model", default="default", help=model)
+    group.add_argument("--prediction", choices=("epsilon", "v_prediction"), help="for files that do not say")
+    group.add_argument(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        type=_lora,
+        action="append",
+        default=[],
+        help="a change of the model, merged with a weight (1)",
+    )
+    group.add_argument("--vae", help="a VAE in place of the model's own: a folder, a file, or a name on the hub")
+    group.add_argument(
+        "--tiling", choices=TILINGS, default="auto", help="the VAE in tiles (auto: above 768x768 pixels)"
+    )
+    group.add_argument("--ema", action="store_true", help="running means of the UNet's weights, of a single file")
+    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="what is computed in")
+    group.add_argument("--threads", type=int, help="threads to compute with (what the process may use: see styleid info)")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """FILE or FILE:WEIGHT."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # a colon of the path
+
+
+def _list(text: str) -> list[str]:
+    """0.3,0.75"""
+    return text.split(",")

@@ -1,0 +1,463 @@
+"""What a call can be told besides its own arguments, in small classes that check themselves.
+
+Each field carries what the command line needs to know of it: its flag, its help text and how it is parsed
+(`styleid.cli.arguments` makes the flags from them), so that Python and the command line cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from styleid.images import RESIZE, Size, check_size
+from styleid.inversions.cache import Cache
+from styleid.inversions.file import KEEP, SCHEDULES
+from styleid.inversions.recording import FEATURES
+from styleid.method.initial import NAMES, Initial, check_initial
+from styleid.method.masks import Masks
+from styleid.method.rates import SHAPES, LayersByStep, Rate, check_rate, parse_rate
+
+Float32 = NDArray[np.float32]
+OnStep = Callable[[int, int, Float32], object]
+OnAttention = Callable[
+    [int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None
+]
+T = TypeVar("T")
+
+PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inject` can name
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def flag(text: str, **facts: Any) -> dict[str, Any]:
+    """The metadata of a field that has a flag: its help text, and what else argparse is to know of it; `flag`: its name,
+    where it is another than the field's; `parse`: the function that reads it, which raises ValueError."""
+    return {"help": text, **facts}
+
+
+def parse_layers(text: str) -> list[int]:
+    """6-11, or 7,8,9, or both."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()) or not int(first) <= int(last) < 1000:
+            raise ValueError(f"expected numbers such as 6-11 or 7,8,9, got {text!r}")
+        layers += range(int(first), int(last) + 1)
+    return layers
+
+
+def parse_numbers(text: str) -> list[float]:
+    """1,3"""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"expected numbers such as 1,3, got {text!r}") from None
+
+
+def parse_size(text: str) -> Size:
+    """512, or 512x768: the height first."""
+    sides = text.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"expected N or HEIGHTxWIDTH, got {text!r}")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+# ---- what the functions take as arguments of their own ----
+
+LAYERS = "decoder layers, such as 6-11 or 7,8,9 (the model's, else the schedule's)"
+SHAPES_OF_RATES = f"or FROM:TO:SHAPE, decreasing over the steps, SHAPE one of {', '.join(SHAPES)}"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which timesteps are evaluated."""
+
+    steps: int = field(default=50, metadata=flag("DDIM steps, 2 to 1000 (50)", parse=int))
+    schedule: str = field(default="paper", metadata=flag("which timesteps (paper)", choices=SCHEDULES))
+
+    def __post_init__(self) -> None:
+        if not 2 <= _whole("steps", self.steps) <= 1000:
+            raise ValueError(f"steps: expected a whole number from 2 to 1000, got {self.steps}")
+        _one_of("schedule", self.schedule, SCHEDULES)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which features an inversion keeps."""
+
+    layers: Iterable[int] | None = field(default=None, metadata=flag(LAYERS, parse=parse_layers))
+    keep: str = field(
+        default="both", metadata=flag("query: for contents; keys: for styles (both)", choices=tuple(KEEP))
+    )
+
+    def __post_init__(self) -> None:
+        _one_of("keep", self.keep, tuple(KEEP))
+
+
+@dataclass(frozen=True, eq=False)
+class Injection:
+    """How features are injected, and what the initial latent is made by."""
+
+    gamma: Rate | None = field(
+        default=None,
+        metadata=flag(
+            f"0 to 1: preserves the content's queries (the model's, else 0.75); {SHAPES_OF_RATES}", parse=parse_rate
+        ),
+    )
+    temperature: Rate | None = field(
+        default=None,
+        metadata=flag("above 0: sharpens the attention (the model's, else 1.5); or as for gamma", parse=parse_rate),
+    )
+    layers: LayersByStep | None = field(default=None, metadata=flag(LAYERS, parse=parse_layers))
+    adain: bool = field(
+        default=True, metadata=flag("keep the content's initial latent", flag="--no-adain", action="store_false")
+    )
+    inject: bool | str = field(
+        default=True,
+        metadata=flag(
+            "what is injected: some letters of qkv (qkv)", none=("--no-injection", "touch no attention layer")
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name in "gamma", "temperature":
+            value = getattr(self, name)
+            if value is not None:
+                check_rate(name, value)
+        parts = self.parts
+        for name, needed in ("gamma", "q"), ("temperature", "qkv"):
+            if getattr(self, name) is not None and not set(needed) & set(parts):
+                warnings.warn(f"{name}: has no effect with inject={self.inject!r}", stacklevel=4)
+
+    @property
+    def parts(self) -> str:
+        """The letters of what is injected, in the order of "qkv"."""
+        if isinstance(self.inject, str):
+            if not set(self.inject) <= set(PARTS):
+                raise ValueError(f"inject: expected True, False or letters of {''.join(PARTS)!r}, got {self.inject!r}")
+            return "".join(part for part in PARTS if part in self.inject)
+        if not isinstance(self.inject, (bool, np.bool_)):
+            raise TypeError(f"inject: expected True, False or letters of 'qkv', got {self.inject!r}")
+        return "".join(PARTS) if self.inject else ""
+
+
+# ---- options ----
+
+
+class Option:
+    """What the functions take as `options`."""
+
+
+@dataclass(frozen=True)
+class Text(Option):
+    """What the model is told. The paper's prompt is empty, without guidance.
+
+    Args:
+        prompt: the text that an image is inverted or sampled under. None: of `inject_styles`, the one that `content` was
+            inverted under; else the empty one
+        negative: what `guidance` leads away from
+        guidance: g in e = e_negative + g (e_prompt - e_negative), where both evaluations get the same features (Ho and
+            Salimans, Classifier-free diffusion guidance, 2022). 1: the prompt's evaluation alone. An inversion above 1
+            strays from what the sampling can undo, so `transfer` guides the sampling only
+        content_prompt, style_prompt: of `transfer`: the texts that the content and the styles are inverted under; None: `prompt`
+
+    Raises:
+        TypeError, ValueError: naming the field, what came and what was expected
+    """
+
+    prompt: str | None = field(default=None, metadata=flag("text to invert and sample under (empty, as in the paper)"))
+    negative: str = field(
+        default="", metadata=flag("text that --guidance leads away from (empty)", flag="--negative-prompt")
+    )
+    guidance: float = field(
+        default=1.0,
+        metadata=flag("how much of the prompt, against --negative-prompt (1: the prompt alone)", parse=float),
+    )
+    content_prompt: str | None = field(
+        default=None, metadata=flag("text to invert the content under (that of --prompt)")
+    )
+    style_prompt: str | None = field(default=None, metadata=flag("text to invert the styles under (that of --prompt)"))
+
+    def __post_init__(self) -> None:
+        for name in "prompt", "negative", "content_prompt", "style_prompt":
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "negative"):
+                raise TypeError(f"{name}: expected str, got {type(value).__name__}")
+        if not math.isfinite(_number("guidance", self.guidance)):
+            raise ValueError(f"guidance: expected a finite number, got {self.guidance}")
+        if self.guidance == 1 and self.negative:
+            warnings.warn("negative: has no effect while guidance is 1", stacklevel=3)
+
+
+@dataclass(frozen=True, eq=False)
+class Mix(Option):
+    """Several styles, and where each is injected.
+
+    Args:
+        weights: the share of each style; None: equal. log(weight) is added to the logits of a style's keys, and the initial
+            latent is the mean with these weights: two styles are interpolated by (1 - s, s)
+        masks: where in the content a style is injected, see `styleid.method.masks`: an array (H, W) over the content, or,
+            with several styles, a list of one for each; None, also in the list: everywhere. Where the masks leave
+            something over, that share of the attention, and of the initial latent, is the content's, as without any
+            injection
+        style_masks: the same over the styles' images: which part of each is looked at; AdaIN, too, takes its statistics
+            there
+
+    Raises:
+        TypeError, ValueError: naming the field, what came and what was expected
+    """
+
+    weights: Sequence[float] | None = field(
+        default=None, metadata=flag("with several styles: the share of each, such as 1,3 (equal)", parse=parse_numbers)
+    )
+    masks: Masks | None = field(
+        default=None,
+        metadata=flag(
+            "an image, bright where in the content to inject; with several styles one for each (everywhere)",
+            flag="--mask",
+            metavar="FILE",
+            action="append",
+        ),
+    )
+    style_masks: Masks | None = field(
+        default=None,
+        metadata=flag(
+            "an image, bright where in the style to look; with several styles one for each (everywhere)",
+            flag="--style-mask",
+            metavar="FILE",
+            action="append",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            weights = np.asarray(self.weights)
+            if weights.dtype.kind not in "fiu" or weights.ndim != 1 or not np.all((weights > 0) & np.isfinite(weights)):
+                raise ValueError(f"weights: expected positive numbers, one per style, got {self.weights!r}")
+
+    def shares(self, count: int) -> list[float]:
+        """The weight of each of `count` styles, all together 1. ValueError also where there is no style."""
+        if not count:
+            raise ValueError("style: expected at least one, got none")
+        shares = np.ones(count) if self.weights is None else np.asarray(self.weights)
+        if len(shares) != count:
+            raise ValueError(f"weights: expected {count} positive numbers, one per style, got {self.weights!r}")
+        return [float(share) for share in shares / shares.sum()]
+
+
+@dataclass(frozen=True)
+class Start(Option):
+    """Where the sampling begins.
+
+    Args:
+        initial: the initial latent in place of what `adain` says: "adain", "content", "style", "quantiles",
+            "frequencies", or a function of the content's and the style's zT, see `styleid.method.initial`
+        strength: above 0, at most 1: below 1 the sampling is the last k = round(strength * steps) evaluations, at least one,
+            from the latents that the inversions had at that level in place of zT
+
+    Raises:
+        TypeError, ValueError: naming the field, what came and what was expected
+    """
+
+    initial: Initial | None = field(
+        default=None, metadata=flag("what the initial latent is made by (adain)", choices=NAMES)
+    )
+    strength: float = field(
+        default=1.0, metadata=flag("above 0: the part of the steps that is sampled (1)", parse=float)
+    )
+
+    def __post_init__(self) -> None:
+        if self.initial is not None:
+            check_initial(self.initial)
+        if not 0 < _number("strength", self.strength) <= 1:
+            raise ValueError(f"strength: expected a number above 0 and at most 1, got {self.strength!r}")
+
+
+@dataclass(frozen=True)
+class Storage(Option):
+    """Where an inversion's features are, and whether it is kept for the next time.
+
+    Args:
+        features: "memory"; "disk": in a file, from which they are mapped, the entry of `cache` or else a nameless one in
+            the temporary folder (environment variable TMPDIR); "recompute": nowhere, they are evaluated again whenever
+            they are asked for, at the cost of most of an evaluation. All give the same results
+        dtype: "float32", "bfloat16" (half the memory), or "auto": what the model computes in
+        cache: a folder, or a `styleid.Cache`, that keeps inversions from one run to the next; not with hooks
+
+    Raises:
+        TypeError, ValueError: naming the field, what came and what was expected
+    """
+
+    features: str = field(
+        default="memory",
+        metadata=flag(
+            "where attention features are kept: recompute: nowhere, which takes least memory and more time (memory)",
+            choices=FEATURES,
+        ),
+    )
+    dtype: str = field(
+        default="auto",
+        metadata=flag(
+            "what attention features are kept in (what is computed in)", flag="--feature-dtype", choices=DTYPES
+        ),
+    )
+    cache: str | os.PathLike[str] | Cache | None = field(
+        default=None, metadata=flag("a folder that keeps inversions for the next time", metavar="DIR")
+    )
+
+    def __post_init__(self) -> None:
+        _one_of("features", self.features, FEATURES)
+        _one_of("dtype", self.dtype, DTYPES)
+        if self.cache is not None and not isinstance(self.cache, (str, os.PathLike, Cache)):
+            raise TypeError(f"cache: expected a folder or a styleid.Cache, got {type(self.cache).__name__}")
+
+
+@dataclass(frozen=True)
+class Hooks(Option):
+    """Functions that see, and may change, what is computed.
+
+    Args:
+        on_step: called as on_step(step, steps, latents) before every evaluation and, with step = steps, after the last
+            one; latents (1, C, h, w) float32 are what is evaluated next, and may be changed in place: of an inversion z0
+            first and zT last, of a sampling the other way round
+        on_attention: called as on_attention(step, layer, query, key, value) before each self-attention of `layers`: in an
+            inversion after its features were kept, in a sampling with what is injected, or the layer's own where nothing
+            is. step counts the timesteps upwards, as in `Inversion.query`, so a sampling counts down; in an inversion it
+            is `steps` at the level above them, where `Accuracy.refine` may look. The arrays are float32, query (tokens,
+            channels), key and value (keys, channels), the heads' channels one after the other; of several styles, keys
+            and values follow one another, and their weights and masks apply as long as their number is the same. It
+            returns None, and changes in place count, or (query, key, value) of such shapes, where key and value may have
+            any number of rows, and None stands for what was given. A bfloat16 model's are converted, and rounded back
+        layers: the decoder layers whose attention is seen. None: those whose features are kept or injected
+
+    Raises:
+        TypeError: a hook that cannot be called
+    """
+
+    on_step: OnStep | None = None
+    on_attention: OnAttention | None = None
+    layers: Iterable[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in "on_step", "on_attention":
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name}: expected a callable or None, got {type(value).__name__}")
+        if self.layers is not None and self.on_attention is None:
+            warnings.warn("layers: has no effect without on_attention", stacklevel=3)
+
+
+@dataclass(frozen=True)
+class Accuracy(Option):
+    """How an image is inverted beyond what the paper does.
+
+    Args:
+        refine: k: after every move from z to z' = M(z, e), k times z' = M(z, e(z', t')), with t' the timestep of the level
+            that it leads to: the fixed point is what the sampling's move leads back to z. k more evaluations a step. Where
+            a schedule samples at t' in this step, as "diffusers" does, features are kept of the last one
+        seed: of a sample of the VAE's posterior in place of its mean, see `Model.encode`
+
+    Raises:
+        TypeError, ValueError: naming the field, what came and what was expected
+    """
+
+    refine: int = field(default=0, metadata=flag("K more evaluations a step (0)", metavar="K", parse=int))
+    seed: int | None = field(default=None, metadata=flag("of a sample of the VAE's posterior (its mean)", parse=int))
+
+    def __post_init__(self) -> None:
+        if not 0 <= _whole("refine", self.refine) <= 1000:
+            raise ValueError(f"refine: expected a whole number from 0 to 1000, got {self.refine}")
+        if self.seed is not None and _whole("seed", self.seed) < 0:
+            raise ValueError(f"seed: expected None or a whole number from 0 on, got {self.seed!r}")
+
+
+@dataclass(frozen=True)
+class Resize(Option):
+    """The size that images are computed in.
+
+    Args:
+        size: the side of a square, or (height, width). None: arrays keep their own; files and PIL images are prepared as
+            the paper does, by a centred square cut out and resized to the model's native size. Where a side is no
+            multiple of `model.image_multiple`, the engine sees the image mirrored at its right and lower border, and
+            results are cut to its size again
+        how: "crop", "fit" or "stretch", see `styleid.load_image`
+
+    Raises:
+        TypeError, ValueError: naming the field, what came and what was expected
+    """
+
+    size: Size | None = field(
+        default=None, metadata=flag("N, or HEIGHTxWIDTH (the model's native size)", parse=parse_size)
+    )
+    how: str = field(
+        default="crop",
+        metadata=flag(
+            "how images get their size (crop: the largest centred part; fit: all of it, in its own proportions; stretch: all "
+            "of it, in those of the size; crop)",
+            flag="--resize",
+            choices=RESIZE,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        _one_of("how", self.how, RESIZE)
+        if self.size is not None:
+            check_size(self.size)
+
+
+Options = Option | Iterable[Option]
+O = TypeVar("O", bound=Option)
+
+
+class Chosen:
+    """The options of one call, by their classes. TypeError for one that the function has no use for, or that comes twice."""
+
+    def __init__(self, options: Options, function: str, allowed: Sequence[type[Option]]) -> None:
+        given = [options] if isinstance(options, Option) else options
+        names = ", ".join(kind.__name__ for kind in allowed)
+        self._given: dict[type, Option] = {}
+        try:
+            iterator = iter(given)
+        except TypeError:
+            raise TypeError(f"options: expected some of {names}, got {type(options).__name__}") from None
+        for one in iterator:
+            kind = type(one)
+            if kind not in allowed:
+                raise TypeError(f"options: {function} takes {names}, got {kind.__name__}")
+            if kind in self._given:
+                raise TypeError(f"options: {kind.__name__} is given twice")
+            self._given[kind] = one
+
+    def get(self, kind: type[O]) -> O:
+        """What was given of that class, else its defaults."""
+        return cast(O, self._given.get(kind) or kind())
+
+
+def _one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {list(choices)}, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {list(choices)}, got {value!r}")
+
+
+def _whole(name: str, value: object) -> int:
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(cast(int, value))
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    return float(value)
