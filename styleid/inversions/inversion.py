@@ -138,11 +138,12 @@ class Inversion:
             model.engine, self.latents[step : step + 1], self.context, self.steps, self.schedule, (layer,), (self.keep,),
             self.feature_dtype, step,
         )[0]  # fmt: skip
-        return cast("Mapping[str, dict[int, Feature]]", features)[kind][layer][0]
+        feature: Feature = cast("Mapping[str, dict[int, Feature]]", features)[kind][layer][0]
+        return feature
 
     def __deepcopy__(self, memo: object) -> Inversion:
         """Copies of all arrays but the mapped ones, which nothing can change; the model is the same one."""
-        copies: dict[str, Any] = {name: array.copy() for name in SMALL if (array := getattr(self, name)) is not None}
+        copies: dict[str, Any] = {name: getattr(self, name).copy() for name in SMALL}
         features = {
             kind: {layer: array if mapping_of(array) else array.copy() for layer, array in layers.items()}
             for kind, layers in self.features.items()

@@ -78,7 +78,8 @@ def _overlaps(old: int, new: int) -> Float64:
     """(new, old): the part of each new cell that each old one makes up, of an interval that both divide evenly."""
     first, last = (np.arange(new)[:, np.newaxis] + i for i in (0, 1))
     inside = np.minimum(last * old, (np.arange(old) + 1) * new) - np.maximum(first * old, np.arange(old) * new)
-    return np.maximum(inside, 0) / old
+    shares: Float64 = np.maximum(inside, 0) / old
+    return shares
 
 
 def _on_grid(masks: Sequence[Float64 | None], size: Size) -> Float32:

@@ -6,8 +6,6 @@ Each field carries what the command line needs to know of it: its flag, its help
 
 from __future__ import annotations
 
-import math
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +22,7 @@ from styleid.inversions.recording import FEATURES
 from styleid.method.initial import NAMES, Initial, check_initial
 from styleid.method.masks import Masks
 from styleid.method.rates import SHAPES, LayersByStep, Rate, check_rate, parse_rate
+from styleid.numbers import number, whole
 
 Float32 = NDArray[np.float32]
 OnStep = Callable[[int, int, Float32], object]
@@ -84,8 +83,7 @@ class Steps:
     schedule: str = field(default="paper", metadata=flag("which timesteps (paper)", choices=SCHEDULES))
 
     def __post_init__(self) -> None:
-        if not 2 <= _whole("steps", self.steps) <= 1000:
-            raise ValueError(f"steps: expected a whole number from 2 to 1000, got {self.steps}")
+        object.__setattr__(self, "steps", whole("steps", self.steps, 2, 1000))
         _one_of("schedule", self.schedule, SCHEDULES)
 
 
@@ -191,8 +189,7 @@ class Text(Option):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "negative"):
                 raise TypeError(f"{name}: expected str, got {type(value).__name__}")
-        if not math.isfinite(_number("guidance", self.guidance)):
-            raise ValueError(f"guidance: expected a finite number, got {self.guidance}")
+        object.__setattr__(self, "guidance", number("guidance", self.guidance))
         if self.guidance == 1 and self.negative:
             warnings.warn("negative: has no effect while guidance is 1", stacklevel=3)
 
@@ -277,8 +274,9 @@ class Start(Option):
     def __post_init__(self) -> None:
         if self.initial is not None:
             check_initial(self.initial)
-        if not 0 < _number("strength", self.strength) <= 1:
-            raise ValueError(f"strength: expected a number above 0 and at most 1, got {self.strength!r}")
+        object.__setattr__(self, "strength", number("strength", self.strength, 0, 1))
+        if not self.strength:
+            raise ValueError("strength: expected a number above 0 and at most 1, got 0")
 
 
 @dataclass(frozen=True)
@@ -373,10 +371,9 @@ class Accuracy(Option):
     seed: int | None = field(default=None, metadata=flag("of a sample of the VAE's posterior (its mean)", parse=int))
 
     def __post_init__(self) -> None:
-        if not 0 <= _whole("refine", self.refine) <= 1000:
-            raise ValueError(f"refine: expected a whole number from 0 to 1000, got {self.refine}")
-        if self.seed is not None and _whole("seed", self.seed) < 0:
-            raise ValueError(f"seed: expected None or a whole number from 0 on, got {self.seed!r}")
+        object.__setattr__(self, "refine", whole("refine", self.refine, 0, 1000))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", whole("seed", self.seed, 0, (1 << 64) - 1))
 
 
 @dataclass(frozen=True)
@@ -446,18 +443,3 @@ def _one_of(name: str, value: object, choices: Sequence[str]) -> None:
         raise TypeError(f"{name}: expected one of {list(choices)}, got {type(value).__name__}")
     if value not in choices:
         raise ValueError(f"{name}: expected one of {list(choices)}, got {value!r}")
-
-
-def _whole(name: str, value: object) -> int:
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        return operator.index(cast(int, value))
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
-
-
-def _number(name: str, value: object) -> float:
-    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    return float(value)

@@ -67,14 +67,14 @@ def plan_inversion(
             raise ValueError(f"cache: an inversion with {name} cannot be kept, because what {name} does is not known")
     return Recipe(
         model=model,
-        steps=operator.index(evaluated.steps),
+        steps=evaluated.steps,
         schedule=evaluated.schedule,
         timesteps=facts["timesteps"],
         layers=default_layers(model, facts) if layers is None else checked_layers(layers, model.attention_layers),
         prompt=prompt,
         features=storage.features,
         feature_dtype=model.dtype if storage.dtype == "auto" else storage.dtype,
-        refine=operator.index(accuracy.refine),
+        refine=accuracy.refine,
         seed=accuracy.seed,
         on_step=hooks.on_step,
         on_attention=hooks.on_attention,
@@ -134,7 +134,7 @@ def plan_sampling(
     mix, start, hooks = chosen.get(Mix), chosen.get(Start), chosen.get(Hooks)
     if start.initial is not None and not injection.adain:
         raise ValueError("initial: not together with adain=False, which is initial='content'")
-    steps = operator.index(evaluated.steps)
+    steps = evaluated.steps
     facts = _core.schedule(model.engine, evaluated.schedule, steps)
     layers, where = _layers_by_step(injection, allowed, steps, model)
     skip, level = _start(start.strength, evaluated, len(facts["sampling"]))
@@ -217,7 +217,7 @@ def prompt_of(model: Model, text: Text, prompt: str, context: Float32 | None = N
     """
     if context is None:
         context = model.encode_prompt(prompt)
-    guidance = float(text.guidance)
+    guidance = text.guidance
     negative = None if guidance == 1 else model.encode_prompt(text.negative)
     if negative is not None and np.array_equal(negative, context):
         warnings.warn("guidance: has no effect while the prompt and the negative one are the same", stacklevel=3)
