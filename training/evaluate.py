@@ -132,7 +132,7 @@ def reconstruction(bench: Bench, chosen: list[Pair]) -> dict[str, object]:
         pixels = images.centre_square(images.read_image(path), 256)
         aim = bench.model.decode(bench.model.encode(pixels))
         each[path.stem] = round(decibels(aim, bench.invert(pixels, RECONSTRUCTION_STEPS, "query").reconstruct()), 2)
-    return {"mean": round(float(np.mean(list(each.values()))), 2), "each": each}
+    return {"steps": RECONSTRUCTION_STEPS, "mean": round(float(np.mean(list(each.values()))), 2), "each": each}
 
 
 def autoencoder(bench: Bench, chosen: list[Pair]) -> dict[str, float]:
@@ -163,6 +163,6 @@ def run(folder: Path, chosen: list[Pair], out: Path, steps: int, names: list[str
     target = out / "scores.json"
     results = json.loads(target.read_text()) if target.exists() else {}
     for name in names or parts:
-        results[name] = parts[name]() | {"steps": steps}
-        print(name, {key: value for key, value in results[name].items()}, flush=True)
+        results[name] = {"steps": steps} | parts[name]()
+        print(name, results[name], flush=True)
         networks.write_json(target, results)

@@ -19,8 +19,10 @@ STEPS, LAYERS, GAMMA, TEMPERATURE = 10, tuple(range(6, 12)), 0.0, 2.0
 class Report:
     """Writes losses.csv, scores.csv, their plots and sheets into a folder."""
 
-    def __init__(self, folder: Path, pairs: list[tuple[np.ndarray, np.ndarray]], score_every_seconds: float) -> None:
-        self.folder, self.pairs, self.score_every_seconds = folder, pairs, score_every_seconds
+    def __init__(
+        self, folder: Path, losses: list[str], pairs: list[tuple[np.ndarray, np.ndarray]], score_every_seconds: float
+    ) -> None:
+        self.folder, self.losses, self.pairs, self.score_every_seconds = folder, losses, pairs, score_every_seconds
         self.scored = time.monotonic()
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -34,17 +36,18 @@ class Report:
             self.write_losses(run)
 
     def write_losses(self, run: Run) -> None:
-        """A row of means since the last one."""
+        """A row of means since the last one; a loss that no step had is left empty."""
         if self.counts:
-            means = {name: round(float(self.sums[name]) / self.counts[name], 4) for name in sorted(self.sums)}
+            means: dict[str, float | str] = dict.fromkeys(self.losses, "")
+            means |= {name: round(float(total) / self.counts[name], 4) for name, total in self.sums.items()}
             row = {"step": run.step, "seconds": round(run.seconds)} | means
             print(row, flush=True)
             log.append_row(self.folder / "losses.csv", row)
-            log.plot(self.folder / "losses.csv", sorted(means), self.folder / "losses.png")
+            log.plot(self.folder / "losses.csv", self.losses, self.folder / "losses.png")
             self.sums, self.counts = {}, {}
 
     def due(self) -> bool:
-        return time.monotonic() - self.scored > self.score_every_seconds
+        return bool(self.pairs) and time.monotonic() - self.scored > self.score_every_seconds
 
     def write(self, run: Run, vae: AutoencoderKL) -> None:
         """Scores the averaged weights on the pairs, if there are any, and lays the results out."""

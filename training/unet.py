@@ -5,7 +5,7 @@ are decoded and judged: by their style, their content, their colours (training/l
 should be: the mean of all that it might be has no strokes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +199,7 @@ def train(settings: Settings) -> None:
     first_steps = 0 if (settings.init / "unet").exists() else FIRST_STEPS
     injection = Injection(model, vae, settings)
     run = checkpoint.Run(model, work / "unet.ckpt", settings.seed, settings.rate, settings.average)
-    report = Report(work, settings.pairs, settings.score_every_seconds)
+    report = Report(work, [part.name for part in fields(Weights)], settings.pairs, settings.score_every_seconds)
     while (progress := run.progress(settings.seconds)) < 1:
         random = run.begin_step(progress, WARMUP_STEPS)
         shared = np.random.default_rng([settings.seed, run.step])
