@@ -12,7 +12,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.[ch]')
 SANITIZED := build/sanitized
 EXAMPLES := styleid/data/demo
 
-.PHONY: demo check test fuzz bench train docs notebooks format wheel clean
+.PHONY: demo check test test-cuda fuzz bench train docs notebooks format wheel clean
 
 demo: demo/stylized.png
 
@@ -28,6 +28,14 @@ check: $(VENV)/.check
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow"
 	$(BIN)/python -m pytest -q -m slow
+
+# What needs NVIDIA's wheels, 1.6 GB on disk and the headers of CUDA 12, but no GPU.
+NVIDIA := .nvidia
+CUDA13 := nvidia-cuda-nvrtc>=13,<14 nvidia-cublas>=13,<14 nvidia-cudnn-cu13>=9.8 nvidia-cuda-runtime>=13,<14 nvidia-cuda-crt>=13,<14
+CUDA12 := nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12 nvidia-cudnn-cu12 nvidia-cuda-runtime-cu12
+
+test-cuda: $(VENV)/.test $(NVIDIA)/cu13/.installed $(NVIDIA)/cu12/.installed
+	STYLEID_NVIDIA_WHEELS=$(NVIDIA) $(BIN)/python -m pytest -q tests/test_cuda_wheels.py
 
 # The C code under AddressSanitizer and UndefinedBehaviorSanitizer: random files and arguments for FUZZ_SECONDS, allocations
 # that fail (one of every FAULTS_EVERY), and the tests of the module. oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module_runs.py
@@ -95,6 +103,17 @@ $(VENV)/.test $(VENV)/.bench $(VENV)/.train: $(VENV)/.torch
 
 $(VENV)/.test $(VENV)/.bench $(VENV)/.train $(VENV)/.docs $(VENV)/.wheel $(VENV)/.format: $(VENV)/.%: $(SOURCES)
 	$(PIP) install -q -e ".[$*]"
+	@touch $@
+
+$(NVIDIA)/cu13/.installed: $(BIN)/python
+	$(PIP) install -q --no-deps --upgrade --target $(@D) $(foreach wheel,$(CUDA13),"$(wheel)")
+	@touch $@
+
+$(NVIDIA)/cu12/.installed: $(BIN)/python
+	$(PIP) download -q --no-deps -d $(@D)/wheels $(CUDA12)
+	for wheel in $(@D)/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(@D)/all; done
+	cd $(@D)/all && find . -path '*/include/*' -name '*.h' -exec cp --parents {} .. \;
+	rm -rf $(@D)/wheels $(@D)/all
 	@touch $@
 
 $(SANITIZED)/.styleid: $(SANITIZED)/bin/python $(SOURCES) $(shell find styleid -name "*.py")

@@ -1,4 +1,5 @@
-"""Builds styleid._core: C11 against oneDNN's C API and GNU OpenMP. Everything else is in pyproject.toml.
+"""Builds styleid._core: C11 against oneDNN's C API and GNU OpenMP. Everything else is in pyproject.toml. Nothing of NVIDIA's
+is needed: its libraries are found at run time.
 
 oneDNN's library becomes part of the package, in styleid/onednn with its licence, so that nothing else has to be found at
 run time.
@@ -24,7 +25,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
 
-LAYERS = ("core", "cpu", "model", "style", "python")
+LAYERS = ("core", "cpu", "cuda", "model", "style", "python")
 LEAST_ONEDNN = (3, 2)
 LIBRARY = "libdnnl.so.3"
 VERSION_HEADER = "oneapi/dnnl/dnnl_version.h"
@@ -167,10 +168,11 @@ setup(
         Extension(
             "styleid._core",
             sources=sorted(str(path) for layer in LAYERS for path in Path("csrc", layer).glob("*.c")),
-            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+            # Kernels for GPUs are embedded in csrc/cuda/module.c and compiled where they run.
+            depends=sorted(str(path) for suffix in ("h", "cu", "cuh") for path in Path("csrc").rglob(f"*.{suffix}")),
             include_dirs=["csrc"],
             define_macros=[("_GNU_SOURCE", None)],
-            libraries=["dnnl", "m"],
+            libraries=["dnnl", "m", "dl"],
             extra_compile_args=compile_flags,
             extra_link_args=link_flags,
         )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 __version__: str
 
 Float32: TypeAlias = NDArray[np.float32]
-Feature: TypeAlias = NDArray[np.float32] | NDArray[np.uint16]  # uint16: the bits of bfloat16
+Feature: TypeAlias = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.float16]  # uint16: the bits of bfloat16
 Progress: TypeAlias = Callable[[int, int], object]
 Hook: TypeAlias = Callable[[int, int, Float32], object]
 # on_attention(step, layer, query, key, value) -> None, or three arrays, None among them for what was given
@@ -100,7 +100,7 @@ class Recomputed(TypedDict):
 
     latents: Float32
     context: Float32                 # of the inversion
-    feature_dtype: str               # "float32" or "bfloat16": what they are rounded to
+    feature_dtype: str               # "float32", "bfloat16" or "float16": what they are rounded to
 
 class Schedule(TypedDict):
     timesteps: NDArray[np.int32]     # of the inversion, ascending; feature slot i belongs to timesteps[i]
@@ -116,7 +116,8 @@ class Model:
 
     Weights are named `unet.*`, `vae.*` and `text.*` followed by the diffusers / transformers name
     (`text.text_model.…` without the leading `text_model.`). Nothing of `weights` is kept.
-    dtype: "float32" or "bfloat16", the type of every activation and packed weight.
+    dtype: "float32", "bfloat16" or, on a GPU, "float16": the type of every activation and packed weight.
+    device: an NVIDIA GPU's number, after cuda_libraries(); -1: the CPU.
     tiling: whether encode and decode work in overlapping tiles: "on", "off", or "auto": above 768 x 768 pixels.
     Raises ModelError naming the first missing, misshaped or unknown weight.
     """
@@ -128,9 +129,12 @@ class Model:
         dtype: str = "float32",
         threads: int = 1,
         tiling: str = "auto",
+        device: int = -1,
     ) -> Model: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
     @property
     def threads(self) -> int: ...
     @property
@@ -160,6 +164,21 @@ def info() -> dict[str, Any]:
     """{"onednn": "3.2.0", "onednn_threading": "OpenMP", "isa": best usable level, "isas": usable levels,
     "native_bfloat16": bool, "threads": default thread count}"""
 
+class Device(TypedDict):
+    name: str
+    architecture: int  # 10 * major + minor of the compute capability
+    total: int         # bytes of memory
+
+def cuda_driver(path: str) -> int:
+    """Opens NVIDIA's driver, once; 1000 * major + 10 * minor of the latest CUDA that it supports. ValueError: there is none."""
+
+def cuda_libraries(nvrtc: str, cublaslt: str, cudnn: str) -> dict[str, str]:
+    """Opens the libraries at these paths, once; their versions. ValueError says what to install or update."""
+
+def cuda_devices() -> list[Device]: ...
+def cuda_free_memory(device: int) -> int:
+    """Bytes; makes the device's context."""
+
 def schedule(model: Model, name: str, steps: int) -> Schedule: ...
 
 def invert(
@@ -170,7 +189,7 @@ def invert(
     schedule: str,                   # "paper", "diffusers" or "corrected"
     layers: Sequence[int],
     keep: Sequence[str],             # per picture: "query", "keys" (keys and values), "both" or "none"
-    feature_dtype: str,              # "float32" or "bfloat16"
+    feature_dtype: str,              # "float32", "bfloat16" or "float16"
     progress: Progress | None = None,
     hook: Hook | None = None,        # hook(step, steps, latents): may change the latents in place
     negative: Float32 | None = None, # (1, tokens, context_size): e = e_negative + guidance (e_context - e_negative)

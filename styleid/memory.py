@@ -71,7 +71,7 @@ def of_inversion(
 ) -> Memory:
     """An inversion that keeps so many kinds of features (queries, keys, values), and the decoding of a result."""
     height, width = _padded(model, size)
-    item = 2 if dtype == "bfloat16" else 4
+    item = item_size(dtype)
     latent = height // model.vae_factor, width // model.vae_factor
     numbers = sum(math.prod(model.layer_size(layer, latent)) * model.layer_channels(layer) for layer in layers)
     slots = steps if features == "memory" else 1
@@ -93,9 +93,14 @@ def check_memory(need: Memory, model: Model, what: str) -> None:
         )
 
 
+def item_size(dtype: str) -> int:
+    """Bytes of a number: of float32, bfloat16 or float16."""
+    return 4 if dtype == "float32" else 2
+
+
 def check_weights(numbers: int, dtype: str) -> None:
     """MemoryError if so many weights cannot be packed. They take this at least; some are stored twice."""
-    least = numbers * (2 if dtype == "bfloat16" else 4)
+    least = numbers * item_size(dtype)
     free, whose = free_memory()
     if least > free:
         raise MemoryError(

@@ -11,13 +11,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take th
 # A shell that starts the tests in the background has Ctrl-C ignored; the tests that press it need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import native.cuda
 import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import save_file
 
 import styleid
-from styleid import _core
+from styleid import _core, _cuda
 
 
 
@@ -29,8 +30,34 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("bfloat16") and _core.info()["isa"] in ("generic", "avx2"):
+    on_cpu = item.config.getoption("--device") == "cpu"
+    if on_cpu and item.get_closest_marker("bfloat16") and _core.info()["isa"] in ("generic", "avx2"):
         pytest.skip("bfloat16 needs AVX-512")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=["cpu", "cuda", "fake"],
+        default="cpu",
+        help="where models are that no test chooses a device for; fake: on the fakes of NVIDIA's libraries",
+    )
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if device == "fake":
+        os.environ.update(native.cuda.environment())
+    if device != "cpu":
+        use_gpu()
+
+
+def use_gpu():
+    """Models are on the first GPU unless a test says where."""
+    _cuda.open_libraries()
+    engine, load_model = _core.Model, styleid.load_model
+    _core.Model = lambda *arguments, **options: engine(*arguments, **{"device": 0} | options)
+    styleid.load_model = lambda *arguments, **options: load_model(*arguments, **{"device": "cuda"} | options)
 
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"

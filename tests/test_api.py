@@ -334,7 +334,7 @@ def test_layers_without_attention_say_which_have_it(model):
     [
         (ValueError, "keep", "all"),
         (TypeError, "keep", None),
-        (ValueError, "dtype", "float16"),
+        (ValueError, "dtype", "int8"),
         (TypeError, "prompt", 3),
         (ValueError, "prompt", "a cat"),
     ],

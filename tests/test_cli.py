@@ -277,7 +277,7 @@ def test_usage(place, capsys, arguments, message):
         (["--size", "big"], "--size"),
         (["--size", "1x2x3"], "--size"),
         (["--size", "99999999"], "size: "),
-        (["--dtype", "float16"], "--dtype"),
+        (["--dtype", "int8"], "--dtype"),
         (["--threads", "0"], "threads: "),
         (["--model", "nowhere"], "nowhere: no such file or folder"),
     ],

@@ -226,7 +226,8 @@ def test_prompts_need_a_text_encoder(model):
     [
         (ValueError, "dtype", {"dtype": "float16"}),
         (ValueError, "dtype", {"dtype": None}),
-        (ValueError, "device", {"device": "cuda"}),
+        (ValueError, "device", {"device": "gpu"}),
+        (TypeError, "device", {"device": 0}),
         (TypeError, "threads", {"threads": 1.5}),
         (TypeError, "threads", {"threads": "2"}),
         (ValueError, "threads", {"threads": 0}),

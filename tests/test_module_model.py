@@ -89,12 +89,13 @@ def test_bad_configuration(configuration, error, message):
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"dtype": "float16"}, ValueError, r"dtype: expected one of \['float32', 'bfloat16'\], got 'float16'"),
+        ({"dtype": "int8"}, ValueError, r"dtype: expected one of \['float32', 'bfloat16', 'float16'\], got 'int8'"),
+        ({"dtype": "float16"}, ValueError, "dtype: float16 is computed on GPUs only"),
         ({"dtype": np.float32}, TypeError, "dtype: expected one of"),
         ({"threads": 0}, ValueError, "threads: expected an integer from 1 to 1024, got 0"),
         ({"threads": 2**40}, ValueError, "threads: "),
         ({"threads": "2"}, TypeError, "threads: expected an integer, got str"),
-        ({"device": "cpu"}, TypeError, "device"),
+        ({"device": "cpu"}, TypeError, "str"),
     ],
 )
 def test_bad_model_options(options, error, message):

@@ -15,15 +15,15 @@ import pytest
 from styleid import _onednn
 
 ROOT = Path(__file__).parents[1]
-C_FILES = sorted((ROOT / "csrc").rglob("*.[ch]")) + sorted((ROOT / "csrc").rglob("*.cu"))
-# python -> style -> model -> core <- {cpu, cuda}. The module also describes the CPU: it may read cpu/cpu.h.
+C_FILES = sorted((ROOT / "csrc").rglob("*.[ch]")) + sorted((ROOT / "csrc").rglob("*.cu*"))
+# python -> style -> model -> core <- {cpu, cuda}. The module also describes CPU and GPUs: it may read cpu/cpu.h, cuda/cuda.h.
 MAY_INCLUDE = {
     "core": {"core"},
     "cpu": {"core", "cpu"},
     "cuda": {"core", "cuda"},
     "model": {"core", "model"},
     "style": {"core", "model", "style"},
-    "python": {"core", "model", "style", "python", "cpu/cpu.h"},
+    "python": {"core", "model", "style", "python", "cpu/cpu.h", "cuda/cuda.h"},
 }
 
 
@@ -47,13 +47,27 @@ def test_layering(path):
         assert name != "Python.h" or layer(path) == "python"
         assert not name.startswith("numpy/") or path.name == "ndarray.c"
         assert "dnnl" not in name or layer(path) == "cpu"
-        assert not name.startswith("cu") or layer(path) == "cuda"
+        assert not name.startswith("cu") or layer(path) == "cuda" or name in allowed
 
 
 def test_only_the_cpu_layer_calls_onednn():
     for path in C_FILES:
         if layer(path) != "cpu":
             assert not re.search(r"\bdnnl_\w+\s*\(", path.read_text()), path
+
+
+def test_only_the_cuda_layer_names_nvidias_functions():
+    for path in C_FILES:
+        if layer(path) != "cuda":
+            assert not re.search(r"\b(cu[A-Z]|nvrtc[A-Z]|cublasLt|cudnn[A-Z])\w*\s*\(", path.read_text()), path
+
+
+def test_no_header_of_nvidias_is_included():
+    own = {str(path.relative_to(ROOT / "csrc")) for path in C_FILES} | {"sid.cuh", "params.h", "attention.cuh"}
+    for path in C_FILES:
+        if layer(path) == "cuda":
+            standard = ("std", "string.h", "pthread.h", "sys/", "unistd.h", "fcntl.h", "dlfcn.h", "errno.h", "math.h")
+            assert all(name in own or name.startswith(standard) for name in included(path)), path
 
 
 def test_only_ops_calls_the_backend():

@@ -115,6 +115,7 @@ static void cpu_close(sid_backend **backend) {
 
 int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
     *backend = NULL;
+    if (dtype == SID_F16) return sid_fail(SID_EVALUE, "dtype: float16 is computed on GPUs only; use float32 or bfloat16");
     if (dtype == SID_BF16 && isa_in_use() < SID_ISA_AVX512) /* oneDNN has no such products */
         return sid_fail(SID_EVALUE, "dtype: bfloat16 needs AVX-512, and this CPU has or uses %s; use float32",
                         sid_isa_name(isa_in_use()));

@@ -64,10 +64,11 @@ int sid_read_choice(int *choice, PyObject *object, const char *name, const char 
 }
 
 int sid_read_dtype(sid_dtype *dtype, PyObject *object, const char *name) {
-    static const char *const names[] = {"float32", "bfloat16", NULL};
+    static const char *const names[] = {"float32", "bfloat16", "float16", NULL};
+    static const sid_dtype dtypes[] = {SID_F32, SID_BF16, SID_F16};
     int choice;
     if (sid_read_choice(&choice, object, name, names)) return -1;
-    *dtype = choice == 0 ? SID_F32 : SID_BF16;
+    *dtype = dtypes[choice];
     return 0;
 }
 

@@ -15,6 +15,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     sid_model *model;
+    int device; /* a GPU's number, or negative: the CPU */
 } sid_model_object;
 
 extern PyType_Spec sid_model_spec;
@@ -27,6 +28,12 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_adain(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords);
+
+/* NVIDIA's libraries and devices; see cuda.c. */
+PyObject *sid_py_cuda_driver(PyObject *module, PyObject *args, PyObject *keywords);
+PyObject *sid_py_cuda_libraries(PyObject *module, PyObject *args, PyObject *keywords);
+PyObject *sid_py_cuda_devices(PyObject *module, PyObject *unused);
+PyObject *sid_py_cuda_free_memory(PyObject *module, PyObject *args, PyObject *keywords);
 
 /* Raises what an engine's status stands for; SID_ECANCELLED keeps the exception that the callback left. */
 void sid_raise(const sid_state *state, int status);

@@ -2,6 +2,10 @@
 
 static const char *const feature_names[SID_FEATURES] = {"query", "key", "value"};
 
+/* What features are to NumPy, which has no bfloat16: its bits are uint16. */
+static const sid_element feature_elements[SID_DTYPE_COUNT] = {
+    [SID_F32] = SID_FLOAT32, [SID_BF16] = SID_UINT16, [SID_F16] = SID_FLOAT16};
+
 sid_inversion *sid_inversions_new(size_t count) {
     sid_inversion *inversions = PyMem_Calloc(count, sizeof *inversions);
     if (!inversions) PyErr_NoMemory();
@@ -44,7 +48,7 @@ static int allocate_features(sid_inversion *inversion, const sid_unet_config *co
         const size_t shape[] = {slots, sid_layer_tokens(config, layer, h, w), sid_layer_channels(config, layer)};
         for (size_t kind = 0; kind < SID_FEATURES; kind++)
             if (keep & 1u << kind &&
-                sid_array_new(&inversion->features[kind][layer], dtype == SID_F32 ? SID_FLOAT32 : SID_UINT16, 3, shape))
+                sid_array_new(&inversion->features[kind][layer], feature_elements[dtype], 3, shape))
                 return -1;
         fill_bank(inversion, config, layer);
     }
@@ -142,7 +146,7 @@ static int read_feature(sid_inversion *inversion, PyObject *dict, size_t kind, s
     PyOS_snprintf(label, sizeof label, "%s[%zu]", dict_label, layer);
     size_t tokens = sid_layer_tokens(config, layer, inversion->latents.shape[2], inversion->latents.shape[3]);
     const sid_array_spec spec = {.name = label,
-                                 .elements = SID_FLOAT32 | SID_UINT16,
+                                 .elements = SID_FLOAT32 | SID_UINT16 | SID_FLOAT16,
                                  .rank = 3,
                                  .shape = {inversion->bank.steps, tokens, sid_layer_channels(config, layer)}};
     PyObject *object = get(dict, PyLong_FromSize_t(layer), dict_label);
@@ -162,7 +166,7 @@ static int read_kind(sid_inversion *inversion, PyObject *data, size_t kind, cons
         failed = read_feature(inversion, dict, kind, layers->numbers[i], name, config);
         if (failed) break;
         if (*element && array->element != *element) {
-            PyErr_Format(PyExc_ValueError, "%s: float32 and uint16 features in one inversion", name);
+            PyErr_Format(PyExc_ValueError, "%s: features of several types in one inversion", name);
             failed = -1;
         }
         *element = array->element;
@@ -203,7 +207,8 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
     for (size_t kind = 0; kind < SID_FEATURES; kind++)
         if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, config, layers, &element))
             return -1;
-    inversion->bank.dtype = element == SID_UINT16 ? SID_BF16 : SID_F32;
+    for (sid_dtype dtype = SID_F32; dtype < SID_DTYPE_COUNT; dtype++)
+        if (feature_elements[dtype] == element) inversion->bank.dtype = dtype;
     for (size_t i = 0; i < layers->count; i++) fill_bank(inversion, config, layers->numbers[i]);
     return 0;
 }

@@ -23,18 +23,26 @@ static PyObject *finish(PyObject *self, const sid_array *array, int status) {
 
 /* ---- life ---- */
 
-static int open_model(sid_model **model, const sid_config *config, sid_weights *weights, sid_dtype dtype, int threads,
-                      sid_tiling tiling) {
+/* What a model computes on and in; device: a GPU's number, or negative for the CPU. */
+typedef struct {
+    sid_dtype dtype;
+    int threads, device;
+    sid_tiling tiling;
+} sid_placement;
+
+static int open_model(sid_model **model, const sid_config *config, sid_weights *weights, const sid_placement *p) {
     sid_backend *backend = NULL;
-    int status = sid_cpu_open(&backend, dtype, threads);
-    if (status == SID_OK) return sid_model_open(model, config, weights, backend, tiling);
+    int status = p->device < 0 ? sid_cpu_open(&backend, p->dtype, p->threads)
+                               : sid_cuda_open(&backend, p->dtype, p->device, p->threads);
+    if (status == SID_OK) return sid_model_open(model, config, weights, backend, p->tiling);
     if (backend) backend->close(&backend);
     return status;
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"config", "weights", "dtype", "threads", "tiling", NULL};
-    static const char *const dtypes[] = {"float32", "bfloat16", NULL};
+    static char *names[] = {"config", "weights", "dtype", "threads", "tiling", "device", NULL};
+    static const char *const dtypes[] = {"float32", "bfloat16", "float16", NULL};
+    static const sid_dtype dtypes_of[] = {SID_F32, SID_BF16, SID_F16};
     static const char *const tilings[] = {"auto", "on", "off", NULL};
     static const sid_tiling tilings_of[] = {SID_TILING_AUTO, SID_TILING_ON, SID_TILING_OFF};
     PyObject *config_object, *weights_object, *dtype_object = NULL, *threads_object = NULL, *tiling_object = NULL;
@@ -43,10 +51,10 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     sid_buffers buffers = {0};
     sid_model_object *self = NULL;
     size_t threads = 1;
-    int dtype = 0, tiling = 0, status;
+    int dtype = 0, tiling = 0, device = -1, status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|OOO:Model", names, &config_object, &weights_object,
-                                     &dtype_object, &threads_object, &tiling_object))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|OOOi:Model", names, &config_object, &weights_object,
+                                     &dtype_object, &threads_object, &tiling_object, &device))
         return NULL;
     if (dtype_object && sid_read_choice(&dtype, dtype_object, "dtype", dtypes)) return NULL;
     if (threads_object && sid_read_size(&threads, threads_object, "threads", 1, MAX_THREADS)) return NULL;
@@ -55,9 +63,10 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (sid_buffers_open(&buffers, weights_object, state)) goto done;
     self = (sid_model_object *)type->tp_alloc(type, 0);
     if (!self) goto done;
+    self->device = device;
+    const sid_placement placement = {dtypes_of[dtype], (int)threads, device, tilings_of[tiling]};
     Py_BEGIN_ALLOW_THREADS
-    status = open_model(&self->model, &config, buffers.weights, dtype == 0 ? SID_F32 : SID_BF16, (int)threads,
-                        tilings_of[tiling]);
+    status = open_model(&self->model, &config, buffers.weights, &placement);
     Py_END_ALLOW_THREADS
     if (status != SID_OK) {
         sid_raise(state, status);
@@ -80,6 +89,12 @@ static void model_dealloc(PyObject *self) {
 static PyObject *model_dtype(PyObject *self, void *closure) {
     (void)closure;
     return PyUnicode_FromString(sid_dtype_name(sid_model_backend(model_of(self))->dtype));
+}
+
+static PyObject *model_device(PyObject *self, void *closure) {
+    int device = ((sid_model_object *)self)->device;
+    (void)closure;
+    return device < 0 ? PyUnicode_FromString("cpu") : PyUnicode_FromFormat("cuda:%d", device);
 }
 
 static PyObject *model_threads(PyObject *self, void *closure) {
@@ -363,6 +378,7 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef properties[] = {
     {"dtype", model_dtype, NULL, NULL, NULL},
+    {"device", model_device, NULL, "\"cpu\" or such as \"cuda:0\".", NULL},
     {"threads", model_threads, NULL, NULL, NULL},
     {"memory", model_memory, NULL, NULL, NULL},
     {"idle", model_idle, NULL, NULL, NULL},

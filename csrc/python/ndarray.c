@@ -11,7 +11,7 @@ static const struct {
     const char *name;
 } elements[] = {
     {SID_FLOAT32, NPY_FLOAT32, "float32"}, {SID_FLOAT64, NPY_FLOAT64, "float64"}, {SID_UINT8, NPY_UINT8, "uint8"},
-    {SID_UINT16, NPY_UINT16, "uint16"},    {SID_INT32, NPY_INT32, "int32"},
+    {SID_UINT16, NPY_UINT16, "uint16"},    {SID_INT32, NPY_INT32, "int32"},       {SID_FLOAT16, NPY_FLOAT16, "float16"},
 };
 #define ELEMENTS (sizeof elements / sizeof *elements)
 

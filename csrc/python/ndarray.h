@@ -8,7 +8,14 @@
 #define SID_MAX_LATENT_PIXELS ((size_t)1 << 24) /* of a whole batch: no product of sizes in the engine overflows */
 
 /* May be or'ed. */
-typedef enum { SID_FLOAT32 = 1, SID_FLOAT64 = 2, SID_UINT8 = 4, SID_UINT16 = 8, SID_INT32 = 16 } sid_element;
+typedef enum {
+    SID_FLOAT32 = 1,
+    SID_FLOAT64 = 2,
+    SID_UINT8 = 4,
+    SID_UINT16 = 8,
+    SID_INT32 = 16,
+    SID_FLOAT16 = 32
+} sid_element;
 
 typedef struct {
     PyObject *object; /* owned; NULL: none */

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 from styleid._core import __version__
 from styleid.images import RESIZE
-from styleid.method.options import Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
+from styleid.method.options import DTYPES, Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
 
 USER_ERROR = 2
 TILINGS: dict[str, str | bool] = {"auto": "auto", "on": True, "off": False}
@@ -200,7 +200,8 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         "--tiling", choices=TILINGS, default="auto", help="the VAE in tiles (auto: above 768x768 pixels)"
     )
     group.add_argument("--ema", action="store_true", help="running means of the UNet's weights, of a single file")
-    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="what is computed in")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="what is computed in; float16 on GPUs only")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or such as cuda:1 (default: auto)")
     group.add_argument("--threads", type=int, help="threads to compute with (what the process may use: see styleid info)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 

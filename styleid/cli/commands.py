@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from styleid import _core
+from styleid import _core, _cuda
 from styleid.cli.arguments import TILINGS, arguments_of, read_options
 from styleid.files.disk import check_writable
 from styleid.images import check_output, load_image, save_image, to_array
@@ -127,10 +127,11 @@ def run_info(options: argparse.Namespace) -> None:
     print(
         f"bfloat16: {'computed natively' if engine['native_bfloat16'] else 'not native; float32 is the better choice'}"
     )
+    print(*_cuda.report(), sep="\n")
     model = _load(options)
     unet = model.config["unet"]
     print(f"model: {model.source}")
-    print(f"  computed in {model.dtype} by {model.threads} threads; weights take {model.memory / 1e6:.0f} MB")
+    print(f"  computed in {model.dtype} on {model.device}, {model.threads} threads; weights take {model.memory / 1e6:.0f} MB")
     print(f"  images: {model.image_size}x{model.image_size}; others are padded to multiples of {model.image_multiple}")
     print(
         f"  widths {list(unet['channels'])}; predicts {unet['prediction']}; context of {unet['context_size']} numbers"
@@ -170,6 +171,7 @@ def _load(options: argparse.Namespace) -> Model:
     return load_model(
         options.model,
         options.dtype,
+        options.device,
         threads=options.threads,
         prediction=options.prediction,
         loras=options.lora,

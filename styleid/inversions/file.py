@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from styleid.inversions.inversion import Inversion
 
 FORMAT, VERSION = "styleid inversion", "1"
+FEATURE_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # in the words of safetensors
 KEEP = {"both": ("query", "key", "value"), "query": ("query",), "keys": ("key", "value"), "none": ()}
 SCHEDULES = ("paper", "diffusers", "corrected")
 SMALL = ("latents", "predicted", "timesteps", "context")  # arrays beside the features
@@ -44,7 +45,7 @@ def metadata_of(inversion: Inversion) -> dict[str, str]:
 
 def to_tensor(array: NDArray[Any]) -> Tensor:
     """The same memory, where it is dense, as a tensor of a file."""
-    dtype = {"float32": "F32", "uint16": "BF16", "int32": "I32"}[array.dtype.name]
+    dtype = {"float32": "F32", "uint16": "BF16", "float16": "F16", "int32": "I32"}[array.dtype.name]
     return Tensor(dtype, array.shape, np.ascontiguousarray(array).data.cast("B"))
 
 
@@ -81,12 +82,12 @@ def _fields(tensors: dict[str, Tensor], metadata: Mapping[str, str], mapped: boo
     predicted = _array(tensors, "predicted", (steps, *latents.shape[1:]), ("F32",))
     layers = tuple(int(layer) for layer in metadata["layers"].split(",") if layer)
     recompute = metadata.get("recompute")
-    if recompute not in (None, "float32", "bfloat16"):
+    if recompute not in (None, *FEATURE_TYPES):
         raise ValueError(f"features to be computed again in {recompute[:80]!r}")
     kinds = KEEP[settings["keep"]] if recompute is None else ()
     features = _features(tensors, kinds, layers, steps, latents.shape[2:], mapped)
     arrays = [array for kept in features.values() for array in kept.values()]
-    dtype = "bfloat16" if any(array.dtype == np.uint16 for array in arrays) else "float32"
+    stored = arrays[0].dtype.name if arrays else "float32"
     return settings | {
         "latents": latents,
         "timesteps": timesteps,
@@ -96,7 +97,7 @@ def _fields(tensors: dict[str, Tensor], metadata: Mapping[str, str], mapped: boo
         "size": _size(metadata["size"]),
         "guidance": guidance,
         "predicted": predicted,
-        "feature_dtype": recompute or dtype,
+        "feature_dtype": recompute or {"uint16": "bfloat16"}.get(stored, stored),
         "recompute": recompute is not None,
     }
 
@@ -124,7 +125,7 @@ def _features(
     features: dict[str, dict[int, Feature]] = {"query": {}, "key": {}, "value": {}}
     for kind in kinds:
         for layer in layers:
-            array = _array(tensors, f"{kind}.{layer}", (steps, None, None), ("F32", "BF16"), mapped)
+            array = _array(tensors, f"{kind}.{layer}", (steps, None, None), tuple(FEATURE_TYPES.values()), mapped)
             first = features[kinds[0]].get(layer, array)
             if array.shape != first.shape or not _is_level(array.shape[1], *size):
                 raise ValueError(f"{kind}.{layer} has the shape {array.shape}, which does not fit the latents")
@@ -168,4 +169,5 @@ def _array(
 
 def to_array(tensor: Tensor) -> NDArray[Any]:
     """The same memory as an array, read-only where it is mapped."""
-    return np.frombuffer(tensor.data, {"F32": "<f4", "BF16": "<u2", "I32": "<i4"}[tensor.dtype]).reshape(tensor.shape)
+    numpy_type = {"F32": "<f4", "BF16": "<u2", "F16": "<f2", "I32": "<i4"}[tensor.dtype]
+    return np.frombuffer(tensor.data, numpy_type).reshape(tensor.shape)

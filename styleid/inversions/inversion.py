@@ -41,7 +41,7 @@ class Inversion:
         model: the model that made it; None for a loaded one
         negative_prompt, guidance: the `styleid.Text` that was given to `styleid.invert`
         predicted: (steps, C, h, w) float32: x0 by every evaluation, (z - sqrt(1 - a) e) / sqrt(a)
-        feature_dtype: "float32" or "bfloat16": what the features are kept in
+        feature_dtype: "float32", "bfloat16" or "float16": what the features are kept in
         recompute: whether they are not kept, but evaluated again, on `latents`, whenever they are asked for
     """
 
@@ -126,7 +126,10 @@ class Inversion:
         if not 0 <= step < self.steps:
             raise ValueError(f"step: expected 0 to {self.steps - 1}, got {step!r}")
         stored = self._evaluate(kind, step, layer) if self.recompute else self.features[kind][layer][step]
-        feature = from_bfloat16(cast(NDArray[np.uint16], stored)) if stored.dtype == np.uint16 else stored.view()
+        if stored.dtype == np.uint16:
+            feature = from_bfloat16(cast(NDArray[np.uint16], stored))
+        else:
+            feature = stored.view() if stored.dtype == np.float32 else stored.astype(np.float32)
         feature.flags.writeable = False  # a change would be lost where it is a copy
         return cast(NDArray[np.float32], feature)
 

@@ -14,7 +14,7 @@ from styleid import _core
 from styleid.files.checksums import first_sum, seal_sums
 from styleid.files.tensors import TensorStream
 from styleid.images import Pixels, pad, padded_size
-from styleid.inversions.file import KEEP, arrays_of, metadata_of, to_array, to_tensor
+from styleid.inversions.file import FEATURE_TYPES, KEEP, arrays_of, metadata_of, to_array, to_tensor
 from styleid.inversions.inversion import Inversion
 from styleid.models.model import Model
 from styleid.progress import Report
@@ -144,10 +144,7 @@ class Recording:
         shapes = {name: (to_tensor(array).dtype, array.shape) for name, array in arrays_of(draft).items()}
         for kind in KEEP[draft.keep]:
             for layer in draft.layers:
-                shapes[f"{kind}.{layer}"] = (
-                    "BF16" if draft.feature_dtype == "bfloat16" else "F32",
-                    _shape(draft, layer),
-                )
+                shapes[f"{kind}.{layer}"] = (FEATURE_TYPES[draft.feature_dtype], _shape(draft, layer))
         self._sums = {name: first_sum(*form) for name, form in shapes.items()}
         self._stream = TensorStream(file, shapes, seal_sums(self._sums, metadata_of(draft)))
 

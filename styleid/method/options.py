@@ -32,7 +32,7 @@ OnAttention = Callable[
 T = TypeVar("T")
 
 PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inject` can name
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def flag(text: str, **facts: Any) -> dict[str, Any]:
@@ -287,7 +287,7 @@ class Storage(Option):
         features: "memory"; "disk": in a file, from which they are mapped, the entry of `cache` or else a nameless one in
             the temporary folder (environment variable TMPDIR); "recompute": nowhere, they are evaluated again whenever
             they are asked for, at the cost of most of an evaluation. All give the same results
-        dtype: "float32", "bfloat16" (half the memory), or "auto": what the model computes in
+        dtype: "float32", "bfloat16" or "float16" (half the memory), or "auto": what the model computes in
         cache: a folder, or a `styleid.Cache`, that keeps inversions from one run to the next; not with hooks
 
     Raises:

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid import _core
 from styleid._core import ModelError
 from styleid.files.disk import read_json
 from styleid.files.tensors import read_tensors
-from styleid.memory import check_weights
 from styleid.models import lora
 from styleid.models.config import STANDARD_ALPHAS, read_config
 from styleid.models.hub import NAME, fetch
 from styleid.models.ldm import convert
 from styleid.models.model import VAE, Model, Recommended
 from styleid.models.origin import Origin
+from styleid.models.placement import place
 from styleid.models.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
 from styleid.models.vae import read as read_vae
 from styleid.models.weights import STEMS, engine_weights, read_component, read_weights
@@ -72,8 +71,10 @@ def load_model(
               a folder tokenizer/ beside it any prompt can be used, else the empty one
             - the name of a model on the Hugging Face hub, "owner/name" or "owner/name@revision", unless there is such
               a file or folder
-        dtype: what is computed in: "float32", "bfloat16", or "auto": bfloat16 where the CPU computes it natively
-        device: "auto" or "cpu"
+        dtype: what is computed in: "float32", "bfloat16", on a GPU also "float16"; "auto": float16 on a GPU, on the CPU
+            bfloat16 where it computes that natively, else float32
+        device: "cpu"; "cuda" or "cuda:1", an NVIDIA GPU; "auto": the first GPU where driver, libraries and memory allow it,
+            else the CPU
         threads: None: what OMP_NUM_THREADS says, else one for each physical core that the process may run on, or as
             many as its control groups' CPU quotas allow where that is less
         prediction: "epsilon" or "v_prediction", what the model predicts; None: what its files say
@@ -94,9 +95,7 @@ def load_model(
         "source": source, "dtype": dtype, "device": device, "threads": threads, "prediction": prediction, "vae": vae,
         "tiling": tiling, "ema": ema,
     }  # fmt: skip
-    dtype = _dtype(dtype)
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"device: expected 'auto' or 'cpu', got {device!r}")
+    place(device, dtype)  # what keeps a device from being used is known before anything is read
     threads = _threads(threads)
     if prediction not in (None, "epsilon", "v_prediction"):
         raise ValueError(f"prediction: expected None, 'epsilon' or 'v_prediction', got {prediction!r}")
@@ -118,12 +117,13 @@ def load_model(
             raise ValueError(f"{vae}: the VAE's latents have {ours} channels, but the UNet takes {theirs}")
         sizes = [math.prod(weight["shape"]) for weight in parts.weights.values()]
         known = sum(size for size in sizes if size < LARGEST)  # a larger one is no layer's, as the engine says
-        check_weights(known, dtype)
+        placement = place(device, dtype, known)
         return Model(
             parts.config,
             lora.merge(parts.weights, changes),
-            dtype,
+            placement.dtype,
             threads,
+            device=placement.device,
             tiling=tiles,
             tokenizer=parts.tokenizer,
             context=parts.context,
@@ -140,6 +140,7 @@ def load_model(
 def load_vae(
     source: str | os.PathLike[str],
     dtype: str = "auto",
+    device: str = "auto",
     threads: int | None = None,
     tiling: str | bool = "auto",
 ) -> VAE:
@@ -147,22 +148,32 @@ def load_vae(
 
     Args:
         source: as `vae` of `load_model`: a folder, which may be a whole model's, a file, or a name on the hub
-        dtype, threads, tiling: as there
+        dtype, device, threads, tiling: as there
 
     Raises:
         ModelError: the files are missing, damaged or not a VAE that can be computed; names the file and the fault
         TypeError, ValueError: an argument is not one of the above
     """
-    options = {"source": source, "dtype": dtype, "threads": threads, "tiling": tiling}
-    dtype, threads, tiles = _dtype(dtype), _threads(threads), _tiling(tiling)
+    options = {"source": source, "dtype": dtype, "device": device, "threads": threads, "tiling": tiling}
+    place(device, dtype)  # what keeps a device from being used is known before anything is read
+    threads, tiles = _threads(threads), _tiling(tiling)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: expected a path, got {type(source).__name__}")
     try:
         found = read_vae(os.fsdecode(source))
         alone: VAEAlone = {"unet": None, "vae": found.config, "text": None, "alphas": STANDARD_ALPHAS}
         weights = engine_weights({}, found.tensors, None)
-        origin = Origin(load_vae, options)
-        return VAE(alone, weights, dtype, threads, tiling=tiles, source=os.fsdecode(source), origin=origin)
+        placement = place(device, dtype, sum(math.prod(weight["shape"]) for weight in weights.values()))
+        return VAE(
+            alone,
+            weights,
+            placement.dtype,
+            threads,
+            device=placement.device,
+            tiling=tiles,
+            source=os.fsdecode(source),
+            origin=Origin(load_vae, options),
+        )
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from None
     except (ValueError, OSError) as error:
@@ -190,14 +201,6 @@ def default_model() -> Model:
 @lru_cache(maxsize=1)
 def _load_default() -> Model:
     return load_model()
-
-
-def _dtype(dtype: str) -> str:
-    if dtype == "auto":
-        return "bfloat16" if _core.info()["native_bfloat16"] else "float32"
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype: expected 'auto', 'float32' or 'bfloat16', got {dtype!r}")
-    return dtype
 
 
 def _tiling(tiling: str | bool) -> str:

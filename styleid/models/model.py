@@ -16,6 +16,7 @@ from styleid.files.tensors import releasing
 from styleid.images import ImageLike, padded_size, to_array
 from styleid.models.config import TRAIN_STEPS
 from styleid.models.origin import Origin, remember
+from styleid.models.placement import CPU
 from styleid.models.prompts import Tokenize, describe
 from styleid.numbers import whole
 
@@ -61,11 +62,12 @@ class VAE:
         dtype: str,
         threads: int,
         *,
+        device: int = CPU,
         tiling: str = "auto",
         source: str = "",
         origin: Origin | None = None,
     ) -> None:
-        self._engine = _core.Model(config, weights, dtype, threads, tiling)
+        self._engine = _core.Model(config, weights, dtype, threads, tiling, device)
         self._factor = 1 << (len(config["vae"]["channels"]) - 1)
         self._scaling_factor = config["vae"]["scaling_factor"]
         self.tiling = tiling
@@ -102,8 +104,13 @@ class VAE:
 
     @property
     def dtype(self) -> str:
-        """The type of weights and activations: "float32" or "bfloat16"."""
+        """The type of weights and activations: "float32", "bfloat16", or on a GPU "float16"."""
         return self._engine.dtype
+
+    @property
+    def device(self) -> str:
+        """What it computes on: "cpu" or such as "cuda:0"."""
+        return self._engine.device
 
     @property
     def threads(self) -> int:
@@ -112,7 +119,7 @@ class VAE:
 
     @property
     def memory(self) -> int:
-        """Bytes of the packed weights."""
+        """Bytes of the packed weights, in the device's memory."""
         return self._engine.memory
 
     @property
@@ -177,6 +184,7 @@ class Model(VAE):
         dtype: str,
         threads: int,
         *,
+        device: int = CPU,
         tiling: str = "auto",
         tokenizer: Tokenize | None = None,
         context: Float32 | None = None,
@@ -185,14 +193,14 @@ class Model(VAE):
         origin: Origin | None = None,
     ) -> None:
         with releasing(weight["data"] for weight in weights.values()):
-            super().__init__(config, weights, dtype, threads, tiling=tiling, source=source, origin=origin)
+            super().__init__(config, weights, dtype, threads, device=device, tiling=tiling, source=source, origin=origin)
         self._tokenizer = tokenizer
         self._stored_context = context
         self.config = cast("Config", Configuration(config))
         self.recommended: Recommended = recommended or {}
 
     def __repr__(self) -> str:
-        return f"<styleid.Model {self.source!r}, {self.dtype}, {self.image_size}x{self.image_size}>"
+        return f"<styleid.Model {self.source!r}, {self.dtype} on {self.device}, {self.image_size}x{self.image_size}>"
 
     @property
     def attention_layers(self) -> tuple[int, ...]:

@@ -1,0 +1,41 @@
+/* The fakes of NVIDIA's libraries share a driver: streams that do nothing before something waits for them, and memory that
+ * only the work in them may touch. */
+#ifndef FAKE_H
+#define FAKE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cuda/nvidia.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Statuses of NVIDIA's that only the fakes give. */
+enum {
+    CUDA_ERROR_INVALID_VALUE = 1,
+    CUDA_ERROR_INVALID_CONTEXT = 201,
+    CUDA_ERROR_INVALID_IMAGE = 200,
+    CUDA_ERROR_NOT_FOUND = 500,
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700,
+    CUDA_ERROR_LAUNCH_FAILED = 719,
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
+};
+
+/* Work of a stream: called with a copy of the arguments once something waits for it. */
+typedef void (*fake_work)(void *arguments);
+CUresult fake_enqueue(CUstream stream, fake_work work, const void *arguments, size_t size);
+
+/* Whether all bytes are of one block of the device that has not been given back. */
+int fake_is_device(const void *data, size_t size);
+
+/* Prints what is wrong and ends the process: mistakes of the caller that hardware would answer with wrong results. */
+void fake_refuse(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
+
+/* The status that the function has been told to fail with at this call; 0: none. */
+int fake_failure(const char *function);
+
+/* A number from the environment: STYLEID_FAKE_... */
+long fake_setting(const char *name, long otherwise);
+
+#endif
