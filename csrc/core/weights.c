@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "core/finite.h"
 #include "core/floats.h"
 
 #define NAME_SIZE 256
@@ -103,12 +104,14 @@ size_t sid_weight_count(const sid_weight *weight) {
     return count;
 }
 
-void sid_weight_floats(float *dst, const sid_weight *weight) {
+int sid_weight_floats(float *dst, const sid_weight *weight) {
+    const float *first = dst;
     size_t columns = 1;
     for (size_t i = 1; i < weight->rank; i++) columns *= weight->shape[i];
     for (size_t row = 0; row < weight->shape[0]; row++)
         for (size_t i = 0; i < columns; i++)
             *dst++ = sid_load(weight->data, weight->dtype, row * weight->stride + i);
+    return sid_all_fit(first, SID_F32, (size_t)(dst - first), SID_F32) ? SID_OK : sid_refuse_weight(weight, SID_F32);
 }
 
 int sid_weights_all_taken(const sid_weights *weights) {

@@ -37,8 +37,8 @@ sid_weight sid_weight_rows(const sid_weight *weight, size_t first, size_t count)
 sid_weight sid_weight_columns(const sid_weight *weight, size_t first, size_t count);
 
 size_t sid_weight_count(const sid_weight *weight); /* of its numbers */
-/* The weight's numbers in C order as float32. */
-void sid_weight_floats(float *dst, const sid_weight *weight);
+/* The weight's numbers in C order as float32; SID_EMODEL where one is not finite. */
+int sid_weight_floats(float *dst, const sid_weight *weight);
 
 /* SID_EMODEL naming the first weight that nothing took. */
 int sid_weights_all_taken(const sid_weights *weights);

@@ -50,8 +50,7 @@ static int open_parity(sid_cpu *cpu, cpu_conv *c, size_t parity, const float *we
 static int open_doubled(sid_cpu *cpu, cpu_conv *c, const sid_weight *weight, const sid_weight *bias) {
     float *weights = malloc(sid_weight_count(weight) * sizeof *weights);
     if (!weights) return sid_fail(SID_EMEMORY, "out of memory");
-    sid_weight_floats(weights, weight);
-    int status = SID_OK;
+    int status = sid_weight_floats(weights, weight);
     for (size_t parity = 0; parity < PHASES && status == SID_OK; parity++)
         status = open_parity(cpu, c, parity, weights, bias);
     free(weights);

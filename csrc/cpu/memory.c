@@ -62,8 +62,13 @@ int sid_cpu_floats_open(sid_backend *backend, float **floats, size_t parts, cons
     for (size_t i = 0; i < parts; i++) count += sid_weight_count(weights[i]);
     SID_TRY(sid_memory_floats(&backend->memory, floats, count, "a norm's weights"));
     float *next = *floats;
-    for (size_t i = 0; i < parts; next += sid_weight_count(weights[i++])) sid_weight_floats(next, weights[i]);
-    return SID_OK;
+    int status = SID_OK;
+    for (size_t i = 0; i < parts && status == SID_OK; next += sid_weight_count(weights[i++]))
+        status = sid_weight_floats(next, weights[i]);
+    if (status == SID_OK) return SID_OK;
+    sid_memory_give(&backend->memory, *floats);
+    *floats = NULL;
+    return status;
 }
 
 int sid_cpu_mix(sid_exec *exec, float *z, const float *p, size_t count, double up, double down, double a, double b) {

@@ -3,9 +3,11 @@
 #include <sys/mman.h>
 
 #include "core/err.h"
+#include "core/finite.h"
 #include "cpu/primitive.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
+#define STRETCH ((size_t)1 << 13) /* numbers that a thread converts at a time */
 
 /* Large blocks begin at a huge page, so that the weights that every evaluation reads take few TLB entries. */
 static void *take_block(size_t size) {
@@ -24,13 +26,28 @@ int sid_take_packed(sid_cpu *cpu, void **data, size_t size) {
     return SID_OK;
 }
 
-static void stack_rows(const sid_cpu *cpu, char *dst, sid_dtype dtype, const sid_weight *weight) {
+/* Converts and checks a stretch at a time, while it is in the cache. -> whether all numbers fit the dtype */
+static int convert(const sid_cpu *cpu, char *dst, sid_dtype dtype, const char *src, sid_dtype stored, size_t count) {
+    const size_t size = sid_dtype_size(stored), out = sid_dtype_size(dtype);
+    int fit = 1;
+#pragma omp parallel for num_threads(cpu->base.threads) reduction(& : fit)
+    for (size_t first = 0; first < count; first += STRETCH) {
+        size_t some = count - first < STRETCH ? count - first : STRETCH;
+        fit &= sid_all_fit(src + first * size, stored, some, dtype);
+        cpu->kernels.convert(dst + first * out, dtype, src + first * size, stored, some, 1);
+    }
+    return fit;
+}
+
+static int stack_rows(const sid_cpu *cpu, char *dst, sid_dtype dtype, const sid_weight *weight) {
     size_t rows = weight->shape[0], columns = sid_weight_count(weight) / rows;
     size_t size = sid_dtype_size(weight->dtype), out = sid_dtype_size(dtype);
     if (columns == weight->stride) columns *= rows, rows = 1; /* dense */
+    int fit = 1;
     for (size_t row = 0; row < rows; row++)
-        cpu->kernels.convert(dst + row * columns * out, dtype, (const char *)weight->data + row * weight->stride * size,
-                             weight->dtype, columns, cpu->base.threads);
+        fit &= convert(cpu, dst + row * columns * out, dtype, (const char *)weight->data + row * weight->stride * size,
+                       weight->dtype, columns);
+    return fit ? SID_OK : sid_refuse_weight(weight, dtype);
 }
 
 int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *const *biases) {
@@ -38,7 +55,7 @@ int sid_pack_bias(sid_packed *packed, size_t parts, const sid_weight *const *bia
     for (size_t i = 0; i < parts; i++) count += biases[i]->shape[0];
     float *next = packed->bias = malloc(count * sizeof *next);
     if (!next) return sid_fail(SID_EMEMORY, "out of memory");
-    for (size_t i = 0; i < parts; next += biases[i++]->shape[0]) sid_weight_floats(next, biases[i]);
+    for (size_t i = 0; i < parts; next += biases[i++]->shape[0]) SID_TRY(sid_weight_floats(next, biases[i]));
     return SID_OK;
 }
 
@@ -47,9 +64,13 @@ int sid_stack(const sid_cpu *cpu, void **stacked, sid_dtype dtype, size_t parts,
     for (size_t i = 0; i < parts; i++) total += sid_weight_count(weights[i]);
     char *next = *stacked = take_block(total * sid_dtype_size(dtype));
     if (!next) return sid_fail(SID_EMEMORY, "out of memory for weights");
-    for (size_t i = 0; i < parts; next += sid_weight_count(weights[i++]) * sid_dtype_size(dtype))
-        stack_rows(cpu, next, dtype, weights[i]);
-    return SID_OK;
+    int status = SID_OK;
+    for (size_t i = 0; i < parts && status == SID_OK; next += sid_weight_count(weights[i++]) * sid_dtype_size(dtype))
+        status = stack_rows(cpu, next, dtype, weights[i]);
+    if (status == SID_OK) return SID_OK;
+    free(*stacked);
+    *stacked = NULL;
+    return status;
 }
 
 /* to [panels][in][SID_MATMUL_PANEL] from rows (out, in). */

@@ -25,8 +25,7 @@ static int open_table(sid_builder *builder, float **table, const char *name, siz
     SID_TRY(sid_weights_take(builder->weights, &weight, name, "weight", 2, shape));
     *table = malloc(rows * channels * sizeof **table);
     if (!*table) return sid_fail(SID_EMEMORY, "out of memory");
-    sid_weight_floats(*table, weight);
-    return SID_OK;
+    return sid_weight_floats(*table, weight);
 }
 
 static int open_layer(sid_builder *builder, layer *l, const sid_text_config *c, size_t number) {

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "core/err.h"
+#include "core/finite.h"
 #include "core/loan.h"
 #include "core/lock.h"
 #include "model/cache.h"
@@ -84,15 +85,18 @@ static int is_tiled(const sid_model *model, size_t height, size_t width) {
 }
 
 int sid_model_encode(sid_model *model, sid_planes *latents, const sid_planes *images) {
-    return sid_vae_encode(&model->runner, &model->vae, latents, images, is_tiled(model, images->h, images->w));
+    SID_TRY(sid_vae_encode(&model->runner, &model->vae, latents, images, is_tiled(model, images->h, images->w)));
+    return sid_check_planes(&(sid_exec){.backend = model->backend}, latents, "encoding: the latents");
 }
 
 int sid_model_log_variance(sid_model *model, sid_planes *planes, const sid_planes *images) {
-    return sid_vae_log_variance(&model->runner, &model->vae, planes, images, is_tiled(model, images->h, images->w));
+    SID_TRY(sid_vae_log_variance(&model->runner, &model->vae, planes, images, is_tiled(model, images->h, images->w)));
+    return sid_check_planes(&(sid_exec){.backend = model->backend}, planes, "encoding: the variances");
 }
 
 int sid_model_decode(sid_model *model, sid_planes *images, const sid_planes *latents) {
-    return sid_vae_decode(&model->runner, &model->vae, images, latents, is_tiled(model, images->h, images->w));
+    SID_TRY(sid_vae_decode(&model->runner, &model->vae, images, latents, is_tiled(model, images->h, images->w)));
+    return sid_check_planes(&(sid_exec){.backend = model->backend}, images, "decoding: the image's values");
 }
 
 int sid_model_vae_scratch(sid_model *model, size_t *bytes, size_t height, size_t width) {
@@ -135,7 +139,9 @@ int sid_model_encode_tokens(sid_model *model, float *context, const int *tokens,
     sid_clip_embed(model->clip, embedded, tokens, n, length);
     int status = encode_embedded(model, context, embedded, n, length);
     free(embedded);
-    return status;
+    if (status != SID_OK) return status;
+    return sid_check_numbers(context, n * length * model->config.text.channels, model->backend->dtype,
+                             "encoding of the prompt: the context's numbers");
 }
 
 /* ---- opening, closing ---- */

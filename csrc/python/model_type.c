@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "core/finite.h"
 #include "python/config.h"
 #include "python/lending.h"
 
@@ -171,7 +172,10 @@ static int predict(sid_model *model, const sid_array *noise, const sid_array *la
     int status = sid_lend_planes(&lending, &src, latents, SID_LEND_IN);
     if (status == SID_OK) status = sid_lend_planes(&lending, &dst, noise, SID_LEND_OUT);
     if (status == SID_OK) status = sid_model_predict(model, &dst, &src, timestep, context, NULL);
-    return sid_lending_close(&lending, status);
+    status = sid_lending_close(&lending, status);
+    if (status != SID_OK) return status;
+    return sid_check_numbers(noise->data, sid_array_count(noise), sid_model_backend(model)->dtype,
+                             "timestep %d: the UNet's numbers", timestep);
 }
 
 static PyObject *model_predict_noise(PyObject *self, PyObject *args, PyObject *keywords) {

@@ -1,9 +1,14 @@
 #include "style/styleid.h"
 
+#include <stdio.h>
+
 #include "core/err.h"
+#include "core/finite.h"
 #include "core/ops.h"
 #include "style/ddim.h"
 #include "style/regions.h"
+
+#define LATENTS_AFTER "step %zu of %zu: the latents"
 
 /* A run's latents. */
 typedef struct {
@@ -42,8 +47,21 @@ static int report(state *s, size_t step, size_t steps) {
     int elsewhere = p->latents && p->latents != s->z->data;
     SID_TRY(s->outside.backend->pace(s->outside.backend, 2));
     if (elsewhere) SID_TRY(sid_read(&s->outside, p->latents, s->z->data, size));
+    if (elsewhere)
+        SID_TRY(sid_check_numbers(p->latents, s->count, s->outside.backend->dtype, LATENTS_AFTER, step, steps));
     if (p->call(p->self, step, steps)) return sid_fail(SID_ECANCELLED, "cancelled at step %zu", step);
+    if (p->latents && !sid_all_fit(p->latents, SID_F32, s->count, SID_F32))
+        return sid_fail(SID_EVALUE, "on_step: at step %zu it left NaN or infinity in the latents", step);
     return elsewhere ? sid_write(&s->outside, s->z->data, p->latents, size) : SID_OK;
+}
+
+/* The latents after so many steps are numbers. Where they are not in the host's memory only the last ones are looked at,
+ * so that steps can be in flight: what is not finite stays so. */
+static int check(state *s, size_t done, size_t steps) {
+    char what[64];
+    if (done < steps && !memory_of(s)->is_host) return SID_OK;
+    snprintf(what, sizeof what, LATENTS_AFTER, done, steps);
+    return sid_check_planes(&s->outside, s->z, what);
 }
 
 /* Two runs rather than a batch: no slower, in half the memory. */
@@ -94,7 +112,7 @@ static int invert_step(state *s, const sid_inverting *how, size_t i, float *star
     if (start) SID_TRY(copy(s, start, s->z->data));
     SID_TRY(move_latents(s, &tap, step));
     for (size_t k = 0; k < how->refine; k++) SID_TRY(move_again(s, start, &tap, step));
-    return SID_OK;
+    return check(s, i + 1, how->schedule->steps);
 }
 
 int sid_invert(sid_model *model, sid_planes *z, const sid_inverting *how) {
@@ -134,7 +152,8 @@ static int denoise_step(state *s, const sid_sampling *how, const sid_injection *
     sid_tap tap = {.step = step->slot, .hook = how->hook, .injection = injection};
     SID_TRY(report(s, i, steps));
     SID_TRY(replay(s->model, how, step));
-    return move_latents(s, injection || how->hook ? &tap : NULL, step);
+    SID_TRY(move_latents(s, injection || how->hook ? &tap : NULL, step));
+    return check(s, i + 1, steps);
 }
 
 int sid_denoise(sid_model *model, sid_planes *z, const sid_sampling *how) {
@@ -147,6 +166,7 @@ int sid_denoise(sid_model *model, sid_planes *z, const sid_sampling *how) {
     if (status == SID_OK)
         status = sid_regions_lend(&lent, s.outside.backend, config, how->injection, z->h, z->w);
     injection.regions = sid_regions_of(lent);
+    if (status == SID_OK) status = check(&s, 0, steps);
     for (size_t i = 0; i < steps && status == SID_OK; i++)
         status = denoise_step(&s, how, how->injection ? &injection : NULL, i, steps);
     if (status == SID_OK) status = report(&s, steps, steps);
