@@ -1,8 +1,9 @@
 // What the three attentions share. A block walks through the keys of all sources in tiles and keeps, for each of its
 // queries, the largest logit, the sum of the weights and the weighted sum of the values. Logits are in base 2.
 //
-// Logits of -infinity are the number LOWEST here, so that no difference of two infinities arises; a query that has seen
-// nothing larger gets zeros. NaNs pass every comparison as they are and end in the result.
+// The largest logit of a query is never below LOWEST: so a logit of minus infinity is infinitely far below it, and its
+// weight 2^-infinity = 0; a query that has seen no other has a sum of 0, and gets zeros. NaNs pass all this and end in
+// the result.
 #pragma once
 #include "sid.cuh"
 
@@ -33,16 +34,14 @@ DEVICE float query_logit(const sid_cu_attention &p, int source, int query) {
     return (s.bias + (s.query_bias && query < p.queries ? s.query_bias[query] : 0)) * LOG2_E;
 }
 
+DEVICE float minus_infinity() { return bits_float(0xff800000); }
+
 // The keys' part, minus infinity where there is no key.
 DEVICE float key_logit(const sid_cu_attention &p, key_tile tile, int i) {
     const sid_cu_source &s = p.source[tile.source];
     int key = tile.first + i;
-    if (key >= s.tokens) return bits_float(0xff800000);
+    if (key >= s.tokens) return minus_infinity();
     return s.key_bias ? s.key_bias[key] * LOG2_E : 0;
-}
-
-DEVICE bool hidden(const sid_cu_attention &p, key_tile tile, int i, int query) {
-    return p.causal && tile.first + i > query;
 }
 
 DEVICE i64 key_offset(const sid_cu_source &s, int stride) { return (i64)blockIdx.z * s.samples * s.tokens * stride; }
@@ -53,8 +52,6 @@ DEVICE float raise(float *largest, float top) {
     *largest = next;
     return factor;
 }
-
-DEVICE float weight_of(float logit, float largest) { return logit <= LOWEST ? 0 : ex2(logit - largest); }
 
 // ---- matrices of 16-bit numbers in shared memory, by mma ----
 
@@ -115,14 +112,14 @@ DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logit
                   const float *key_logits) {
     int lane = threadIdx.x % 32;
     float top[2] = {LOWEST, LOWEST}, of_query[2], factor[2];
+    bool masked = p.causal && tile.first + KEYS > q->first;
     for (int h = 0; h < 2; h++) of_query[h] = query_logit(p, tile.source, q->first + 8 * h);
     for (int n = 0; n < KEYS / 8; n++)
         for (int j = 0; j < 4; j++) {
             int key = n * 8 + lane % 4 * 2 + j % 2, h = j / 2;
-            float x = logits[n][j] * (p.scale * LOG2_E) + (of_query[h] + key_logits[key]);
-            if (x < LOWEST || hidden(p, tile, key, q->first + 8 * h)) x = LOWEST;
-            logits[n][j] = x;
-            top[h] = fmaxf(top[h], x);
+            logits[n][j] = logits[n][j] * (p.scale * LOG2_E) + (of_query[h] + key_logits[key]);
+            if (masked && tile.first + key > q->first + 8 * h) logits[n][j] = minus_infinity();
+            top[h] = fmaxf(top[h], logits[n][j]);
         }
     for (int h = 0; h < 2; h++) {
         top[h] = fmaxf(top[h], shuffle_xor(top[h], 1));
@@ -134,7 +131,7 @@ DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logit
         for (int j = 0; j < 4; j++) q->values[i][j] *= factor[j / 2];
     for (int n = 0; n < KEYS / 8; n++)
         for (int j = 0; j < 4; j++) {
-            logits[n][j] = weight_of(logits[n][j], q->largest[j / 2]);
+            logits[n][j] = ex2(logits[n][j] - q->largest[j / 2]);
             q->sum[j / 2] += logits[n][j];
         }
 }

@@ -42,17 +42,16 @@ DEVICE float weigh_floats(const sid_cu_attention &p, float *logits, key_tile til
     float top = LOWEST, of_query = query_logit(p, tile.source, query);
     for (int i = 0; i < OWN; i++) {
         int key = threadIdx.x % 4 + 4 * i;
-        float x = logits[i] * p.scale * LOG2_E + (of_query + key_logits[key]);
-        if (x < LOWEST || hidden(p, tile, key, query)) x = LOWEST;
-        logits[i] = x;
-        top = fmaxf(top, x);
+        logits[i] = logits[i] * p.scale * LOG2_E + (of_query + key_logits[key]);
+        if (p.causal && tile.first + key > query) logits[i] = minus_infinity();
+        top = fmaxf(top, logits[i]);
     }
     top = fmaxf(top, shuffle_xor(top, 1));
     top = fmaxf(top, shuffle_xor(top, 2));
     float factor = raise(largest, top);
     *sum *= factor;
     for (int i = 0; i < OWN; i++) {
-        logits[i] = weight_of(logits[i], *largest);
+        logits[i] = ex2(logits[i] - *largest);
         *sum += logits[i];
     }
     return factor;
