@@ -588,3 +588,47 @@ def test_colours_are_kept_under_strict_settings(strictness):
     for content in noise(H, W, 3), np.zeros((H, W, 3), np.uint8), np.full((H, W, 3), 255, np.uint8):
         np.testing.assert_array_equal(styleid.keep_colours(content, content), content)
     assert styleid.keep_colours(np.full((H, W, 3), 5e-324), noise(H, W, 3)).shape == (H, W, 3)
+
+
+# ---- the whole method ----
+
+
+@pytest.mark.parametrize(
+    "value", [Fraction(1, 2), Decimal("0.5"), np.float16(0.5), np.array(0.5, ">f8"), np.longdouble(0.5)], ids=repr
+)
+def test_rates(value, model, strictness):
+    content, style = (styleid.invert(noise(16, 16, 3, seed=seed), model, steps=3) for seed in (0, 1))
+    expected = styleid.inject_styles(content, style, model, gamma=0.5, temperature=0.5)
+    for form in value, np.array([[value] * model.layer_count]), lambda fraction, layer: value:
+        out = styleid.inject_styles(content, style, model, gamma=form, temperature=form)
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("error, value", [
+    (TypeError, "0.5"), (TypeError, True), (TypeError, 0.5j), (TypeError, [[0.5], [0.5, 0.5]]), (TypeError, object()),
+    (TypeError, lambda fraction, layer: None), (ValueError, np.nan), (ValueError, -0.1), (ValueError, Fraction(3, 2)),
+    (ValueError, Decimal("nan")), (ValueError, [0.5, 10**400]),
+])  # fmt: skip
+def test_what_is_no_rate(error, value, model, strictness):
+    content, style = (styleid.invert(noise(16, 16, 3, seed=seed), model, steps=3) for seed in (0, 1))
+    with pytest.raises(error, match="^gamma: "):
+        styleid.inject_styles(content, style, model, gamma=value)
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-60, 5e-324, 1e39, np.inf])
+def test_temperatures_that_float32_does_not_hold(temperature, model, strictness):
+    with pytest.raises(ValueError, match="^temperature: "):
+        styleid.transfer(noise(16, 16, 3), noise(16, 16, 3), model, steps=3, temperature=temperature)
+
+
+def test_the_method_under_strict_settings(model, strictness):
+    content, style = (styleid.invert(noise(16, 16, 3, seed=seed), model, steps=3) for seed in (0, 1))
+    for initial in "adain", "content", "style", "quantiles", "frequencies":
+        styleid.inject_styles(content, style, model, options=styleid.Start(initial=initial))
+    mix = styleid.Mix(weights=[1, 2.0], masks=[1e-200 * np.eye(16) + np.eye(16, k=1), np.tri(16)])
+    styleid.inject_styles(content, [style, content], model, options=mix)
+    for level in 0.0, 5e-324, 1.0:
+        styleid.transfer(np.full((16, 16, 3), level), noise(16, 16, 3), model, steps=3)
+    content.reconstruct()
+    for content in noise(16, 16, 3), np.zeros((16, 16, 3), np.uint8):
+        styleid.metrics.evaluate(content, content, content)

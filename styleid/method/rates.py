@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from styleid.numbers import number
+
 Rate = ArrayLike | Callable[[float, int], float]
 LayersByStep = Iterable[int] | NDArray[np.bool_] | Callable[[float, int], object]
 
@@ -80,7 +82,7 @@ def per_step_and_layer(name: str, value: Rate, steps: int, layers: int) -> NDArr
     shape = (steps, layers)
     if array.ndim:
         _check_shape(name, array, shape)
-    return np.ascontiguousarray(np.broadcast_to(array, shape), dtype=np.float32)
+    return np.ascontiguousarray(np.broadcast_to(array, shape))
 
 
 def check_rate(name: str, value: Rate) -> None:
@@ -89,14 +91,22 @@ def check_rate(name: str, value: Rate) -> None:
         _numbers(name, value)
 
 
-def _numbers(name: str, value: Any) -> NDArray[Any]:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected a number, an array of numbers or a function that gives one, got {value!r}")
-    fits = (array >= 0) & (array <= 1) if name == "gamma" else (array > 0) & np.isfinite(array)
+def _numbers(name: str, value: Any) -> NDArray[np.float32]:
+    expected = "expected a number, an array of numbers or a function that gives one"
+    try:
+        given = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise TypeError(f"{name}: {expected}, got {value!r}") from None
+    if given.dtype == object and given.size:  # fractions and decimals
+        given = np.array([number(name, item) for item in given.flat]).reshape(given.shape)
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: {expected}, got {value!r}")
+    with np.errstate(all="ignore"):  # what float32 does not hold becomes 0 or infinity; neither is a temperature
+        array = given.astype(np.float32)
+        fits = (array >= 0) & (array <= 1) if name == "gamma" else (array > 0) & np.isfinite(array)
     if not fits.all():
         wanted = "0 to 1" if name == "gamma" else "numbers above 0"
-        raise ValueError(f"{name}: expected {wanted}, got {array[~fits].flat[0] if array.ndim else array}")
+        raise ValueError(f"{name}: expected {wanted}, got {given[~fits].flat[0] if given.ndim else given}")
     return array
 
 
