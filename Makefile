@@ -35,7 +35,7 @@ CUDA13 := nvidia-cuda-nvrtc>=13,<14 nvidia-cublas>=13,<14 nvidia-cudnn-cu13>=9.8
 CUDA12 := nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12 nvidia-cudnn-cu12 nvidia-cuda-runtime-cu12
 
 test-cuda: $(VENV)/.test $(NVIDIA)/cu13/.installed $(NVIDIA)/cu12/.installed
-	STYLEID_NVIDIA_WHEELS=$(NVIDIA) $(BIN)/python -m pytest -q tests/test_cuda_wheels.py
+	STYLEID_NVIDIA_WHEELS=$(NVIDIA) $(BIN)/python -m pytest -q tests/test_cuda_wheels.py tests/test_cuda_kernels.py -k "wheels or compile"
 
 # The C code under AddressSanitizer and UndefinedBehaviorSanitizer: random files and arguments for FUZZ_SECONDS, allocations
 # that fail (one of every FAULTS_EVERY), and the tests of the module. oneDNN and Python are not instrumented, and keep memory to the end: leaks are what tests/test_module_runs.py

@@ -26,7 +26,7 @@ int sid_cuda_floats_open(sid_backend *backend, float **floats, size_t parts, con
 int sid_cuda_finish(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_post *post);
 
 /* A convolution with at most SID_CU_FEW outputs. weights (out, kernel, kernel, in) in the backend's dtype, bias [out]
- * or NULL; of post only residual, of dst's dtype, and relu. */
+ * or NULL; of post only residual and relu. */
 int sid_cuda_conv_few(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_conv_shape *shape,
                       const void *weights, const float *bias, const sid_post *post);
 

@@ -159,6 +159,7 @@ int sid_cuda_conv_few(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, co
                          .stride = (int)shape->stride,
                          .pad = (int)shape->pad_before,
                          .dst_dtype = (int)dst->dtype,
+                         .residual_dtype = post->residual ? (int)post->residual->dtype : 0,
                          .relu = post->relu,
                          .vector = sid_cu_vectors(src) && sid_cu_aligned(weights)};
     return sid_cu_run(exec, SID_CU_CONV, "conv_few", "", sid_cu_threads(pixels * SID_CU_WARP), &p, sizeof p);

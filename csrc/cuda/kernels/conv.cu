@@ -39,7 +39,7 @@ SID_KERNEL(conv_few, sid_cu_conv_few, SID_CU_THREADS) {
         if (lane != o || o >= p.out) continue;
         i64 i = pixel * p.out + o;
         if (p.bias) y += p.bias[o];
-        if (p.residual) y += load(p.residual, p.dst_dtype, i);
+        if (p.residual) y += load(p.residual, p.residual_dtype, i);
         if (p.relu) y = y < 0 ? 0 : y; // a NaN stays one
         store(p.dst, p.dst_dtype, i, y);
     }

@@ -131,11 +131,11 @@ typedef struct {
 /* A convolution with at most SID_CU_FEW outputs: a warp an output pixel. weights (out, kernel, kernel, in). */
 typedef struct {
     void *dst;
-    const void *src, *weights, *residual; /* residual: NULL, or like dst */
+    const void *src, *weights, *residual; /* residual: NULL, or of dst's shape */
     const float *bias;                    /* NULL: none */
     long long pixels;                     /* of all outputs */
     int in_height, in_width, height, width, in, out, kernel, stride, pad;
-    int dst_dtype, relu, vector;
+    int dst_dtype, residual_dtype, relu, vector, unused;
 } sid_cu_conv_few;
 #define SID_CU_FEW 8
 

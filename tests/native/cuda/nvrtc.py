@@ -1,53 +1,60 @@
-"""The real NVRTC, where its wheel is installed (nvidia-cuda-nvrtc): it needs neither a GPU nor a driver."""
+"""The real NVRTC of CUDA 12 and 13, where its wheel is installed or `make test-cuda` has fetched it: it needs neither a GPU nor
+a driver."""
 
 import ctypes
+import os
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 
-from .direct import KERNELS
+from .direct import KERNELS, ROOT
 
 HEADERS = ("sid.cuh", "params.h", "attention.cuh")
 LEAST_ARCHITECTURE = 75
+WHEELS = Path(os.environ.get("STYLEID_NVIDIA_WHEELS", ROOT / ".nvidia"))
+
+
+def path_of(major):
+    """Of a version's library; None where it is not there."""
+    distribution = "nvidia-cuda-nvrtc" + ("-cu12" if major == 12 else "")
+    try:
+        found = [file.locate() for file in files(distribution) or ()]
+    except PackageNotFoundError:
+        found = []
+    found += WHEELS.glob(f"cu{major}/nvidia/**/libnvrtc.so.*")
+    return next((str(path) for path in found if path.name == f"libnvrtc.so.{major}"), None)
 
 
 @cache
-def library():
-    for distribution in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
-        try:
-            for file in files(distribution) or ():
-                if file.name.startswith("libnvrtc.so."):
-                    return ctypes.CDLL(str(file.locate()))
-        except PackageNotFoundError:
-            continue
-    return None
+def library(major):
+    path = path_of(major)
+    return ctypes.CDLL(path) if path else None
 
 
-def found():
-    return library() is not None
-
-
+@cache
 def architectures():
-    """From sm_75 on; none without NVRTC."""
-    if not found():
-        return []
-    count = c_int()
-    library().nvrtcGetNumSupportedArchs(byref(count))
-    numbers = (c_int * count.value)()
-    library().nvrtcGetSupportedArchs(numbers)
-    return [number for number in numbers if number >= LEAST_ARCHITECTURE]
+    """Every (version, architecture) from sm_75 on."""
+    pairs, count = [], c_int()
+    for major in (13, 12):
+        if library(major):
+            library(major).nvrtcGetNumSupportedArchs(byref(count))
+            numbers = (c_int * count.value)()
+            library(major).nvrtcGetSupportedArchs(numbers)
+            pairs += [(major, number) for number in numbers if number >= LEAST_ARCHITECTURE]
+    return pairs
 
 
 def strings(values):
     return (c_char_p * len(values))(*(value.encode() for value in values))
 
 
-def compile_kernels(architecture, file, dtype, options=()):
+def compile_kernels(major, architecture, file, dtype, options=()):
     """What NVRTC and its assembler say; raises where they fail. The cubin is dropped."""
-    program, size = c_void_p(), c_size_t()
+    nvrtc, program, size = library(major), c_void_p(), c_size_t()
     source = (KERNELS / f"{file}.cu").read_text()
     headers = strings([(KERNELS / name).read_text() for name in HEADERS])
-    library().nvrtcCreateProgram(
+    nvrtc.nvrtcCreateProgram(
         byref(program), source.encode(), f"{file}.cu".encode(), len(HEADERS), headers, strings(HEADERS)
     )
     arguments = [
@@ -57,11 +64,11 @@ def compile_kernels(architecture, file, dtype, options=()):
         f"-DSID_ARCH={architecture}",
     ]
     arguments = strings([*arguments, "--ptxas-options=-v", *options])
-    failed = library().nvrtcCompileProgram(program, len(arguments), arguments)
-    library().nvrtcGetProgramLogSize(program, byref(size))
+    failed = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
+    nvrtc.nvrtcGetProgramLogSize(program, byref(size))
     log = ctypes.create_string_buffer(size.value)
-    library().nvrtcGetProgramLog(program, log)
-    library().nvrtcDestroyProgram(byref(program))
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(byref(program))
     if failed:
         raise RuntimeError(f"{file}, sm_{architecture}: {log.value.decode()}")
     return log.value.decode()
