@@ -17,7 +17,7 @@ ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 KERNELS = CSRC / "cuda" / "kernels"
 HOST_SOURCES = [
-    *(CSRC / "core" / f"{name}.c" for name in ("arena", "err", "weights")),
+    *sorted(CSRC.joinpath("core").glob("*.c")),
     *(CSRC / "cuda" / f"{name}.c" for name in ("attention", "norm", "pointwise", "pack")),
     HERE / "direct.c",
 ]
