@@ -25,11 +25,9 @@
 #include "cpu/attention_tile.h"
 
 ATTENTION(attention_f32, SID_F32)
-ATTENTION(attention_bf16, SID_BF16)
 
 void sid_kernels_avx2(sid_kernels *kernels) {
     FILL_ATTENTION(kernels, SID_F32, attention_f32);
-    FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
     fill_norms(kernels);
     fill_pointwise(kernels);
     fill_winograd(kernels);

@@ -4,10 +4,6 @@ Arrays of float32 are float32 to the kernels, arrays of uint16 bfloat16. Matrice
 """
 
 import ctypes
-import os
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -15,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-CSRC = ROOT / "csrc"
+from . import building
+
 SOURCES = [
     *(
-        CSRC / "cpu" / f"{name}.c"
+        building.CSRC / "cpu" / f"{name}.c"
         for name in ("attention", "avx2", "avx512", "avx512_bf16", "amx", "generic", "kernels", "cpuid")
     ),
     Path(__file__).with_name("shim.c"),
 ]
-FLAGS = ["-std=c11", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 
 F32, BF16, F16 = range(3)
 GENERIC, AVX2, AVX512, AVX512_BF16, AMX = range(5)
@@ -49,14 +44,6 @@ def floats(x):
 
 class _Tensor(ctypes.Structure):
     _fields_ = [("data", c_void_p), ("dtype", c_int), *((name, c_size_t) for name in ("n", "h", "w", "c", "stride"))]
-
-
-class _Planes(ctypes.Structure):
-    _fields_ = [("data", c_void_p), *((name, c_size_t) for name in "nchw")]
-
-
-class _Curve(ctypes.Structure):
-    _fields_ = [(name, c_float) for name in ("factor", "offset", "bound")]
 
 
 class _Keys(ctypes.Structure):
@@ -89,49 +76,26 @@ class _Matmul(ctypes.Structure):
     ]
 
 
-_MIRRORED = (_Tensor, _Planes, _Curve, _Keys, _Attention, _Matmul)  # in the shim's order
+_MIRRORED = (_Tensor, _Keys, _Attention, _Matmul)  # in the shim's order
 
 _ARGUMENTS = {
     "size": [c_int],
     "attention": [c_int, POINTER(_Tensor), POINTER(_Attention), c_int],
-    "attention_scratch": [c_int, POINTER(_Attention), c_int],
     "group_norm": [c_int, c_void_p, *[POINTER(_Tensor)] * 3, *[c_void_p] * 2, c_size_t, c_float, c_int, c_int],
-    "layer_norm": [c_int, *[POINTER(_Tensor)] * 2, *[c_void_p] * 2, c_float, c_int],
-    "combine": [c_int, c_void_p, c_int, *[c_float, c_void_p, c_int] * 2, c_size_t, c_int],
     "winograd_input": [c_int, c_void_p, c_void_p, c_int, *[c_size_t] * 6, c_int],
     "winograd_output": [c_int, c_void_p, c_int, *[c_void_p] * 3, *[c_size_t] * 6, c_int, c_int],
     "matmul": [c_int, POINTER(_Matmul), c_size_t, c_int],
-    "from_planes": [c_int, POINTER(_Tensor), POINTER(_Planes), POINTER(_Curve), c_int],
-    "to_planes": [c_int, POINTER(_Planes), POINTER(_Tensor), POINTER(_Curve), c_int],
     "convert": [c_int, c_void_p, c_int, c_void_p, c_int, c_size_t, c_int],
 }
-
-
-_folder = tempfile.TemporaryDirectory(prefix="styleid-native-")
-
-
-def _compile(*arguments):
-    subprocess.run([*os.environ.get("CC", "cc").split(), *map(str, arguments)], check=True)
-
-
-@cache
-def _object(source, emulate_amx):
-    target = Path(_folder.name, f"{source.stem}{'_emulated' * emulate_amx}.o")
-    _compile(*FLAGS, f"-I{CSRC}", *["-DSID_AMX_EMULATED"] * emulate_amx, "-c", source, "-o", target)
-    return target
 
 
 @cache
 def library(emulate_amx):
     """The kernels and the shim; with emulate_amx, the AMX level is computed by plain C in place of the tile instructions."""
-    with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(lambda source: _object(source, emulate_amx and source.stem == "amx"), SOURCES))
-    path = Path(_folder.name, f"kernels{'_emulated' * emulate_amx}.so")
-    _compile("-shared", "-fopenmp", *objects, "-o", path, "-lm")
-    loaded = ctypes.CDLL(str(path))
+    loaded = building.build("kernels", SOURCES, emulate_amx)
     for name, arguments in _ARGUMENTS.items():
         getattr(loaded, "shim_" + name).argtypes = arguments
-    loaded.shim_attention_scratch.restype = loaded.shim_size.restype = c_size_t
+    loaded.shim_size.restype = c_size_t
     for i, mirrored in enumerate(_MIRRORED):
         assert ctypes.sizeof(mirrored) == loaded.shim_size(i), mirrored.__name__
     loaded.shim_isa_name.restype = c_char_p
@@ -216,17 +180,6 @@ class Kernels:
             done = self.library.shim_attention(self.level, byref(dst), byref(attention), threads)
             assert done, "the scratch was overrun"
 
-    def attention(self, problems, threads=2):
-        """The problems' dst."""
-        self.attention_prepared(self.prepare(problems), threads)
-        return [problem.dst for problem in problems]
-
-    def attention_scratch(self, problems, threads=2):
-        return max(
-            self.library.shim_attention_scratch(self.level, byref(attention), threads)
-            for _, attention in self.prepare(problems)
-        )
-
     def group_norm(self, a, b, channel_add, scale, shift, groups, eps, silu, threads=2, dst=None):
         if dst is None:
             dst = np.empty((*a.shape[:3], a.shape[3] + (0 if b is None else b.shape[3])), a.dtype)
@@ -240,20 +193,6 @@ class Kernels:
             silu,
             threads,
         ), "the scratch was overrun"
-        return dst
-
-    def layer_norm(self, x, scale, shift, eps, threads=2):
-        dst = np.empty(x.shape, x.dtype)
-        self.library.shim_layer_norm(
-            self.level, _tensor(dst), _tensor(x), _address(scale), _address(shift), eps, threads
-        )
-        return dst
-
-    def combine(self, dst, a, x, b, y, threads=2):
-        y_dtype = F32 if y is None else _dtype(y)
-        self.library.shim_combine(
-            self.level, _address(dst), _dtype(dst), a, _address(x), _dtype(x), b, _address(y), y_dtype, x.size, threads
-        )
         return dst
 
     def winograd_input(self, src, first, count, output, threads=2):
@@ -283,20 +222,6 @@ class Kernels:
                     setattr(s, name, _address(p[name]))
                     setattr(s, name + "_stride", _stride(p[name]))
         return bool(self.library.shim_matmul(self.level, structures, len(products), threads))
-
-    def from_planes(self, planes, dtype, curve, threads=2):
-        n, c, h, w = planes.shape
-        dst = np.empty((n, h, w, c), dtype)
-        given = _Planes(_address(planes), *planes.shape)
-        self.library.shim_from_planes(self.level, _tensor(dst), given, _Curve(*curve), threads)
-        return dst
-
-    def to_planes(self, x, curve, threads=2):
-        n, h, w, c = x.shape
-        planes = np.empty((n, c, h, w), np.float32)
-        result = _Planes(_address(planes), *planes.shape)
-        self.library.shim_to_planes(self.level, result, _tensor(x), _Curve(*curve), threads)
-        return planes
 
     def convert(self, x, dtype, threads=2):
         dst = np.empty(x.shape, dtype)

@@ -32,13 +32,8 @@ EXPORT const char *shim_isa_name(int isa) { return sid_isa_name((sid_isa)isa); }
 
 /* The bytes of structures that Python mirrors. */
 EXPORT size_t shim_size(int which) {
-    const size_t sizes[] = {sizeof(sid_tensor), sizeof(sid_planes), sizeof(sid_curve),
-                            sizeof(sid_keys),   sizeof(sid_attention), sizeof(sid_matmul)};
+    const size_t sizes[] = {sizeof(sid_tensor), sizeof(sid_keys), sizeof(sid_attention), sizeof(sid_matmul)};
     return sizes[which];
-}
-
-EXPORT size_t shim_attention_scratch(int isa, const sid_attention *attention, int threads) {
-    return level(isa).attention_scratch[attention->q->dtype](attention, threads);
 }
 
 EXPORT int shim_attention(int isa, const sid_tensor *dst, const sid_attention *attention, int threads) {
@@ -61,16 +56,6 @@ EXPORT int shim_group_norm(int isa, void *dst, const sid_tensor *a, const sid_te
     return give_back(scratch, size);
 }
 
-EXPORT void shim_layer_norm(int isa, const sid_tensor *dst, const sid_tensor *src, const float *scale,
-                            const float *shift, float eps, int threads) {
-    level(isa).layer_norm(dst, src, scale, shift, eps, threads);
-}
-
-EXPORT void shim_combine(int isa, void *dst, int dst_dtype, float a, const void *x, int x_dtype, float b, const void *y,
-                         int y_dtype, size_t count, int threads) {
-    level(isa).combine(dst, (sid_dtype)dst_dtype, a, x, (sid_dtype)x_dtype, b, y, (sid_dtype)y_dtype, count, threads);
-}
-
 EXPORT void shim_winograd_input(int isa, void *v, const void *src, int dtype, size_t h, size_t w, size_t first,
                                 size_t count, size_t output, size_t channels, int threads) {
     sid_winograd_grid grid = {h, w, first, count};
@@ -90,16 +75,6 @@ EXPORT int shim_matmul(int isa, const sid_matmul *products, size_t count, int th
     sid_kernels kernels = level(isa);
     if (!kernels.onednn_products) kernels.matmul(products, count, threads);
     return !kernels.onednn_products;
-}
-
-EXPORT void shim_from_planes(int isa, const sid_tensor *dst, const sid_planes *planes, const sid_curve *curve,
-                             int threads) {
-    level(isa).from_planes(dst, planes, curve, threads);
-}
-
-EXPORT void shim_to_planes(int isa, const sid_planes *planes, const sid_tensor *src, const sid_curve *curve,
-                           int threads) {
-    level(isa).to_planes(planes, src, curve, threads);
 }
 
 EXPORT void shim_convert(int isa, void *dst, int dst_dtype, const void *src, int src_dtype, size_t count, int threads) {
