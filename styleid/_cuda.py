@@ -55,11 +55,12 @@ def open_libraries() -> dict[str, str]:
         try:
             return _core.cuda_libraries(*paths)
         except ValueError as error:
-            problem = problem or error
+            if "cannot open" not in str(error):  # there, and not usable: of more interest than what is not there
+                problem = problem or error
     extra = "cuda" if driver >= 13000 else "cuda12"
-    if problem is None or "cannot open" in str(problem):
-        raise ValueError(f"the CUDA libraries are not installed (NVRTC, cuBLASLt, cuDNN): pip install 'styleid[{extra}]'")
-    raise problem
+    raise problem or ValueError(
+        f"the CUDA libraries are not installed (NVRTC, cuBLASLt, cuDNN): pip install 'styleid[{extra}]'"
+    )
 
 
 def _candidates(driver: int) -> list[list[str]]:

@@ -67,7 +67,7 @@ class VAE:
         source: str = "",
         origin: Origin | None = None,
     ) -> None:
-        self._engine = _core.Model(config, weights, dtype, threads, tiling, device)
+        self._engine = _core.Model(config, weights, dtype, threads, tiling, device=device)
         self._factor = 1 << (len(config["vae"]["channels"]) - 1)
         self._scaling_factor = config["vae"]["scaling_factor"]
         self.tiling = tiling
