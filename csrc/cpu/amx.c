@@ -6,56 +6,56 @@
 
 #define AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
 #ifdef SID_AMX_EMULATED
-#define TARGET __attribute__((target(AVX512_BF16)))
+#define SID_TARGET __attribute__((target(AVX512_BF16)))
 #else
-#define TARGET __attribute__((target(AVX512_BF16 ",amx-tile,amx-bf16")))
+#define SID_TARGET __attribute__((target(AVX512_BF16 ",amx-tile,amx-bf16")))
 #endif
-#define LANES 16
+#define SID_LANES 16
 #include "cpu/amx_tiles.h"
 #include "cpu/simd_bf16.h"
 
-#define ROWS 16
-#define GROUP 32
-#define PAIR 2
-#define KEY_BLOCK 128
-#define EXP2 v_exp2_short
+#define SID_ROWS 16
+#define SID_GROUP 32
+#define SID_PAIR 2
+#define SID_KEY_BLOCK 128
+#define SID_EXP2 v_exp2_short
 
-/* See attention_tile.h. Tiles 0 to 2 hold c, 3 the panel's rows, 4 to 6 the columns of b. */
-TARGET static inline __attribute__((always_inline)) void multiply(float *c, const uint16_t *panel, const float *b,
+/* See attention_tmpl.h. Tiles 0 to 2 hold c, 3 the panel's rows, 4 to 6 the columns of b. */
+SID_TARGET static inline __attribute__((always_inline)) void multiply(float *c, const uint16_t *panel, const float *b,
                                                                   size_t words, int add, int columns) {
     const size_t stride = (size_t)columns * TILE_BYTES;
     if (add) {
         TILE_LOAD(0, c, stride);
-        if (columns > 1) TILE_LOAD(1, c + LANES, stride);
-        if (columns > 2) TILE_LOAD(2, c + 2 * LANES, stride);
+        if (columns > 1) TILE_LOAD(1, c + SID_LANES, stride);
+        if (columns > 2) TILE_LOAD(2, c + 2 * SID_LANES, stride);
     } else {
         TILE_ZERO(0);
         if (columns > 1) TILE_ZERO(1);
         if (columns > 2) TILE_ZERO(2);
     }
     for (size_t i = 0; i < words; i += TILE_ROWS) {
-        const float *rows = b + i * (size_t)columns * LANES;
-        TILE_LOAD(3, panel + i * 2 * ROWS, TILE_BYTES);
+        const float *rows = b + i * (size_t)columns * SID_LANES;
+        TILE_LOAD(3, panel + i * 2 * SID_ROWS, TILE_BYTES);
         TILE_LOAD(4, rows, stride);
         TILE_DOT(0, 3, 4);
         if (columns > 1) {
-            TILE_LOAD(5, rows + LANES, stride);
+            TILE_LOAD(5, rows + SID_LANES, stride);
             TILE_DOT(1, 3, 5);
         }
         if (columns > 2) {
-            TILE_LOAD(6, rows + 2 * LANES, stride);
+            TILE_LOAD(6, rows + 2 * SID_LANES, stride);
             TILE_DOT(2, 3, 6);
         }
     }
     TILE_STORE(0, c, stride);
-    if (columns > 1) TILE_STORE(1, c + LANES, stride);
-    if (columns > 2) TILE_STORE(2, c + 2 * LANES, stride);
+    if (columns > 1) TILE_STORE(1, c + SID_LANES, stride);
+    if (columns > 2) TILE_STORE(2, c + 2 * SID_LANES, stride);
 }
-#include "cpu/attention_tile.h"
+#include "cpu/attention_tmpl.h"
 
 ATTENTION_TILE(on_tiles, SID_BF16)
 
-TARGET static void attention_tile(const sid_attention_tile *tile) {
+SID_TARGET static void attention_tile(const sid_attention_tile *tile) {
     tiles_begin();
     on_tiles_tile(tile);
     tiles_end();
@@ -63,18 +63,18 @@ TARGET static void attention_tile(const sid_attention_tile *tile) {
 
 /* Panels of V^T need a transposition, which would take as long as the products if done by single elements: a panel's
  * row of 32 keys is one of words, each a pair of keys. */
-TARGET static void attention_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,
+SID_TARGET static void attention_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,
                                   size_t depth) {
     if (row_stride != 1) {
         on_tiles_pack(dst, src, row_stride, depth_stride, rows, depth);
         return;
     }
     float *word = dst;
-    for (size_t row = 0; row < rows; row += ROWS) {
-        __mmask16 inside = rows - row < ROWS ? (__mmask16)((1u << (rows - row)) - 1) : (__mmask16)0xffff;
-        for (size_t first = 0; first < depth; first += GROUP, word += ROWS * GROUP / PAIR) {
-            vec r[ROWS];
-            for (size_t j = 0; j < ROWS; j++) {
+    for (size_t row = 0; row < rows; row += SID_ROWS) {
+        __mmask16 inside = rows - row < SID_ROWS ? (__mmask16)((1u << (rows - row)) - 1) : (__mmask16)0xffff;
+        for (size_t first = 0; first < depth; first += SID_GROUP, word += SID_ROWS * SID_GROUP / SID_PAIR) {
+            vec r[SID_ROWS];
+            for (size_t j = 0; j < SID_ROWS; j++) {
                 size_t d = first + 2 * j;
                 const uint16_t *at = (const uint16_t *)src + d * depth_stride + row;
                 __m256i low = _mm256_maskz_loadu_epi16(d < depth ? inside : 0, at);
@@ -82,7 +82,7 @@ TARGET static void attention_pack(void *dst, const void *src, size_t row_stride,
                 r[j] = v_interleave(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
             }
             v_transpose(r);
-            for (size_t i = 0; i < ROWS; i++) v_store(word + i * GROUP / PAIR, r[i]);
+            for (size_t i = 0; i < SID_ROWS; i++) v_store(word + i * SID_GROUP / SID_PAIR, r[i]);
         }
     }
 }

@@ -19,7 +19,7 @@ typedef struct {
     uint8_t rows[16];
 } tile_shapes;
 
-TARGET static inline void tiles_begin(void) {
+SID_TARGET static inline void tiles_begin(void) {
     /* Not a local: compilers do not see that the instruction reads all of it. */
     static const tile_shapes all __attribute__((aligned(64))) = {
         .palette = 1,
@@ -28,7 +28,7 @@ TARGET static inline void tiles_begin(void) {
     };
     _tile_loadconfig(&all);
 }
-TARGET static inline void tiles_end(void) { _tile_release(); }
+SID_TARGET static inline void tiles_end(void) { _tile_release(); }
 
 /* Compilers do not see either that a load reads memory: everything before has to be written by then. */
 #define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")

@@ -4,25 +4,24 @@
 
 #if defined(__x86_64__)
 
-#define HAS_FMA
-#define LANES 8
-#define TARGET __attribute__((target("avx2,fma,f16c")))
-#include "cpu/norm.h"
-#include "cpu/pointwise.h"
+#define SID_HAS_FMA
+#define SID_MATMUL_ROWS 6
+#define SID_LANES 8
+#define SID_TARGET __attribute__((target("avx2,fma,f16c")))
+#define SID_ROWS 4
+#define SID_GROUP 1
+#define SID_PAIR 1
+#define SID_KEY_BLOCK 64
+#define SID_MULTIPLY_ADD(c, a, b) v_fma(a, b, c)
+#define SID_EXP2 v_exp2
+#include "cpu/norm_tmpl.h"
+#include "cpu/pointwise_tmpl.h"
 #include "cpu/simd.h"
-#include "cpu/winograd_tile.h"
+#include "cpu/winograd_tmpl.h"
 
-#define ROWS 6
-#include "cpu/matmul_tile.h"
-#undef ROWS
+#include "cpu/matmul_tmpl.h"
 
-#define ROWS 4
-#define GROUP 1
-#define PAIR 1
-#define KEY_BLOCK 64
-#define MULTIPLY_ADD(c, a, b) v_fma(a, b, c)
-#define EXP2 v_exp2
-#include "cpu/attention_tile.h"
+#include "cpu/attention_tmpl.h"
 
 ATTENTION(attention_f32, SID_F32)
 

@@ -3,24 +3,24 @@
 
 #if defined(__x86_64__)
 
-#define HAS_FMA
-#define LANES 16
+#define SID_HAS_FMA
+#define SID_LANES 16
 #ifdef __clang__
-#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#define SID_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
 #else
-#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#define SID_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
 #endif
-#include "cpu/norm.h"
-#include "cpu/pointwise.h"
+#define SID_ROWS 8
+#define SID_GROUP 1
+#define SID_PAIR 1
+#define SID_KEY_BLOCK 64
+#define SID_MULTIPLY_ADD(c, a, b) v_fma(a, b, c)
+#define SID_EXP2 v_exp2
+#include "cpu/norm_tmpl.h"
+#include "cpu/pointwise_tmpl.h"
 #include "cpu/simd.h"
 
-#define ROWS 8
-#define GROUP 1
-#define PAIR 1
-#define KEY_BLOCK 64
-#define MULTIPLY_ADD(c, a, b) v_fma(a, b, c)
-#define EXP2 v_exp2
-#include "cpu/attention_tile.h"
+#include "cpu/attention_tmpl.h"
 
 ATTENTION(attention_f32, SID_F32)
 ATTENTION(attention_bf16, SID_BF16)

@@ -1,17 +1,17 @@
 /* Runs of elements as float32, whatever they are stored in; plain C that compilers turn into vectors.
- * The including file defines TARGET, empty or an attribute that picks the instruction set. */
+ * The including file defines SID_TARGET, empty or an attribute that picks the instruction set. */
 #ifndef SID_CPU_FLOATS_H
 #define SID_CPU_FLOATS_H
 
 #include "core/floats.h"
 #include "cpu/exp2.h"
 
-#define INLINE TARGET static inline __attribute__((always_inline))
+#define INLINE SID_TARGET static inline __attribute__((always_inline))
 
 #define CHUNK 2048 /* elements converted at a time: most rows at once, and small beside the first cache */
 
 /* src[first .. first + count), count <= CHUNK: where they are, or converted in the buffer. */
-TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype dtype, size_t first, size_t count) {
+SID_TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype dtype, size_t first, size_t count) {
     if (dtype == SID_F32) return (const float *)src + first;
     const uint16_t *from = (const uint16_t *)src + first;
     if (dtype == SID_BF16) {
@@ -28,7 +28,7 @@ TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype
 INLINE float *floats_of(float *buffer, void *dst, sid_dtype dtype, size_t first) {
     return dtype == SID_F32 ? (float *)dst + first : buffer;
 }
-TARGET static void write_floats(void *dst, sid_dtype dtype, size_t first, size_t count, const float *floats) {
+SID_TARGET static void write_floats(void *dst, sid_dtype dtype, size_t first, size_t count, const float *floats) {
     if (dtype == SID_F32) return;
     uint16_t *to = (uint16_t *)dst + first;
     if (dtype == SID_BF16) {

@@ -1,20 +1,19 @@
 /* Every kernel in plain C: what the others must agree with, and all there is on other processors. */
-#define TARGET
+#define SID_TARGET
+#define SID_MATMUL_ROWS 2
 #include "cpu/attention.h"
-#include "cpu/norm.h"
-#include "cpu/pointwise.h"
-#include "cpu/winograd_tile.h"
+#include "cpu/norm_tmpl.h"
+#include "cpu/pointwise_tmpl.h"
+#include "cpu/winograd_tmpl.h"
 
 WINOGRAD(2) /* used where products of bfloat16 are fast, by kernels that are tested against this */
 
-#define ROWS 2
-#include "cpu/matmul_tile.h"
-#undef ROWS
+#include "cpu/matmul_tmpl.h"
 
 #include <float.h>
 
 #define QUERY_BLOCK 32 /* queries of a thread's turn */
-#define KEY_BLOCK 64
+#define SID_KEY_BLOCK 64
 
 /* The scratch: an accumulator [head_size] per thread. */
 static size_t attention_scratch(const sid_attention *a, int threads) {
@@ -28,7 +27,7 @@ typedef struct {
     float *out, largest, total;
 } running;
 
-/* Takes keys token .. token + keys - 1 of a source, at most KEY_BLOCK, into the online softmax. */
+/* Takes keys token .. token + keys - 1 of a source, at most SID_KEY_BLOCK, into the online softmax. */
 INLINE void attend_block(running *r, const sid_keys *source, size_t token, size_t keys, sid_dtype dtype) {
     const sid_attention *a = r->attention;
     const size_t size = sid_head_size(a), k_stride = source->k.stride, v_stride = source->v.stride;
@@ -36,7 +35,7 @@ INLINE void attend_block(running *r, const sid_keys *source, size_t token, size_
     const void *key = sid_head_row(&source->k, a, r->sample, r->head, token);
     const void *value = sid_head_row(&source->v, a, r->sample, r->head, token);
     const float bias = source->bias + (source->query_bias ? source->query_bias[r->query] : 0);
-    float logit[KEY_BLOCK], top = r->largest, *out = r->out;
+    float logit[SID_KEY_BLOCK], top = r->largest, *out = r->out;
     for (size_t k = 0; k < keys; k++) {
         float dot = 0;
 #pragma omp simd reduction(+ : dot)
@@ -63,8 +62,8 @@ INLINE void attend(running *r, const sid_tensor *dst, sid_dtype dtype) {
     for (size_t c = 0; c < size; c++) r->out[c] = 0;
     for (size_t s = 0; s < a->source_count; s++) {
         const size_t tokens = a->causal ? r->query + 1 : sid_key_tokens(&a->sources[s]);
-        for (size_t token = 0; token < tokens; token += KEY_BLOCK)
-            attend_block(r, &a->sources[s], token, tokens - token < KEY_BLOCK ? tokens - token : KEY_BLOCK, dtype);
+        for (size_t token = 0; token < tokens; token += SID_KEY_BLOCK)
+            attend_block(r, &a->sources[s], token, tokens - token < SID_KEY_BLOCK ? tokens - token : SID_KEY_BLOCK, dtype);
     }
     void *to = sid_head_row(dst, a, r->sample, r->head, r->query);
     for (size_t c = 0; c < size; c++) sid_store(to, dtype, c, r->total == 0 ? 0 : r->out[c] / r->total);

@@ -1,5 +1,5 @@
-/* Vectors of float32 for the attention kernels. The including file defines LANES (8: AVX2 with FMA and F16C, or
- * 16: AVX-512 F, BW, DQ, VL) and TARGET, the attribute that every function here and there carries. */
+/* Vectors of float32 for the attention kernels. The including file defines SID_LANES (8: AVX2 with FMA and F16C, or
+ * 16: AVX-512 F, BW, DQ, VL) and SID_TARGET, the attribute that every function here and there carries. */
 #ifndef SID_CPU_SIMD_H
 #define SID_CPU_SIMD_H
 
@@ -9,9 +9,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SIMD TARGET static inline __attribute__((always_inline))
+#define SIMD SID_TARGET static inline __attribute__((always_inline))
 
-#if LANES == 16
+#if SID_LANES == 16
 
 typedef __m512 vec;
 
@@ -51,7 +51,7 @@ SIMD void v_transpose(vec r[16]) {
     }
 }
 
-/* The first count elements, count < LANES; what a load misses is 0. */
+/* The first count elements, count < SID_LANES; what a load misses is 0. */
 SIMD vec v_load_part(const float *p, size_t count) { return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p); }
 SIMD void v_store_part(float *p, vec x, size_t count) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), x); }
 
@@ -72,7 +72,7 @@ SIMD void v_to_bf16_part(uint16_t *p, vec x, size_t count) {
     _mm256_mask_storeu_epi16(p, (__mmask16)((1u << count) - 1), v_bf16(x));
 }
 
-#elif LANES == 8
+#elif SID_LANES == 8
 
 typedef __m256 vec;
 

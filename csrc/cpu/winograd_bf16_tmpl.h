@@ -1,6 +1,6 @@
-/* The transforms of Winograd's F(2x2, 3x3), as in winograd_tile.h, with a whole tile in registers. */
-#ifndef SID_CPU_WINOGRAD_BF16_H
-#define SID_CPU_WINOGRAD_BF16_H
+/* The transforms of Winograd's F(2x2, 3x3), as in winograd_tmpl.h, with a whole tile in registers. */
+#ifndef SID_CPU_WINOGRAD_BF16_TMPL_H
+#define SID_CPU_WINOGRAD_BF16_TMPL_H
 
 #include "cpu/kernels.h"
 #include "cpu/simd_bf16.h"
@@ -37,7 +37,7 @@ SIMD void input_tile(uint16_t *v, size_t tile, const sid_winograd_grid *g, const
         inside[i] = y < g->h && x < g->w;
         from[i] = ((p.n * g->h + y) * g->w + x) * channels;
     }
-    for (size_t c = 0; c < channels; c += LANES) {
+    for (size_t c = 0; c < channels; c += SID_LANES) {
         vec d[INPUT * INPUT];
         EACH(size_t i = 0; i < INPUT * INPUT; i++) d[i] = inside[i] ? load_pixel(src, dtype, from[i] + c) : v_set(0);
         EACH(size_t x = 0; x < INPUT; x++) transform_input(d + x, INPUT);
@@ -49,7 +49,7 @@ SIMD void input_tile(uint16_t *v, size_t tile, const sid_winograd_grid *g, const
 SIMD void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile,
                       size_t channels, const float *bias, const void *residual, int relu) {
     sid_tile_place p = sid_place_of(g, tile, OUTPUT);
-    for (size_t c = 0; c < channels; c += LANES) {
+    for (size_t c = 0; c < channels; c += SID_LANES) {
         vec d[INPUT * INPUT], added = v_load(bias + c);
         EACH(size_t i = 0; i < INPUT * INPUT; i++) d[i] = v_load(m + (i * g->count + tile) * channels + c);
         EACH(size_t x = 0; x < INPUT; x++) transform_output(d + x, INPUT);
@@ -67,12 +67,12 @@ SIMD void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, co
 }
 
 /* Either dtype as a constant. */
-TARGET static void input_tile_of(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
+SID_TARGET static void input_tile_of(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
                                  size_t channels) {
     if (dtype == SID_F32) input_tile(v, tile, g, src, SID_F32, channels);
     else input_tile(v, tile, g, src, SID_BF16, channels);
 }
-TARGET static void output_tile_of(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile,
+SID_TARGET static void output_tile_of(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile,
                                   size_t channels, const float *bias, const void *residual, int relu) {
     if (dtype == SID_F32) output_tile(dst, SID_F32, g, m, tile, channels, bias, residual, relu);
     else output_tile(dst, SID_BF16, g, m, tile, channels, bias, residual, relu);

@@ -1,14 +1,14 @@
 /* The attention of one tile of queries over all keys: online softmax, block of keys by block of keys.
  *
  * Included by each instruction set's file after simd.h and these definitions:
- *   ROWS, GROUP, KEY_BLOCK  the panels' layout, see attention.h
- *   PAIR                    elements of a 32-bit word of an operand: 1 float32 or 2 bfloat16
- *   MULTIPLY_ADD(c, a, b)   c + a * b per word; or, where GROUP is not PAIR, an own multiply(), see below
- *   EXP2                    v_exp2 or v_exp2_short
- *   v_store_pair(p, x, y)   words of the bfloat16 values of x (low half) and y; for PAIR == 2
+ *   SID_ROWS, SID_GROUP, SID_KEY_BLOCK  the panels' layout, see attention.h
+ *   SID_PAIR                    elements of a 32-bit word of an operand: 1 float32 or 2 bfloat16
+ *   SID_MULTIPLY_ADD(c, a, b)   c + a * b per word; or, where SID_GROUP is not SID_PAIR, an own multiply(), see below
+ *   SID_EXP2                    v_exp2 or v_exp2_short
+ *   v_store_pair(p, x, y)   words of the bfloat16 values of x (low half) and y; for SID_PAIR == 2
  * Most functions take constants (columns: vectors of queries; dtype: as stored) and are inlined for each. */
-#ifndef SID_CPU_ATTENTION_TILE_H
-#define SID_CPU_ATTENTION_TILE_H
+#ifndef SID_CPU_ATTENTION_TMPL_H
+#define SID_CPU_ATTENTION_TMPL_H
 
 #include "core/floats.h"
 #include "cpu/attention.h"
@@ -18,10 +18,10 @@
 #include <string.h>
 
 #define COLUMNS 3
-#define QUERY_TILE (COLUMNS * LANES)
-#define TOKEN_STEP (ROWS > GROUP ? ROWS : GROUP) /* what packed keys and values are padded to */
+#define QUERY_TILE (COLUMNS * SID_LANES)
+#define TOKEN_STEP (SID_ROWS > SID_GROUP ? SID_ROWS : SID_GROUP) /* what packed keys and values are padded to */
 
-#if PAIR == 2
+#if SID_PAIR == 2
 typedef uint16_t element;
 #else
 typedef float element;
@@ -37,82 +37,82 @@ typedef float element;
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-#if GROUP == PAIR
+#if SID_GROUP == SID_PAIR
 typedef float __attribute__((may_alias)) word;
 
-/* c[ROWS][columns * LANES] = (add ? c : 0) + panel * b[words][columns * LANES] */
+/* c[SID_ROWS][columns * SID_LANES] = (add ? c : 0) + panel * b[words][columns * SID_LANES] */
 SIMD void multiply(float *c, const element *panel, const float *b, size_t words, int add, int columns) {
-    const size_t width = (size_t)columns * LANES;
-    vec sum[ROWS][COLUMNS];
-    UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < columns; v++) sum[r][v] =
-        add ? v_load(c + (size_t)r * width + v * LANES) : v_set(0);
+    const size_t width = (size_t)columns * SID_LANES;
+    vec sum[SID_ROWS][COLUMNS];
+    UNROLL for (int r = 0; r < SID_ROWS; r++) UNROLL for (int v = 0; v < columns; v++) sum[r][v] =
+        add ? v_load(c + (size_t)r * width + v * SID_LANES) : v_set(0);
     for (size_t i = 0; i < words; i++) {
         vec x[COLUMNS];
-        UNROLL for (int v = 0; v < columns; v++) x[v] = v_load(b + i * width + v * LANES);
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            vec a = v_set(*(const word *)(panel + (i * ROWS + (size_t)r) * PAIR));
-            UNROLL for (int v = 0; v < columns; v++) sum[r][v] = MULTIPLY_ADD(sum[r][v], a, x[v]);
+        UNROLL for (int v = 0; v < columns; v++) x[v] = v_load(b + i * width + v * SID_LANES);
+        UNROLL for (int r = 0; r < SID_ROWS; r++) {
+            vec a = v_set(*(const word *)(panel + (i * SID_ROWS + (size_t)r) * SID_PAIR));
+            UNROLL for (int v = 0; v < columns; v++) sum[r][v] = SID_MULTIPLY_ADD(sum[r][v], a, x[v]);
         }
     }
-    UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < columns; v++)
-        v_store(c + (size_t)r * width + v * LANES, sum[r][v]);
+    UNROLL for (int r = 0; r < SID_ROWS; r++) UNROLL for (int v = 0; v < columns; v++)
+        v_store(c + (size_t)r * width + v * SID_LANES, sum[r][v]);
 }
 #endif
 
 /* See sid_attention_isa; with constant strides and dtype where it pays. */
 SIMD void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row_stride, size_t depth_stride,
                       size_t rows, size_t depth) {
-    for (size_t row = 0; row < rows; row += ROWS)
-        for (size_t first = 0; first < depth; first += GROUP)
-            for (size_t r = row; r < row + ROWS; r++)
-                for (size_t d = first; d < first + GROUP; d++, dst++) {
+    for (size_t row = 0; row < rows; row += SID_ROWS)
+        for (size_t first = 0; first < depth; first += SID_GROUP)
+            for (size_t r = row; r < row + SID_ROWS; r++)
+                for (size_t d = first; d < first + SID_GROUP; d++, dst++) {
                     size_t at = r * row_stride + d * depth_stride;
                     if (r >= rows || d >= depth) *dst = 0;
-                    else if (dtype == SID_BF16 && PAIR == 1) *dst = sid_from_bf16(((const uint16_t *)src)[at]);
+                    else if (dtype == SID_BF16 && SID_PAIR == 1) *dst = sid_from_bf16(((const uint16_t *)src)[at]);
                     else *dst = ((const element *)src)[at];
                 }
 }
 
 /* The channels or pairs of channels of one query that fill a vector, as operand words; zeros from count channels on. */
 SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
-#if PAIR == 2
+#if SID_PAIR == 2
     (void)dtype;
-    __mmask32 mask = count < 2 * LANES ? (1u << count) - 1 : ~0u;
+    __mmask32 mask = count < 2 * SID_LANES ? (1u << count) - 1 : ~0u;
     __m512i x = _mm512_maskz_loadu_epi16(mask, q);
     if (negate) x = _mm512_xor_si512(x, _mm512_set1_epi16((short)0x8000));
     return _mm512_castsi512_ps(x);
 #else
     vec x;
     if (dtype == SID_BF16)
-        x = count < LANES ? v_from_bf16_part((const uint16_t *)q, count) : v_from_bf16((const uint16_t *)q);
-    else x = count < LANES ? v_load_part((const float *)q, count) : v_load((const float *)q);
+        x = count < SID_LANES ? v_from_bf16_part((const uint16_t *)q, count) : v_from_bf16((const uint16_t *)q);
+    else x = count < SID_LANES ? v_load_part((const float *)q, count) : v_load((const float *)q);
     return negate ? v_sub(v_set(0), x) : x;
 #endif
 }
 
-/* words[ceil(head_size / GROUP) * GROUP / PAIR][columns * LANES]: Q^T, negated where the scale is negative. */
+/* words[ceil(head_size / SID_GROUP) * SID_GROUP / SID_PAIR][columns * SID_LANES]: Q^T, negated where the scale is negative. */
 SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     const sid_attention *a = tile->attention;
     const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(a);
     const char *q = sid_head_row(a->q, a, tile->sample, tile->head, tile->first_query);
-    size_t depth = sid_round_up(head_size, GROUP) / PAIR;
-    for (size_t first = 0; first < depth; first += LANES) {
-        size_t rows = depth - first < LANES ? depth - first : LANES;
+    size_t depth = sid_round_up(head_size, SID_GROUP) / SID_PAIR;
+    for (size_t first = 0; first < depth; first += SID_LANES) {
+        size_t rows = depth - first < SID_LANES ? depth - first : SID_LANES;
         for (size_t column = 0; column < (size_t)columns; column++) {
-            vec r[LANES];
-            for (size_t i = 0; i < LANES; i++) {
-                size_t query = column * LANES + i, channel = first * PAIR;
+            vec r[SID_LANES];
+            for (size_t i = 0; i < SID_LANES; i++) {
+                size_t query = column * SID_LANES + i, channel = first * SID_PAIR;
                 int inside = query < tile->query_count && channel < head_size;
                 const char *at = q + (query * a->q->stride + channel) * size;
                 r[i] = inside ? load_query(at, head_size - channel, dtype, a->scale < 0) : v_set(0);
             }
             v_transpose(r);
-            for (size_t j = 0; j < rows; j++) v_store(words + ((first + j) * (size_t)columns + column) * LANES, r[j]);
+            for (size_t j = 0; j < rows; j++) v_store(words + ((first + j) * (size_t)columns + column) * SID_LANES, r[j]);
         }
     }
 }
 
-/* dst = O / total, transposed back. out has rows for a whole number of LANES. */
+/* dst = O / total, transposed back. out has rows for a whole number of SID_LANES. */
 SIMD void store_output(const float *out, const vec *total, const sid_attention_tile *tile, sid_dtype dtype,
                        int columns) {
     const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(tile->attention);
@@ -120,19 +120,19 @@ SIMD void store_output(const float *out, const vec *total, const sid_attention_t
     for (size_t column = 0; column < (size_t)columns; column++) {
         vec zero = v_set(0), none = v_if_greater(total[column], zero, zero, v_set(1));
         vec factor = v_div(v_set(1), v_add(total[column], none)); /* a query without keys: out is 0, the total too */
-        for (size_t channel = 0; channel < head_size; channel += LANES) {
+        for (size_t channel = 0; channel < head_size; channel += SID_LANES) {
             size_t count = head_size - channel;
-            vec r[LANES];
-            for (size_t j = 0; j < LANES; j++)
-                r[j] = v_mul(v_load(out + ((channel + j) * (size_t)columns + column) * LANES), factor);
+            vec r[SID_LANES];
+            for (size_t j = 0; j < SID_LANES; j++)
+                r[j] = v_mul(v_load(out + ((channel + j) * (size_t)columns + column) * SID_LANES), factor);
             v_transpose(r);
-            for (size_t i = 0; i < LANES && column * LANES + i < tile->query_count; i++) {
-                char *to = dst + ((column * LANES + i) * tile->dst->stride + channel) * size;
+            for (size_t i = 0; i < SID_LANES && column * SID_LANES + i < tile->query_count; i++) {
+                char *to = dst + ((column * SID_LANES + i) * tile->dst->stride + channel) * size;
                 if (dtype == SID_BF16) {
-                    if (count < LANES) v_to_bf16_part((uint16_t *)to, r[i], count);
+                    if (count < SID_LANES) v_to_bf16_part((uint16_t *)to, r[i], count);
                     else v_to_bf16((uint16_t *)to, r[i]);
                 } else {
-                    if (count < LANES) v_store_part((float *)to, r[i], count);
+                    if (count < SID_LANES) v_store_part((float *)to, r[i], count);
                     else v_store((float *)to, r[i]);
                 }
             }
@@ -147,14 +147,14 @@ typedef struct {
     vec bias[COLUMNS]; /* of the current source's logits */
 } softmax_state;
 
-/* Takes over the maxima of scores[keys][columns * LANES]; rescales what was summed, out[channels][columns * LANES],
+/* Takes over the maxima of scores[keys][columns * SID_LANES]; rescales what was summed, out[channels][columns * SID_LANES],
  * where they are new. */
 SIMD void raise_largest(softmax_state *state, const float *scores, size_t keys, float scale, float *out,
                         size_t channels, int columns) {
-    const size_t width = (size_t)columns * LANES;
+    const size_t width = (size_t)columns * SID_LANES;
     for (size_t v = 0; v < (size_t)columns; v++) {
         vec top = v_set(-FLT_MAX);
-        for (size_t key = 0; key < keys; key++) top = v_max(top, v_load(scores + key * width + v * LANES));
+        for (size_t key = 0; key < keys; key++) top = v_max(top, v_load(scores + key * width + v * SID_LANES));
         top = v_fma(top, v_set(scale), state->bias[v]);
         vec bound = v_add(state->largest[v], v_set(SLACK));
         if (!v_any_greater(top, bound)) continue;
@@ -163,38 +163,38 @@ SIMD void raise_largest(softmax_state *state, const float *scores, size_t keys, 
         state->largest[v] = raised;
         state->total[v] = v_mul(state->total[v], factor);
         for (size_t c = 0; c < channels; c++) {
-            float *at = out + c * width + v * LANES;
+            float *at = out + c * width + v * SID_LANES;
             v_store(at, v_mul(v_load(at), factor));
         }
     }
 }
 
-/* Replaces scores[keys][columns * LANES] by probabilities, as words of the second product's operand, zero-padded to
+/* Replaces scores[keys][columns * SID_LANES] by probabilities, as words of the second product's operand, zero-padded to
  * whole groups of keys; adds them to the total. */
 SIMD void exponentials(softmax_state *state, float *scores, size_t keys, float scale, int columns) {
-    const size_t width = (size_t)columns * LANES;
+    const size_t width = (size_t)columns * SID_LANES;
     const vec factor = v_set(scale);
     vec shift[COLUMNS], total[COLUMNS];
     for (int v = 0; v < columns; v++) {
         shift[v] = v_sub(state->bias[v], state->largest[v]);
         total[v] = state->total[v];
     }
-#if PAIR == 2
-    for (size_t key = 0; key < sid_round_up(keys, GROUP); key += 2)
+#if SID_PAIR == 2
+    for (size_t key = 0; key < sid_round_up(keys, SID_GROUP); key += 2)
         for (size_t v = 0; v < (size_t)columns; v++) {
             vec p[2] = {v_set(0), v_set(0)};
             for (size_t i = 0; i < 2; i++)
                 if (key + i < keys) {
-                    p[i] = EXP2(v_fma(v_load(scores + (key + i) * width + v * LANES), factor, shift[v]));
+                    p[i] = SID_EXP2(v_fma(v_load(scores + (key + i) * width + v * SID_LANES), factor, shift[v]));
                     total[v] = v_add(total[v], p[i]);
                 }
-            v_store_pair(scores + key / 2 * width + v * LANES, p[0], p[1]);
+            v_store_pair(scores + key / 2 * width + v * SID_LANES, p[0], p[1]);
         }
 #else
     for (size_t key = 0; key < keys; key++)
         for (size_t v = 0; v < (size_t)columns; v++) {
-            float *at = scores + key * width + v * LANES;
-            vec p = EXP2(v_fma(v_load(at), factor, shift[v]));
+            float *at = scores + key * width + v * SID_LANES;
+            vec p = SID_EXP2(v_fma(v_load(at), factor, shift[v]));
             total[v] = v_add(total[v], p);
             v_store(at, p);
         }
@@ -205,27 +205,27 @@ SIMD void exponentials(softmax_state *state, float *scores, size_t keys, float s
 /* The sum of both biases of a source for each query. */
 SIMD void load_bias(softmax_state *state, const sid_keys *source, const sid_attention_tile *tile, int columns) {
     float bias[QUERY_TILE];
-    for (size_t q = 0; q < (size_t)columns * LANES; q++) {
+    for (size_t q = 0; q < (size_t)columns * SID_LANES; q++) {
         int own = source->query_bias && q < tile->query_count;
         bias[q] = source->bias + (own ? source->query_bias[tile->first_query + q] : 0);
     }
-    for (int v = 0; v < columns; v++) state->bias[v] = v_mul(v_load(bias + v * LANES), v_set(SID_LOG2E));
+    for (int v = 0; v < columns; v++) state->bias[v] = v_mul(v_load(bias + v * SID_LANES), v_set(SID_LOG2E));
 }
 
-/* scores[keys][columns * LANES] = scale * scores + the keys' biases, in powers of 2. */
+/* scores[keys][columns * SID_LANES] = scale * scores + the keys' biases, in powers of 2. */
 SIMD void add_key_bias(float *scores, const float *bias, size_t keys, float scale, int columns) {
     for (size_t key = 0; key < keys; key++) {
         vec added = v_set(bias[key] * SID_LOG2E);
-        for (size_t v = 0; v < (size_t)columns; v++, scores += LANES)
+        for (size_t v = 0; v < (size_t)columns; v++, scores += SID_LANES)
             v_store(scores, v_fma(v_load(scores), v_set(scale), added));
     }
 }
 
-/* Causal attention: scores[keys][columns * LANES] of keys from `token` on become -infinity for the queries before. */
+/* Causal attention: scores[keys][columns * SID_LANES] of keys from `token` on become -infinity for the queries before. */
 static void hide_later_keys(float *scores, size_t token, size_t keys, const sid_attention_tile *tile, size_t columns) {
     for (size_t key = 0; key < keys; key++)
         for (size_t q = 0; q < tile->query_count && tile->first_query + q < token + key; q++)
-            scores[key * columns * LANES + q] = -INFINITY;
+            scores[key * columns * SID_LANES + q] = -INFINITY;
 }
 
 typedef struct {
@@ -235,17 +235,17 @@ typedef struct {
 
 static tile_workspace workspace_layout(size_t head_size) {
     tile_workspace w = {.query = 0};
-    w.score = w.query + sid_round_up(head_size, GROUP) / PAIR * QUERY_TILE;
-    w.out = w.score + KEY_BLOCK * QUERY_TILE;
-    w.end = w.out + sid_round_up(head_size, LANES) * QUERY_TILE;
+    w.score = w.query + sid_round_up(head_size, SID_GROUP) / SID_PAIR * QUERY_TILE;
+    w.out = w.score + SID_KEY_BLOCK * QUERY_TILE;
+    w.end = w.out + sid_round_up(head_size, SID_LANES) * QUERY_TILE;
     return w;
 }
 static size_t workspace_size(size_t head_size) { return workspace_layout(head_size).end * sizeof(float); }
 
 SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     const sid_attention *a = tile->attention;
-    const size_t width = (size_t)columns * LANES, head_size = sid_head_size(a);
-    const size_t depth = sid_round_up(head_size, GROUP), channels = sid_round_up(head_size, ROWS);
+    const size_t width = (size_t)columns * SID_LANES, head_size = sid_head_size(a);
+    const size_t depth = sid_round_up(head_size, SID_GROUP), channels = sid_round_up(head_size, SID_ROWS);
     const tile_workspace layout = workspace_layout(head_size);
     float *query = (float *)tile->workspace + layout.query;
     float *score = (float *)tile->workspace + layout.score, *out = (float *)tile->workspace + layout.out;
@@ -254,26 +254,26 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     softmax_state state;
 
     pack_queries(query, tile, dtype, columns);
-    memset(out, 0, sid_round_up(head_size, LANES) * width * sizeof *out);
+    memset(out, 0, sid_round_up(head_size, SID_LANES) * width * sizeof *out);
     for (int v = 0; v < columns; v++) state.largest[v] = v_set(-FLT_MAX), state.total[v] = v_set(0);
 
     for (size_t i = 0; i < a->source_count; i++) {
         const sid_keys *source = &a->sources[i];
         const size_t tokens = sid_key_tokens(source);
         load_bias(&state, source, tile, columns);
-        for (size_t token = 0; token < tokens; token += KEY_BLOCK) {
-            size_t keys = tokens - token < KEY_BLOCK ? tokens - token : KEY_BLOCK;
+        for (size_t token = 0; token < tokens; token += SID_KEY_BLOCK) {
+            size_t keys = tokens - token < SID_KEY_BLOCK ? tokens - token : SID_KEY_BLOCK;
             const element *values = packed + sid_round_up(keys, TOKEN_STEP) * depth;
-            for (size_t key = 0; key < keys; key += ROWS)
-                multiply(score + key * width, packed + key * depth, query, depth / PAIR, 0, columns);
+            for (size_t key = 0; key < keys; key += SID_ROWS)
+                multiply(score + key * width, packed + key * depth, query, depth / SID_PAIR, 0, columns);
             if (a->causal) hide_later_keys(score, token, keys, tile, (size_t)columns);
             if (source->key_bias) add_key_bias(score, source->key_bias + token, keys, scale, columns);
             const float factor = source->key_bias ? 1 : scale;
             raise_largest(&state, score, keys, factor, out, channels, columns);
             exponentials(&state, score, keys, factor, columns);
-            const size_t key_depth = sid_round_up(keys, GROUP);
-            for (size_t c = 0; c < channels; c += ROWS)
-                multiply(out + c * width, values + c * key_depth, score, key_depth / PAIR, 1, columns);
+            const size_t key_depth = sid_round_up(keys, SID_GROUP);
+            for (size_t c = 0; c < channels; c += SID_ROWS)
+                multiply(out + c * width, values + c * key_depth, score, key_depth / SID_PAIR, 1, columns);
             packed += sid_round_up(keys, TOKEN_STEP) * (depth + channels);
         }
     }
@@ -282,12 +282,12 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
 
 /* What sid_attention_isa needs for one stored dtype: name_tile() and name_pack(). */
 #define ATTENTION_TILE(name, dtype)                                                                                 \
-    TARGET static void name##_tile(const sid_attention_tile *tile) {                                                \
-        if (tile->query_count <= LANES) attend(tile, dtype, 1);                                                     \
-        else if (tile->query_count <= 2 * LANES) attend(tile, dtype, 2);                                            \
+    SID_TARGET static void name##_tile(const sid_attention_tile *tile) {                                                \
+        if (tile->query_count <= SID_LANES) attend(tile, dtype, 1);                                                     \
+        else if (tile->query_count <= 2 * SID_LANES) attend(tile, dtype, 2);                                            \
         else attend(tile, dtype, COLUMNS);                                                                          \
     }                                                                                                               \
-    TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows, \
+    SID_TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows, \
                                    size_t depth) {                                                                  \
         if (row_stride == 1) pack_panels(dst, src, dtype, 1, depth_stride, rows, depth);                            \
         else pack_panels(dst, src, dtype, row_stride, 1, rows, depth);                                              \
@@ -295,7 +295,7 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
 
 /* The entries of the kernel table: name() and name_scratch(). */
 #define ATTENTION_TABLE(name, tile, pack)                                                         \
-    static const sid_attention_isa name##_isa = {ROWS,       GROUP,          KEY_BLOCK, sizeof(element), \
+    static const sid_attention_isa name##_isa = {SID_ROWS,       SID_GROUP,          SID_KEY_BLOCK, sizeof(element), \
                                                  QUERY_TILE, workspace_size, tile,      pack};           \
     static size_t name##_scratch(const sid_attention *attention, int threads) {                          \
         return sid_attention_scratch(&name##_isa, attention, threads);                                   \

@@ -1,6 +1,6 @@
-/* Group and layer normalisation. Included by each instruction set's file, which defines TARGET. */
-#ifndef SID_CPU_NORM_H
-#define SID_CPU_NORM_H
+/* Group and layer normalisation. Included by each instruction set's file, which defines SID_TARGET. */
+#ifndef SID_CPU_NORM_TMPL_H
+#define SID_CPU_NORM_TMPL_H
 
 #include "cpu/floats.h"
 #include "cpu/kernels.h"
@@ -40,7 +40,7 @@ static group_norm_plan plan_group_norm(const sid_group_norm *norm, int threads) 
 }
 
 /* pivot[c]: the first pixel; sum[c], squares[c]: of the pixels' differences from it. src: its channels 0 .. c - 1. */
-TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t stride, size_t pixels, size_t c, float *pivot,
+SID_TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t stride, size_t pixels, size_t c, float *pivot,
                               float *sum, float *squares) {
     float buffer[CHUNK];
     for (size_t first = 0; first < c; first += CHUNK) {
@@ -63,7 +63,7 @@ TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t stride, s
 }
 
 /* The channels' sums of one block become the groups' spreads. */
-TARGET static void spread_groups(spread *spreads, size_t groups, size_t channels, size_t pixels, const float *add,
+SID_TARGET static void spread_groups(spread *spreads, size_t groups, size_t channels, size_t pixels, const float *add,
                                  const float *pivot, const float *sum, const float *squares) {
     size_t size = channels / groups;
     for (size_t g = 0; g < groups; g++) {
@@ -80,7 +80,7 @@ TARGET static void spread_groups(spread *spreads, size_t groups, size_t channels
 }
 
 /* factor[c], offset[c] of one group: what the norm does is x * factor + offset. */
-TARGET static void group_coefficients(const group_norm_plan *p, const sid_group_norm *norm, size_t n, size_t g) {
+SID_TARGET static void group_coefficients(const group_norm_plan *p, const sid_group_norm *norm, size_t n, size_t g) {
     size_t size = p->channels / norm->groups;
     double count = 0, mean = 0, squares = 0;
     for (size_t block = 0; block < p->blocks; block++) {
@@ -100,7 +100,7 @@ TARGET static void group_coefficients(const group_norm_plan *p, const sid_group_
     }
 }
 
-TARGET static void apply_pixels(void *dst, size_t dst_stride, const sid_tensor *src, size_t pixel, size_t pixels,
+SID_TARGET static void apply_pixels(void *dst, size_t dst_stride, const sid_tensor *src, size_t pixel, size_t pixels,
                                 const float *factor, const float *offset, int silu) {
     float in[CHUNK], out[CHUNK];
     for (size_t i = 0; i < pixels; i++)
@@ -162,7 +162,7 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
     }
 }
 
-TARGET static void normalize_row(void *dst, const void *src, sid_dtype dtype, size_t c, const float *scale,
+SID_TARGET static void normalize_row(void *dst, const void *src, sid_dtype dtype, size_t c, const float *scale,
                                  const float *shift, float eps) {
     float in[CHUNK], out[CHUNK];
     const float *row = c <= CHUNK ? read_floats(in, src, dtype, 0, c) : NULL; /* converted once if it fits */

@@ -1,11 +1,11 @@
 /* Matrix products in float32 whose every element is summed in one order, whatever the threads, the batch or the place
  * in it.
  *
- * Rows of src times packed panels of PANEL columns, in blocks that stay in the caches: a tile of ROWS x PANEL sums in
+ * Rows of src times packed panels of PANEL columns, in blocks that stay in the caches: a tile of SID_MATMUL_ROWS x PANEL sums in
  * registers runs through BLOCK_DEPTH elements, with the panel's part in the first cache. Included by each instruction
- * set's file, which defines TARGET, ROWS, and LANES where it has included simd.h. */
-#ifndef SID_CPU_MATMUL_TILE_H
-#define SID_CPU_MATMUL_TILE_H
+ * set's file, which defines SID_TARGET, SID_MATMUL_ROWS, and SID_LANES where it has included simd.h. */
+#ifndef SID_CPU_MATMUL_TMPL_H
+#define SID_CPU_MATMUL_TMPL_H
 
 #include "cpu/floats.h"
 #include "cpu/kernels.h"
@@ -13,32 +13,32 @@
 #include <string.h>
 
 #define PANEL SID_MATMUL_PANEL
-#define BLOCK_ROWS 96 /* a multiple of every ROWS */
+#define BLOCK_ROWS 96 /* a multiple of every SID_MATMUL_ROWS */
 #define BLOCK_COLUMNS 128
 #define BLOCK_DEPTH 320
 
-#ifndef LANES /* what every compiler makes of four floats */
-#define LANES 4
+#ifndef SID_LANES /* what every compiler makes of four floats */
+#define SID_LANES 4
 typedef float vec __attribute__((vector_size(16)));
 INLINE vec v_set(float x) { return (vec){x, x, x, x}; }
 INLINE vec v_load(const float *p) { return (vec){p[0], p[1], p[2], p[3]}; }
 INLINE void v_store(float *p, vec x) { memcpy(p, &x, sizeof x); }
 INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; }
 #endif
-#define VECTORS (PANEL / LANES)
+#define VECTORS (PANEL / SID_LANES)
 
 /* sums (rows x PANEL, BLOCK_COLUMNS apart) = [sums +] a (rows x depth) b (depth x PANEL). Inlined for each number of
  * rows. */
 INLINE void multiply_rows(float *sums, const float *a, size_t a_stride, const float *b, size_t depth, int add,
                           const size_t rows) {
-    vec acc[ROWS][VECTORS], of_b[VECTORS];
+    vec acc[SID_MATMUL_ROWS][VECTORS], of_b[VECTORS];
 #pragma GCC unroll 8
     for (size_t r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (size_t v = 0; v < VECTORS; v++) acc[r][v] = add ? v_load(sums + r * BLOCK_COLUMNS + v * LANES) : v_set(0);
+        for (size_t v = 0; v < VECTORS; v++) acc[r][v] = add ? v_load(sums + r * BLOCK_COLUMNS + v * SID_LANES) : v_set(0);
     for (size_t k = 0; k < depth; k++) {
 #pragma GCC unroll 8
-        for (size_t v = 0; v < VECTORS; v++) of_b[v] = v_load(b + k * PANEL + v * LANES);
+        for (size_t v = 0; v < VECTORS; v++) of_b[v] = v_load(b + k * PANEL + v * SID_LANES);
 #pragma GCC unroll 8
         for (size_t r = 0; r < rows; r++) {
             vec of_a = v_set(a[r * a_stride + k]);
@@ -49,16 +49,16 @@ INLINE void multiply_rows(float *sums, const float *a, size_t a_stride, const fl
 #pragma GCC unroll 8
     for (size_t r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (size_t v = 0; v < VECTORS; v++) v_store(sums + r * BLOCK_COLUMNS + v * LANES, acc[r][v]);
+        for (size_t v = 0; v < VECTORS; v++) v_store(sums + r * BLOCK_COLUMNS + v * SID_LANES, acc[r][v]);
 }
 
-TARGET static void multiply_tile(float *sums, const float *a, size_t a_stride, const float *b, size_t depth, int add,
+SID_TARGET static void multiply_tile(float *sums, const float *a, size_t a_stride, const float *b, size_t depth, int add,
                                  size_t rows) {
     switch (rows) {
     case 1:
         multiply_rows(sums, a, a_stride, b, depth, add, 1);
         break;
-#if ROWS > 2
+#if SID_MATMUL_ROWS > 2
     case 2:
         multiply_rows(sums, a, a_stride, b, depth, add, 2);
         break;
@@ -73,7 +73,7 @@ TARGET static void multiply_tile(float *sums, const float *a, size_t a_stride, c
         break;
 #endif
     default:
-        multiply_rows(sums, a, a_stride, b, depth, add, ROWS);
+        multiply_rows(sums, a, a_stride, b, depth, add, SID_MATMUL_ROWS);
     }
 }
 
@@ -90,7 +90,7 @@ INLINE float gelu_erf(float x) {
 }
 
 /* dst = activation(sums + bias) * factor + residual: count <= BLOCK_COLUMNS elements of one row. */
-TARGET static void finish_row(float *dst, float *sums, const float *bias, sid_activation activation,
+SID_TARGET static void finish_row(float *dst, float *sums, const float *bias, sid_activation activation,
                               const float *factor, const float *residual, size_t count) {
     if (bias)
 #pragma omp simd
@@ -113,15 +113,15 @@ TARGET static void finish_row(float *dst, float *sums, const float *bias, sid_ac
 static size_t at_most(size_t count, size_t most) { return count < most ? count : most; }
 
 /* Rows row .. and columns column .. of one product: a block. */
-TARGET static void multiply_block(const sid_matmul *p, size_t row, size_t column) {
+SID_TARGET static void multiply_block(const sid_matmul *p, size_t row, size_t column) {
     float sums[BLOCK_ROWS * BLOCK_COLUMNS] __attribute__((aligned(64)));
     size_t rows = at_most(p->rows - row, BLOCK_ROWS), columns = at_most(p->out - column, BLOCK_COLUMNS);
     for (size_t k = 0; k < p->in; k += BLOCK_DEPTH)
         for (size_t j = 0; j < columns; j += PANEL)
-            for (size_t i = 0; i < rows; i += ROWS)
+            for (size_t i = 0; i < rows; i += SID_MATMUL_ROWS)
                 multiply_tile(sums + i * BLOCK_COLUMNS + j, p->src + (row + i) * p->src_stride + k, p->src_stride,
                               p->weights + (column + j) * p->in + k * PANEL, at_most(p->in - k, BLOCK_DEPTH), k > 0,
-                              at_most(rows - i, ROWS));
+                              at_most(rows - i, SID_MATMUL_ROWS));
     for (size_t i = 0; i < rows; i++) {
         size_t y = row + i;
         finish_row(p->dst + y * p->dst_stride + column, sums + i * BLOCK_COLUMNS, p->bias ? p->bias + column : NULL,

@@ -1,6 +1,6 @@
-/* The passes that only move or scale elements. Included by each instruction set's file, which defines TARGET. */
-#ifndef SID_CPU_POINTWISE_H
-#define SID_CPU_POINTWISE_H
+/* The passes that only move or scale elements. Included by each instruction set's file, which defines SID_TARGET. */
+#ifndef SID_CPU_POINTWISE_TMPL_H
+#define SID_CPU_POINTWISE_TMPL_H
 
 #include "cpu/floats.h"
 #include "cpu/kernels.h"
@@ -10,7 +10,7 @@
 
 #define SPAN (4 * CHUNK) /* elements of a thread's turn */
 
-TARGET static void combine_span(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b,
+SID_TARGET static void combine_span(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b,
                                 const void *y, sid_dtype y_dtype, size_t begin, size_t end) {
     float x_buffer[CHUNK], y_buffer[CHUNK], buffer[CHUNK];
     for (size_t first = begin; first < end; first += CHUNK) {
@@ -36,7 +36,7 @@ static void combine(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_
         combine_span(dst, dst_dtype, a, x, x_dtype, b, y, y_dtype, first, count - first < SPAN ? count : first + SPAN);
 }
 
-TARGET static void convert_span(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t begin,
+SID_TARGET static void convert_span(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t begin,
                                 size_t end) {
     float buffer[CHUNK];
     for (size_t first = begin; first < end; first += CHUNK) {
