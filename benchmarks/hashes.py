@@ -28,6 +28,7 @@ SD_TEXT = {
     "activation": "quick_gelu",
 }  # fmt: skip
 DTYPES = ("float32", "bfloat16")
+PAPER = {"gamma": 0.75, "temperature": 1.5}  # whatever the default model recommends
 
 
 def show(name, *arrays):
@@ -53,40 +54,42 @@ def transfers(dtype):
     half = np.zeros((2, 128, 128), np.float32)
     half[0, :, :64] = half[1, :, 64:] = 1
 
-    def report(name, *arguments, model=whole, **options):
-        show(f"{dtype} {name}", styleid.transfer(*arguments, model=model, steps=STEPS, **options))
+    def report(name, *images, model=whole, **arguments):
+        if arguments.get("inject", True) is not False:
+            arguments = PAPER | arguments
+        show(f"{dtype} {name}", styleid.transfer(*images, model, steps=STEPS, **arguments))
 
     report("transfer", content, style)
     report("no AdaIN", content, style, adain=False)
     report("diffusers' schedule", content, style, schedule="diffusers", gamma=0.3, temperature=1.2)
     report("corrected schedule", content, style, schedule="corrected")
     report("two sizes", content, wide)
-    report("two styles", content, [style, other], weights=[1, 3])
-    report("masks", content, [style, other], masks=list(half))
-    report("a style's mask", content, style, style_masks=[half[0]])
-    report("recompute", content, style, features="recompute")
-    report("keys alone", content, style, inject="k")
+    report("two styles", content, [style, other], options=styleid.Mix([1, 3]))
+    report("masks", content, [style, other], options=styleid.Mix(masks=list(half)))
+    report("a style's mask", content, style, options=styleid.Mix(style_masks=[half[0]]))
+    report("recompute", content, style, options=styleid.Storage("recompute"))
+    report("keys alone", content, style, inject="k", gamma=None)
     report("values and queries", content, style, inject="qv")
     report("no injection", content, style, inject=False)
-    report("strength", content, style, strength=0.6)
-    report("refine", content, style, refine=1)
-    report("seed", content, style, seed=1)
+    report("strength", content, style, options=styleid.Start(strength=0.6))
+    report("refine", content, style, options=styleid.Accuracy(refine=1))
+    report("seed", content, style, options=styleid.Accuracy(seed=1))
     report("tiles", image(5, 704, 192), style, model=tiled, layers=[7, 8])
     inversions(dtype, whole, content, style)
 
 
 def inversions(dtype, model, content, style):
     first = styleid.invert(content, model, steps=STEPS)
-    second = styleid.invert(style, model, steps=STEPS, feature_dtype="bfloat16")
+    second = styleid.invert(style, model, steps=STEPS, options=styleid.Storage(dtype="bfloat16"))
     step, layer = 2, first.layers[0]
     show(f"{dtype} inversion", first.latents, first.query(step, layer), first.key(step, layer), first.value(step, layer))
-    show(f"{dtype} features of another dtype", styleid.inject_styles(first, second, model))
+    show(f"{dtype} features of another dtype", styleid.inject_styles(first, second, model, **PAPER))
     with tempfile.TemporaryDirectory() as folder:
         for name, inversion in (("content", first), ("style", second)):
             inversion.save(Path(folder, name))
         loaded = [styleid.Inversion.load(Path(folder, name), mapped=True) for name in ("content", "style")]
-        show(f"{dtype} features from disk", styleid.inject_styles(*loaded, model))
-    show(f"{dtype} a hook", styleid.inject_styles(first, second, model, on_attention=negate))
+        show(f"{dtype} features from disk", styleid.inject_styles(*loaded, model, **PAPER))
+    show(f"{dtype} a hook", styleid.inject_styles(first, second, model, **PAPER, options=styleid.Hooks(on_attention=negate)))
 
 
 def negate(step, layer, query, key, value):

@@ -143,6 +143,10 @@ class Model:
     def idle(self) -> int: ...       # bytes of scratch that wait for the next run
     @property
     def attention_layers(self) -> tuple[int, ...]: ...
+    @property
+    def layer_count(self) -> int: ...  # decoder layers, with and without attention
+    def layer_shape(self, layer: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(h, w, channels, heads) of a decoder layer's map, which has h * w tokens, where the latent is height x width."""
     def scratch(self, batch: int, height: int, width: int) -> int:
         """Bytes of scratch that one UNet evaluation on latents (batch, C, height, width) takes."""
     def vae_scratch(self, height: int, width: int) -> int:
@@ -246,22 +250,29 @@ def adain(content: Float32, style: Float32, epsilon: float = 0.0) -> Float32:
 
 def inject_styles(
     model: Model,
-    content: InversionData | Recomputed,
-    styles: Sequence[InversionData | Recomputed],
+    latent: Float32,
     context: Float32,
     steps: int,
     schedule: str,
     layers: Sequence[int],
+    content: InversionData | Recomputed | None,
+    styles: Sequence[InversionData | Recomputed],
     weights: Sequence[float],
     gamma: Float32,
     temperature: Float32,
-    adain: bool = True,
     progress: Progress | None = None,
     hook: Hook | None = None,
     negative: Float32 | None = None,
     guidance: float = 1.0,
+    *,
+    inject: str = "qkv",
+    regions: Regions | None = None,
+    on_attention: OnAttention | None = None,
+    watched: Sequence[int] | None = None,
+    skip: int = 0,
+    where: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """adain + sample + decode -> (H, W, 3)."""
+    """sample, and what its result decodes to: (H, W, 3)."""
 
 def transfer(
     model: Model,
@@ -275,6 +286,5 @@ def transfer(
     temperature: Float32,
     adain: bool = True,
     progress: Progress | None = None,
-    recompute: bool = False,         # features are not kept, but evaluated again before each sampling step
 ) -> NDArray[np.uint8]:
-    """encode + invert (one batch where the sizes agree) + inject_styles -> (H, W, 3)."""
+    """encode + invert (one batch where the sizes agree) + adain + inject_styles -> (H, W, 3)."""

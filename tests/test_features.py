@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import picture, told
-from tiny import STEPS, inject_arguments, invert, sample_arguments, transfer_arguments
+from tiny import STEPS, invert, sample_arguments
 
 import styleid
 from styleid import Inversion, _core
@@ -75,20 +75,10 @@ def test_recomputed_features_give_the_same_sample(engine, dtype, schedule):
 def test_recomputed_under_another_context(engine):
     """The inversion's context counts, not the sampling's."""
     data = invert(engine)[0]
-    common = inject_arguments(data) | {"context": tiny.CONTEXT[:, :3] + 1}
+    common = sample_arguments(data) | {"context": tiny.CONTEXT[:, :3] + 1}
     expected = _core.inject_styles(engine, **common)
     again = {"content": recomputed(data), "styles": [recomputed(data)]}
     np.testing.assert_array_equal(_core.inject_styles(engine, **(common | again)), expected)
-
-
-@pytest.mark.parametrize("style", [(8, 8), (8, 12)])
-@pytest.mark.parametrize("layers", [(2,), (2, 3), ()])
-def test_a_transfer_that_recomputes(engine, style, layers):
-    arguments = transfer_arguments() | {"style": tiny.picture(*style), "layers": layers}
-    calls = []
-    again = _core.transfer(engine, **arguments, recompute=True, progress=lambda *call: calls.append(call))
-    np.testing.assert_array_equal(again, _core.transfer(engine, **arguments))
-    assert calls[-1] == (3 * STEPS, 3 * STEPS)
 
 
 def test_a_sink_gets_the_features_of_each_step(engine):
@@ -128,7 +118,7 @@ def test_an_exception_of_a_sink_ends_the_run(engine):
 def test_bad_recomputed_data(engine, change, error, message):
     data = invert(engine)[0]
     with pytest.raises(error, match=message):
-        _core.inject_styles(engine, **(inject_arguments(data) | {"content": recomputed(data) | change}))
+        _core.inject_styles(engine, **(sample_arguments(data) | {"content": recomputed(data) | change}))
 
 
 def test_bad_arguments(engine):
@@ -138,7 +128,7 @@ def test_bad_arguments(engine):
     with pytest.raises(ValueError, match="'feature_dtype' is missing"):
         data = invert(engine)[0]
         _core.inject_styles(
-            engine, **(inject_arguments(data) | {"content": {"latents": data["latents"], "context": 1}})
+            engine, **(sample_arguments(data) | {"content": {"latents": data["latents"], "context": 1}})
         )
     with pytest.raises(TypeError, match="sink: expected a callable"):
         invert(engine, sink=1)

@@ -315,8 +315,8 @@ def test_the_steps_are_one_run(schedule="paper", steps=5):
     pictures = np.stack([picture(32, 32, seed) for seed in range(2)])
     whole = _core.transfer(model, *pictures, CONTEXT, steps, schedule, layers, *rates)
     content, style = inverted(model, model.encode(pictures), steps, schedule)
-    parts = _core.inject_styles(model, content, [style], CONTEXT, steps, schedule, layers, [1.0], *rates)
     zT = _core.adain(content["latents"][-1:], style["latents"][-1:], 0.0)
+    parts = _core.inject_styles(model, zT, CONTEXT, steps, schedule, layers, content, [style], [1.0], *rates)
     pieces = model.decode(sampled(model, zT, steps, schedule, layers, content, [style]), truncate=True)[0]
     assert np.abs(whole.astype(int) - parts).max() <= 1
     assert np.array_equal(parts, pieces)

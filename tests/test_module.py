@@ -12,7 +12,6 @@ from tiny import (
     STEPS,
     STRENGTHS,
     filled,
-    inject_arguments,
     invert,
     picture,
     sample_arguments,
@@ -113,7 +112,7 @@ def test_bad_context(model, inversion, bad, error, message):
         lambda: model.predict_noise(tiny.latents(), 1, bad),
         lambda: invert(model, context=bad),
         lambda: _core.sample(model, **(sample_arguments(inversion) | {"context": bad})),
-        lambda: _core.inject_styles(model, **(inject_arguments(inversion) | {"context": bad})),
+        lambda: _core.inject_styles(model, **(sample_arguments(inversion) | {"context": bad})),
         lambda: _core.transfer(model, **(transfer_arguments() | {"context": bad})),
     ]
     for call in calls:
@@ -194,7 +193,7 @@ def test_tokens_without_a_text_encoder(model):
 def test_bad_strengths(model, inversion, name, bad, error, message):
     for function, arguments in (
         (_core.sample, sample_arguments(inversion)),
-        (_core.inject_styles, inject_arguments(inversion)),
+        (_core.inject_styles, sample_arguments(inversion)),
         (_core.transfer, transfer_arguments()),
     ):
         with pytest.raises(error, match=f"{name}: .*{message}"):
@@ -292,7 +291,7 @@ def test_bad_common_arguments(model, inversion, change, error, message):
     for function, arguments in (
         (lambda model, **arguments: invert(model, **arguments), {}),
         (_core.sample, sample_arguments(inversion)),
-        (_core.inject_styles, inject_arguments(inversion)),
+        (_core.inject_styles, sample_arguments(inversion)),
         (_core.transfer, transfer_arguments()),
     ):
         with pytest.raises(error, match=message):
@@ -358,7 +357,7 @@ def test_not_a_model():
 def test_bad_style_weights(model, inversion, weights, error, message):
     for function, arguments in (
         (_core.sample, sample_arguments(inversion)),
-        (_core.inject_styles, inject_arguments(inversion)),
+        (_core.inject_styles, sample_arguments(inversion)),
     ):
         with pytest.raises(error, match=message):
             function(model, **(arguments | {"weights": weights}))
@@ -368,7 +367,7 @@ def test_bad_style_weights(model, inversion, weights, error, message):
 def test_number_of_styles(model, inversion, count):
     with pytest.raises(ValueError, match=f"styles: expected 1 to 64, got {count}"):
         _core.inject_styles(
-            model, **(inject_arguments(inversion) | {"styles": [inversion] * count, "weights": [1.0] * count})
+            model, **(sample_arguments(inversion) | {"styles": [inversion] * count, "weights": [1.0] * count})
         )
 
 
@@ -420,7 +419,7 @@ def check_inversion_is_refused(model, inversion, role, bad, error, message):
     name = "content" if role == "content" else r"styles\[1\]"
     for function, arguments in (
         (_core.sample, sample_arguments(inversion)),
-        (_core.inject_styles, inject_arguments(inversion)),
+        (_core.inject_styles, sample_arguments(inversion)),
     ):
         with pytest.raises(error, match=f"{name}.*{message}"):
             function(model, **(arguments | change))
@@ -446,7 +445,7 @@ def test_content_of_another_size_than_the_latent(model, inversion):
 
 def test_styles_of_other_sizes(model, inversion):
     other = invert(model, latents=tiny.latents(height=6, width=8), keep=("keys",), feature_dtype="bfloat16")[0]
-    arguments = inject_arguments(inversion) | {"styles": [inversion, other], "weights": [0.5, 2]}
+    arguments = sample_arguments(inversion) | {"styles": [inversion, other], "weights": [0.5, 2]}
     assert _core.inject_styles(model, **arguments).shape == (8, 8, 3)
 
 
@@ -463,7 +462,7 @@ def test_kept_features(model):
 
 def test_without_layers_only_latents_are_needed(model, inversion):
     bare = {"latents": inversion["latents"]}
-    arguments = inject_arguments(inversion) | {"layers": (), "content": bare, "styles": [bare]}
+    arguments = sample_arguments(inversion) | {"layers": (), "content": bare, "styles": [bare]}
     assert _core.inject_styles(model, **arguments).shape == (8, 8, 3)
     arguments = sample_arguments(inversion) | {"layers": (), "content": None, "styles": [], "weights": []}
     assert _core.sample(model, **arguments).shape == (1, 4, 4, 4)

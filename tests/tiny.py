@@ -257,12 +257,6 @@ def sample_arguments(inversion):
     }
 
 
-def inject_arguments(inversion):
-    arguments = sample_arguments(inversion)
-    del arguments["latent"]
-    return arguments
-
-
 def picture(height=8, width=8):
     return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
 

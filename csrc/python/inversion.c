@@ -24,45 +24,48 @@ void sid_inversions_close(sid_inversion *inversions, size_t count) {
     PyMem_Free(inversions);
 }
 
-/* The bank's view of a layer's arrays. */
-static void fill_bank(sid_inversion *inversion, const sid_unet_config *config, size_t layer) {
-    size_t h = inversion->latents.shape[2], w = inversion->latents.shape[3];
-    inversion->bank.layers[layer] = (sid_bank_layer){
-        .query = inversion->features[SID_QUERY][layer].data,
-        .key = inversion->features[SID_KEY][layer].data,
-        .value = inversion->features[SID_VALUE][layer].data,
-        .tokens = sid_layer_tokens(config, layer, h, w),
-        .channels = sid_layer_channels(config, layer),
-    };
+/* The bank's view of the layers' arrays. */
+static void fill_bank(sid_inversion *inversion, const sid_layers *layers) {
+    for (size_t i = 0; i < layers->count; i++) {
+        sid_bank_layer *layer = &inversion->bank.layers[layers->numbers[i]];
+        layer->query = inversion->features[SID_QUERY][layers->numbers[i]].data;
+        layer->key = inversion->features[SID_KEY][layers->numbers[i]].data;
+        layer->value = inversion->features[SID_VALUE][layers->numbers[i]].data;
+    }
 }
 
-/* Arrays for features of `slots` steps; the latents are there. */
-static int allocate_features(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
-                             unsigned keep, sid_dtype dtype, size_t slots) {
-    size_t h = inversion->latents.shape[2], w = inversion->latents.shape[3];
-    inversion->bank.dtype = dtype;
+/* The sizes of features, where the latents are there. */
+static void fit_bank(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers) {
+    sid_bank_fit(&inversion->bank, config, layers->numbers, layers->count, inversion->latents.shape[2],
+                 inversion->latents.shape[3]);
+}
+
+/* Arrays for features; the latents are there. */
+static int allocate_features(sid_inversion *inversion, const sid_keeping *kept) {
+    const sid_element element = feature_elements[kept->dtype];
+    inversion->bank.dtype = kept->dtype;
     inversion->bank.on_host = 1;
-    inversion->bank.steps = slots;
-    for (size_t i = 0; i < layers->count; i++) {
-        size_t layer = layers->numbers[i];
-        const size_t shape[] = {slots, sid_layer_tokens(config, layer, h, w), sid_layer_channels(config, layer)};
+    inversion->bank.steps = kept->slots;
+    fit_bank(inversion, kept->config, kept->layers);
+    for (size_t i = 0; i < kept->layers->count; i++) {
+        size_t layer = kept->layers->numbers[i];
+        const size_t shape[] = {kept->slots, inversion->bank.layers[layer].tokens,
+                                inversion->bank.layers[layer].channels};
         for (size_t kind = 0; kind < SID_FEATURES; kind++)
-            if (keep & 1u << kind &&
-                sid_array_new(&inversion->features[kind][layer], feature_elements[dtype], 3, shape))
+            if (kept->features & 1u << kind && sid_array_new(&inversion->features[kind][layer], element, 3, shape))
                 return -1;
-        fill_bank(inversion, config, layer);
     }
+    fill_bank(inversion, kept->layers);
     return 0;
 }
 
-int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
-                           unsigned keep, sid_dtype dtype, size_t steps, size_t slots, size_t h, size_t w) {
-    const size_t latents_shape[] = {steps + 1, config->in_channels, h, w};
-    const size_t predicted_shape[] = {steps, config->in_channels, h, w};
+int sid_inversion_allocate(sid_inversion *inversion, const sid_keeping *kept, size_t h, size_t w) {
+    const size_t latents_shape[] = {kept->steps + 1, kept->config->in_channels, h, w};
+    const size_t predicted_shape[] = {kept->steps, kept->config->in_channels, h, w};
     if (sid_array_new(&inversion->latents, SID_FLOAT32, 4, latents_shape) ||
         sid_array_new(&inversion->predicted, SID_FLOAT32, 4, predicted_shape))
         return -1;
-    return allocate_features(inversion, config, layers, keep, dtype, slots);
+    return allocate_features(inversion, kept);
 }
 
 static PyObject *export_kind(const sid_array *features, const sid_layers *layers) {
@@ -139,16 +142,15 @@ static int read_latents(sid_inversion *inversion, PyObject *data, const char *na
     return sid_check_finite(&inversion->latents, label);
 }
 
-static int read_feature(sid_inversion *inversion, PyObject *dict, size_t kind, size_t layer, const char *name,
-                        const sid_unet_config *config) {
+static int read_feature(sid_inversion *inversion, PyObject *dict, size_t kind, size_t layer, const char *name) {
+    const sid_bank_layer *sizes = &inversion->bank.layers[layer];
     char dict_label[64], label[80];
     PyOS_snprintf(dict_label, sizeof dict_label, "%s['%s']", name, feature_names[kind]);
     PyOS_snprintf(label, sizeof label, "%s[%zu]", dict_label, layer);
-    size_t tokens = sid_layer_tokens(config, layer, inversion->latents.shape[2], inversion->latents.shape[3]);
     const sid_array_spec spec = {.name = label,
                                  .elements = SID_FLOAT32 | SID_UINT16 | SID_FLOAT16,
                                  .rank = 3,
-                                 .shape = {inversion->bank.steps, tokens, sid_layer_channels(config, layer)}};
+                                 .shape = {inversion->bank.steps, sizes->tokens, sizes->channels}};
     PyObject *object = get(dict, PyLong_FromSize_t(layer), dict_label);
     if (!object) return -1;
     int failed = sid_array_read(&inversion->features[kind][layer], object, &spec);
@@ -157,13 +159,13 @@ static int read_feature(sid_inversion *inversion, PyObject *dict, size_t kind, s
 }
 
 /* One dictionary of layers; the bank has one dtype for all features. */
-static int read_kind(sid_inversion *inversion, PyObject *data, size_t kind, const char *name,
-                     const sid_unet_config *config, const sid_layers *layers, sid_element *element) {
+static int read_kind(sid_inversion *inversion, PyObject *data, size_t kind, const char *name, const sid_layers *layers,
+                     sid_element *element) {
     PyObject *dict = get(data, PyUnicode_FromString(feature_names[kind]), name);
     int failed = dict ? 0 : -1;
     for (size_t i = 0; !failed && i < layers->count; i++) {
         const sid_array *array = &inversion->features[kind][layers->numbers[i]];
-        failed = read_feature(inversion, dict, kind, layers->numbers[i], name, config);
+        failed = read_feature(inversion, dict, kind, layers->numbers[i], name);
         if (failed) break;
         if (*element && array->element != *element) {
             PyErr_Format(PyExc_ValueError, "%s: features of several types in one inversion", name);
@@ -178,12 +180,11 @@ static int read_kind(sid_inversion *inversion, PyObject *data, size_t kind, cons
 /* Instead of features, what they are evaluated again from: data["context"] and the type they are then kept in. */
 static int read_replay(sid_inversion *inversion, PyObject *data, const char *name, const sid_unet_config *config,
                        const sid_layers *layers, unsigned need) {
-    sid_dtype dtype;
+    sid_keeping kept = {.config = config, .layers = layers, .features = need, .slots = 1};
     PyObject *context = get(data, PyUnicode_FromString("context"), name);
     PyObject *dtype_object = context ? get(data, PyUnicode_FromString("feature_dtype"), name) : NULL;
     int failed = !dtype_object || sid_read_context(&inversion->context, context, "context", 1, config) ||
-                 sid_read_dtype(&dtype, dtype_object, "feature_dtype") ||
-                 allocate_features(inversion, config, layers, need, dtype, 1);
+                 sid_read_dtype(&kept.dtype, dtype_object, "feature_dtype") || allocate_features(inversion, &kept);
     Py_XDECREF(context);
     Py_XDECREF(dtype_object);
     if (failed) return -1;
@@ -204,12 +205,13 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
     if (PyErr_Occurred()) return -1;
     inversion->bank.on_host = 1;
     inversion->bank.steps = steps;
+    fit_bank(inversion, config, layers);
     for (size_t kind = 0; kind < SID_FEATURES; kind++)
-        if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, config, layers, &element))
+        if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, layers, &element))
             return -1;
     for (sid_dtype dtype = SID_F32; dtype < SID_DTYPE_COUNT; dtype++)
         if (feature_elements[dtype] == element) inversion->bank.dtype = dtype;
-    for (size_t i = 0; i < layers->count; i++) fill_bank(inversion, config, layers->numbers[i]);
+    fill_bank(inversion, layers);
     return 0;
 }
 

@@ -31,9 +31,17 @@ typedef struct {
 sid_inversion *sid_inversions_new(size_t count);
 void sid_inversions_close(sid_inversion *inversions, size_t count);
 
-/* Makes the arrays, those of features for `slots` steps. Below, 0 is success and -1 an exception. */
-int sid_inversion_allocate(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers,
-                           unsigned keep, sid_dtype dtype, size_t steps, size_t slots, size_t h, size_t w);
+/* What is kept of an inversion. */
+typedef struct {
+    const sid_unet_config *config;
+    const sid_layers *layers;
+    unsigned features; /* SID_KEEP_* or'ed */
+    sid_dtype dtype;
+    size_t steps, slots; /* slots: the steps that features have room for */
+} sid_keeping;
+
+/* Makes the arrays. Below, 0 is success and -1 an exception. */
+int sid_inversion_allocate(sid_inversion *inversion, const sid_keeping *kept, size_t h, size_t w);
 
 /* Features. */
 PyObject *sid_inversion_export_features(const sid_inversion *inversion, const sid_layers *layers);

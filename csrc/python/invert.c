@@ -60,10 +60,15 @@ static PyObject *export_inversions(sid_inversion *inversions, size_t n, const si
 static sid_inversion *inversions_of(const sid_request *r, const sid_array *z, const unsigned *keep, sid_dtype dtype,
                                     size_t slots, sid_bank **banks) {
     sid_inversion *inversions = sid_inversions_new(z->shape[0]);
+    sid_keeping kept = {.config = &r->config->unet,
+                        .layers = &r->layers,
+                        .dtype = dtype,
+                        .steps = r->schedule->steps,
+                        .slots = slots};
     for (size_t i = 0; inversions && i < z->shape[0]; i++) {
         banks[i] = &inversions[i].bank;
-        if (sid_inversion_allocate(&inversions[i], &r->config->unet, &r->layers, keep[i], dtype, r->schedule->steps,
-                                   slots, z->shape[2], z->shape[3])) {
+        kept.features = keep[i];
+        if (sid_inversion_allocate(&inversions[i], &kept, z->shape[2], z->shape[3])) {
             sid_inversions_close(inversions, z->shape[0]);
             return NULL;
         }

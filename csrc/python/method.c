@@ -53,7 +53,7 @@ PyObject *sid_py_schedule(PyObject *module, PyObject *args, PyObject *keywords) 
     return result;
 }
 
-/* ---- sample, adain, inject_styles, transfer ---- */
+/* ---- sample, inject_styles ---- */
 
 /* What is injected: a string of letters, q, k and v. */
 static int read_parts(unsigned *parts, PyObject *object) {
@@ -81,14 +81,58 @@ static int read_where(sid_array *where, PyObject *object, const sid_request *r) 
     return sid_array_read(where, object, &spec);
 }
 
-static sid_sampling sampling_of(const sid_request *r, const sid_sources *s, const sid_progress *progress) {
-    return (sid_sampling){.schedule = r->schedule,
-                          .prompt = &r->prompt,
-                          .injection = &s->injection,
-                          .replays = s->replays,
-                          .replay_count = s->replay_count,
-                          .hook = r->hook,
-                          .progress = progress};
+/* What sample and inject_styles take. Filled with zeros first, closed in any case. */
+typedef struct {
+    sid_request request;
+    sid_sources sources;
+    sid_array z, where; /* z: the latent that is sampled */
+    size_t skip;
+} sampling;
+
+static void sampling_close(sampling *s) {
+    sid_request_close(&s->request);
+    sid_sources_close(&s->sources);
+    sid_array_close(&s->z);
+    sid_array_close(&s->where);
+}
+
+static int check_sizes(const sampling *s) {
+    const sid_planes *content = &s->sources.content;
+    size_t h = s->z.shape[2], w = s->z.shape[3];
+    if (!s->request.layers.count || (content->h == h && content->w == w)) return 0;
+    PyErr_Format(PyExc_ValueError, "content: its latents are %zu x %zu, but latent is %zu x %zu", content->h, content->w,
+                 h, w);
+    return -1;
+}
+
+static int sampling_read(sampling *s, PyObject *module, PyObject *args, PyObject *keywords, const char *format) {
+    static char *names[] = {"model",   "latent",   "context",  "steps",  "schedule",    "layers",
+                            "content", "styles",   "weights",  "gamma",  "temperature", "progress",
+                            "hook",    "negative", "guidance", "inject", "regions",     "on_attention",
+                            "watched", "skip",     "where",    NULL};
+    sid_request_objects o = {.progress = Py_None, .hook = Py_None};
+    PyObject *latent, *content, *styles, *weights, *inject = NULL, *regions = NULL, *skip = NULL, *where = NULL;
+    sid_request *r = &s->request;
+    sid_array given = {0};
+    unsigned parts;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, format, names, &o.model, &latent, &o.context, &o.steps,
+                                     &o.schedule, &o.layers, &content, &styles, &weights, &o.gamma, &o.temperature,
+                                     &o.progress, &o.hook, &o.negative, &o.guidance, &inject, &regions,
+                                     &o.on_attention, &o.watched, &skip, &where) ||
+        sid_request_read(r, module, &o) || sid_read_latents(&given, latent, "latent", 1, &r->config->unet))
+        return -1;
+    int failed = sid_array_copy(&s->z, &given);
+    sid_array_close(&given);
+    if (failed || read_parts(&parts, inject) ||
+        (skip && sid_read_size(&s->skip, skip, "skip", 0, r->schedule->sampling_steps - 1)) ||
+        (where && where != Py_None && read_where(&s->where, where, r)) ||
+        (r->layers.count && sid_sources_read(&s->sources, r, content, styles, weights, parts, regions)) ||
+        check_sizes(s))
+        return -1;
+    s->sources.injection.where = s->where.data;
+    r->callbacks.latents = &s->z;
+    return 0;
 }
 
 /* Replays' latents on the device. */
@@ -102,70 +146,64 @@ static int lend_replays(sid_lending *lending, sid_replay *lent, const sid_sampli
     return SID_OK;
 }
 
-/* sid_denoise() with replays whose latents are the host's. */
-static int sample_lent(sid_model *model, const sid_array *z, const sid_sampling *how) {
+/* Without the GIL. image: NULL: z alone is wanted, which is the host's as the replays' latents are. */
+static int sampling_run(sampling *s, uint8_t *image) {
+    sid_model *model = s->request.model;
+    const sid_sources *sources = &s->sources;
+    const sid_progress progress = sid_callbacks_progress(&s->request.callbacks);
     sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};
     sid_replay replays[1 + SID_MAX_STYLES];
-    sid_sampling lent = *how;
-    sid_planes planes;
-    lent.replays = replays;
-    int status = sid_lend_planes(&lending, &planes, z, SID_LEND_BOTH);
-    if (status == SID_OK) status = lend_replays(&lending, replays, how);
-    if (status == SID_OK) status = sid_denoise(model, &planes, &lent);
+    sid_planes z;
+    sid_sampling how = {.schedule = s->request.schedule,
+                        .prompt = &s->request.prompt,
+                        .skip = s->skip,
+                        .injection = sources->injection.content ? &sources->injection : NULL,
+                        .replays = sources->replays,
+                        .replay_count = sources->replay_count,
+                        .hook = s->request.hook,
+                        .progress = &progress};
+    int status = sid_lend_planes(&lending, &z, &s->z, SID_LEND_BOTH);
+    if (status == SID_OK) status = lend_replays(&lending, replays, &how);
+    how.replays = replays;
+    if (status == SID_OK) status = image ? sid_inject_styles(model, image, &z, &how) : sid_denoise(model, &z, &how);
     return sid_lending_close(&lending, status);
 }
 
 PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",   "latent",   "context",  "steps",  "schedule",    "layers",
-                            "content", "styles",   "weights",  "gamma",  "temperature", "progress",
-                            "hook",    "negative", "guidance", "inject", "regions",     "on_attention",
-                            "watched", "skip",     "where",    NULL};
-    sid_request_objects o = {.progress = Py_None, .hook = Py_None};
-    PyObject *latent_object, *content, *styles, *weights, *inject = NULL, *regions = NULL, *result = NULL;
-    PyObject *skip_object = NULL, *where_object = NULL;
-    sid_request r = {0};
-    sid_sources s = {0};
-    sid_array latent = {0}, z = {0};
-    sid_array where = {0};
-    unsigned parts;
-    size_t skip = 0;
+    sampling s = {0};
+    PyObject *result = NULL;
     int status;
-
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOOO|OOOO$OOOOOO:sample", names, &o.model, &latent_object,
-                                     &o.context, &o.steps, &o.schedule, &o.layers, &content, &styles, &weights,
-                                     &o.gamma, &o.temperature, &o.progress, &o.hook, &o.negative, &o.guidance, &inject,
-                                     &regions, &o.on_attention, &o.watched, &skip_object, &where_object) ||
-        sid_request_read(&r, module, &o) || sid_read_latents(&latent, latent_object, "latent", 1, &r.config->unet) ||
-        read_parts(&parts, inject) ||
-        (skip_object && sid_read_size(&skip, skip_object, "skip", 0, r.schedule->sampling_steps - 1)) ||
-        (where_object && where_object != Py_None && read_where(&where, where_object, &r)) ||
-        (r.layers.count && sid_sources_read(&s, &r, content, styles, weights, parts, regions)) ||
-        sid_array_copy(&z, &latent))
-        goto done;
-    size_t h = z.shape[2], w = z.shape[3];
-    if (r.layers.count && (s.content.h != h || s.content.w != w)) {
-        PyErr_Format(PyExc_ValueError, "content: its latents are %zu x %zu, but latent is %zu x %zu", s.content.h,
-                     s.content.w, h, w);
-        goto done;
+    if (sampling_read(&s, module, args, keywords, "OOOOOOOOOOO|OOOO$OOOOOO:sample") == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        status = sampling_run(&s, NULL);
+        Py_END_ALLOW_THREADS
+        result = finish(&s.request, &s.z, status);
     }
-    s.injection.where = where.data;
-    r.callbacks.latents = &z;
-    const sid_progress progress = sid_callbacks_progress(&r.callbacks);
-    sid_sampling how = sampling_of(&r, &s, &progress);
-    how.skip = skip;
-    if (!s.injection.content) how.injection = NULL;
-    Py_BEGIN_ALLOW_THREADS
-    status = sample_lent(r.model, &z, &how);
-    Py_END_ALLOW_THREADS
-    result = finish(&r, &z, status);
-done:
-    sid_request_close(&r);
-    sid_sources_close(&s);
-    sid_array_close(&where);
-    sid_array_close(&latent);
-    sid_array_close(&z);
+    sampling_close(&s);
     return result;
 }
+
+PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywords) {
+    sampling s = {0};
+    sid_array image = {0};
+    PyObject *result = NULL;
+    int status;
+    if (sampling_read(&s, module, args, keywords, "OOOOOOOOOOO|OOOO$OOOOOO:inject_styles")) goto done;
+    const sid_vae_config *vae = &s.request.config->vae;
+    const size_t factor = sid_vae_factor(vae);
+    const size_t shape[] = {s.z.shape[2] * factor, s.z.shape[3] * factor, vae->image_channels};
+    if (sid_array_new(&image, SID_UINT8, 3, shape)) goto done;
+    Py_BEGIN_ALLOW_THREADS
+    status = sampling_run(&s, image.data);
+    Py_END_ALLOW_THREADS
+    result = finish(&s.request, &image, status);
+done:
+    sampling_close(&s);
+    sid_array_close(&image);
+    return result;
+}
+
+/* ---- adain, transfer ---- */
 
 /* A latent of at least two pixels a channel, so that it has a standard deviation; channels 0: any. */
 static int read_statistical(sid_array *array, PyObject *object, const char *name, size_t channels) {
@@ -211,82 +249,25 @@ done:
     return result;
 }
 
-static int lend_latent(sid_lending *lending, sid_planes *lent, const sid_planes *host) {
-    *lent = *host;
-    return sid_lend_floats(lending, &lent->data, host->data, sid_planes_count(host), SID_LEND_IN);
-}
-
-/* sid_inject_styles() with latents that are the host's. */
-static int inject_lent(sid_model *model, const sid_array *picture, const sid_array *z, const sid_latents *latents,
-                       const sid_sampling *how) {
-    sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};
-    sid_replay replays[1 + SID_MAX_STYLES];
-    sid_sampling lent = *how;
-    sid_planes planes, content, styles[SID_MAX_STYLES];
-    lent.replays = replays;
-    int status = sid_lend_planes(&lending, &planes, z, SID_LEND_BOTH);
-    if (status == SID_OK) status = lend_replays(&lending, replays, how);
-    if (status == SID_OK) status = lend_latent(&lending, &content, latents->content);
-    for (size_t i = 0; i < how->injection->style_count && status == SID_OK; i++)
-        status = lend_latent(&lending, &styles[i], &latents->styles[i]);
-    if (status == SID_OK)
-        status = sid_inject_styles(model, picture->data, &planes, &(sid_latents){&content, styles, latents->adain}, &lent);
-    return sid_lending_close(&lending, status);
-}
-
-PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model", "content",     "styles", "context",  "steps", "schedule", "layers",   "weights",
-                            "gamma", "temperature", "adain",  "progress", "hook",  "negative", "guidance", NULL};
-    sid_request_objects o = {.progress = Py_None, .hook = Py_None};
-    PyObject *content, *styles, *weights, *result = NULL;
-    sid_request r = {0};
-    sid_sources s = {0};
-    sid_array z = {0}, picture = {0};
-    int adain = 1, status;
-
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOOO|pOOOO:inject_styles", names, &o.model, &content,
-                                     &styles, &o.context, &o.steps, &o.schedule, &o.layers, &weights, &o.gamma,
-                                     &o.temperature, &adain, &o.progress, &o.hook, &o.negative, &o.guidance) ||
-        sid_request_read(&r, module, &o) || sid_sources_read(&s, &r, content, styles, weights, SID_KEEP_ALL, NULL))
-        goto done;
-    const sid_vae_config *vae = &r.config->vae;
-    const size_t z_shape[] = {1, r.config->unet.in_channels, s.content.h, s.content.w};
-    const size_t shape[] = {s.content.h * sid_vae_factor(vae), s.content.w * sid_vae_factor(vae), vae->image_channels};
-    if (sid_array_new(&z, SID_FLOAT32, 4, z_shape) || sid_array_new(&picture, SID_UINT8, 3, shape)) goto done;
-    r.callbacks.latents = &z;
-    const sid_progress progress = sid_callbacks_progress(&r.callbacks);
-    const sid_sampling how = sampling_of(&r, &s, &progress);
-    Py_BEGIN_ALLOW_THREADS
-    status = inject_lent(r.model, &picture, &z, &(sid_latents){&s.content, s.styles, adain}, &how);
-    Py_END_ALLOW_THREADS
-    result = finish(&r, &picture, status);
-done:
-    sid_request_close(&r);
-    sid_sources_close(&s);
-    sid_array_close(&z);
-    sid_array_close(&picture);
-    return result;
-}
-
 PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"model", "content",     "style", "context",  "steps",     "schedule", "layers",
-                            "gamma", "temperature", "adain", "progress", "recompute", NULL};
+                            "gamma", "temperature", "adain", "progress", NULL};
     sid_request_objects o = {.progress = Py_None};
     PyObject *content_object, *style_object, *result = NULL;
     sid_request r = {0};
-    sid_array content = {0}, style = {0}, picture = {0};
-    int adain = 1, recompute = 0, status;
+    sid_array content = {0}, style = {0}, image = {0};
+    int adain = 1, status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOO|pOp:transfer", names, &o.model, &content_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOOO|pO:transfer", names, &o.model, &content_object,
                                      &style_object, &o.context, &o.steps, &o.schedule, &o.layers, &o.gamma,
-                                     &o.temperature, &adain, &o.progress, &recompute) ||
+                                     &o.temperature, &adain, &o.progress) ||
         sid_request_read(&r, module, &o))
         goto done;
     const sid_vae_config *vae = &r.config->vae;
     size_t multiple = sid_vae_factor(vae) * sid_latent_multiple(&r.config->unet);
     if (sid_read_images(&content, content_object, "content", 3, vae, multiple) ||
         sid_read_images(&style, style_object, "style", 3, vae, multiple) ||
-        sid_array_new(&picture, SID_UINT8, 3, content.shape))
+        sid_array_new(&image, SID_UINT8, 3, content.shape))
         goto done;
     sid_image content_image = sid_image_of(&content), style_image = sid_image_of(&style);
     const sid_progress progress = sid_callbacks_progress(&r.callbacks);
@@ -297,16 +278,15 @@ PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) 
                                   .gamma = r.gamma.data,
                                   .temperature = r.temperature.data,
                                   .adain = adain,
-                                  .recompute = recompute,
                                   .progress = &progress};
     Py_BEGIN_ALLOW_THREADS
-    status = sid_transfer(r.model, picture.data, &content_image, &style_image, &how);
+    status = sid_transfer(r.model, image.data, &content_image, &style_image, &how);
     Py_END_ALLOW_THREADS
-    result = finish(&r, &picture, status);
+    result = finish(&r, &image, status);
 done:
     sid_request_close(&r);
     sid_array_close(&content);
     sid_array_close(&style);
-    sid_array_close(&picture);
+    sid_array_close(&image);
     return result;
 }

@@ -118,6 +118,27 @@ static PyObject *model_attention_layers(PyObject *self, void *closure) {
     return sid_attention_layers(&sid_model_config(model_of(self))->unet, 0);
 }
 
+static PyObject *model_layer_count(PyObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(sid_layer_count(&sid_model_config(model_of(self))->unet));
+}
+
+static PyObject *model_layer_shape(PyObject *self, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"layer", "height", "width", NULL};
+    PyObject *objects[3];
+    const sid_unet_config *config = &sid_model_config(model_of(self))->unet;
+    size_t layer, h, w;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:layer_shape", names, &objects[0], &objects[1], &objects[2]) ||
+        sid_check_unet(sid_model_config(model_of(self))) ||
+        sid_read_size(&layer, objects[0], "layer", 0, sid_layer_count(config) - 1) ||
+        sid_read_size(&h, objects[1], "height", 1, SID_MAX_LATENT_PIXELS) ||
+        sid_read_size(&w, objects[2], "width", 1, SID_MAX_LATENT_PIXELS))
+        return NULL;
+    const size_t level = sid_layer_level(config, layer);
+    return Py_BuildValue("nnnn", (Py_ssize_t)(h >> level), (Py_ssize_t)(w >> level),
+                         (Py_ssize_t)sid_layer_channels(config, layer), (Py_ssize_t)config->heads[level]);
+}
+
 /* ---- scratch ---- */
 
 static PyObject *model_scratch(PyObject *self, PyObject *args, PyObject *keywords) {
@@ -369,6 +390,7 @@ done:
     {#name, (PyCFunction)(void (*)(void))model_##name, METH_VARARGS | METH_KEYWORDS, #name signature "\n--\n\n" doc}
 
 static PyMethodDef methods[] = {
+    METHOD(layer_shape, "($self, layer, height, width)", "Of a decoder layer: height, width, channels, heads."),
     METHOD(scratch, "($self, batch, height, width)", "Bytes of scratch that one UNet evaluation takes."),
     METHOD(vae_scratch, "($self, height, width)", "Bytes of scratch that encoding or decoding a picture takes."),
     METHOD(predict_noise, "($self, latents, timestep, context)", "The raw UNet output."),
@@ -387,6 +409,7 @@ static PyGetSetDef properties[] = {
     {"memory", model_memory, NULL, NULL, NULL},
     {"idle", model_idle, NULL, NULL, NULL},
     {"attention_layers", model_attention_layers, NULL, NULL, NULL},
+    {"layer_count", model_layer_count, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

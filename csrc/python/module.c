@@ -107,13 +107,13 @@ static PyMethodDef functions[] = {
              "DDIM sampling from zT with injection; z0."),
     FUNCTION(adain, "(content, style, epsilon=0.0)", "The content's latent with the style's statistics per channel."),
     FUNCTION(inject_styles,
-             "(model, content, styles, context, steps, schedule, layers, weights, gamma, temperature, adain=True, "
-             "progress=None, hook=None, negative=None, guidance=1.0)",
-             "adain, sample and decode; a picture."),
+             "(model, latent, context, steps, schedule, layers, content, styles, weights, gamma, temperature, "
+             "progress=None, hook=None, negative=None, guidance=1.0, *, inject='qkv', regions=None, on_attention=None, "
+             "watched=None, skip=0, where=None)",
+             "sample and decode; an image."),
     FUNCTION(transfer,
-             "(model, content, style, context, steps, schedule, layers, gamma, temperature, adain=True, progress=None, "
-             "recompute=False)",
-             "encode, invert and inject_styles; a picture."),
+             "(model, content, style, context, steps, schedule, layers, gamma, temperature, adain=True, progress=None)",
+             "encode, invert, adain and inject_styles; an image."),
     FUNCTION(cuda_driver, "(path)", "Opens NVIDIA's driver; 1000 * major + 10 * minor of the CUDA that it supports."),
     FUNCTION(cuda_libraries, "(nvrtc, cublaslt, cudnn)", "Opens the libraries at these paths; their versions."),
     {"cuda_devices", sid_py_cuda_devices, METH_NOARGS, "cuda_devices()\n--\n\nName, architecture and memory of each GPU."},

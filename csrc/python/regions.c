@@ -3,22 +3,25 @@
 #include <float.h>
 #include <math.h>
 
-static size_t tokens_of(const sid_inversion *inversion, const sid_unet_config *config, size_t layer) {
-    return sid_layer_tokens(config, layer, inversion->latents.shape[2], inversion->latents.shape[3]);
-}
+/* What the arrays of a dictionary must be: of `rows` x the tokens of an image; rows 0: of rank 1. */
+typedef struct {
+    const char *name;
+    size_t rows;
+    float least, most;
+} terms;
 
-/* arrays[layer] = dict[layer], where there is one, of `rows` x `columns`; rows 0: of rank 1. */
-static int read_layers(sid_array *arrays, PyObject *dict, const char *name, const sid_layers *layers,
-                       const sid_inversion *inversion, const sid_unet_config *config, size_t rows, float least,
-                       float most) {
+/* arrays[layer] = dict[layer], where there is one. tokens: those of the inversion's bank. */
+static int read_layers(sid_array *arrays, PyObject *dict, const terms *expected, const sid_layers *layers,
+                       const sid_inversion *inversion) {
+    const size_t rows = expected->rows;
     if (!PyDict_Check(dict)) {
-        PyErr_Format(PyExc_TypeError, "%s: expected a dict, got %.100s", name, Py_TYPE(dict)->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s: expected a dict, got %.100s", expected->name, Py_TYPE(dict)->tp_name);
         return -1;
     }
     for (size_t i = 0; i < layers->count; i++) {
-        size_t layer = layers->numbers[i], tokens = tokens_of(inversion, config, layer);
+        size_t layer = layers->numbers[i], tokens = inversion->bank.layers[layer].tokens;
         char label[64];
-        PyOS_snprintf(label, sizeof label, "%s[%zu]", name, layer);
+        PyOS_snprintf(label, sizeof label, "%s[%zu]", expected->name, layer);
         const sid_array_spec spec = {.name = label,
                                      .elements = SID_FLOAT32,
                                      .rank = rows ? 2 : 1,
@@ -29,15 +32,15 @@ static int read_layers(sid_array *arrays, PyObject *dict, const char *name, cons
         if (!array && PyErr_Occurred()) return -1;
         if (!array) continue;
         if (sid_array_read(&arrays[layer], array, &spec)) return -1;
-        if (sid_check_values(&arrays[layer], label, least, most,
-                             least == 0 ? "numbers from 0 to 1" : "finite numbers or -inf"))
+        if (sid_check_values(&arrays[layer], label, expected->least, expected->most,
+                             expected->least == 0 ? "numbers from 0 to 1" : "finite numbers or -inf"))
             return -1;
     }
     return 0;
 }
 
-static int read_key_biases(sid_regions *regions, PyObject *sequence, sid_inversion *styles,
-                           const sid_unet_config *config, const sid_layers *layers) {
+static int read_key_biases(sid_regions *regions, PyObject *sequence, const sid_inversion *styles,
+                           const sid_layers *layers) {
     if ((size_t)PyTuple_GET_SIZE(sequence) != regions->style_count) {
         PyErr_Format(PyExc_ValueError, "regions['key_bias']: expected %zu, one for each style, got %zd",
                      regions->style_count, PyTuple_GET_SIZE(sequence));
@@ -47,8 +50,8 @@ static int read_key_biases(sid_regions *regions, PyObject *sequence, sid_inversi
         sid_array *arrays = regions->key_bias + i * SID_MAX_LAYERS;
         char name[48];
         PyOS_snprintf(name, sizeof name, "regions['key_bias'][%zu]", i);
-        if (read_layers(arrays, PyTuple_GET_ITEM(sequence, (Py_ssize_t)i), name, layers, &styles[i], config, 0,
-                        -INFINITY, FLT_MAX))
+        const terms expected = {name, 0, -INFINITY, FLT_MAX};
+        if (read_layers(arrays, PyTuple_GET_ITEM(sequence, (Py_ssize_t)i), &expected, layers, &styles[i]))
             return -1;
         for (size_t l = 0; l < layers->count; l++)
             regions->layers[layers->numbers[l]].key_bias[i] = arrays[layers->numbers[l]].data;
@@ -64,16 +67,16 @@ static PyObject *entry(PyObject *object, const char *key) {
     return Py_XNewRef(value);
 }
 
-static int read_all(sid_regions *regions, PyObject *object, sid_inversion *inversions, const sid_unet_config *config,
-                    const sid_layers *layers) {
+static int read_all(sid_regions *regions, PyObject *object, const sid_inversion *inversions, const sid_layers *layers) {
+    const terms of_bias = {"regions['bias']", regions->style_count, -INFINITY, FLT_MAX};
+    const terms of_cover = {"regions['cover']", 0, 0, 1};
     PyObject *bias = entry(object, "bias"), *cover = bias ? entry(object, "cover") : NULL;
     PyObject *key_bias = cover ? entry(object, "key_bias") : NULL;
     PyObject *sequence = key_bias ? sid_read_sequence(key_bias, "regions['key_bias']", "dictionaries") : NULL;
     int failed = !sequence ||
-                 read_layers(regions->bias, bias, "regions['bias']", layers, &inversions[0], config,
-                             regions->style_count, -INFINITY, FLT_MAX) ||
-                 read_layers(regions->cover, cover, "regions['cover']", layers, &inversions[0], config, 0, 0, 1) ||
-                 read_key_biases(regions, sequence, inversions + 1, config, layers);
+                 read_layers(regions->bias, bias, &of_bias, layers, &inversions[0]) ||
+                 read_layers(regions->cover, cover, &of_cover, layers, &inversions[0]) ||
+                 read_key_biases(regions, sequence, inversions + 1, layers);
     for (size_t layer = 0; layer < SID_MAX_LAYERS; layer++) {
         regions->layers[layer].bias = regions->bias[layer].data;
         regions->layers[layer].cover = regions->cover[layer].data;
@@ -85,15 +88,15 @@ static int read_all(sid_regions *regions, PyObject *object, sid_inversion *inver
     return failed ? -1 : 0;
 }
 
-sid_regions *sid_regions_read(PyObject *object, sid_inversion *inversions, size_t style_count,
-                              const sid_unet_config *config, const sid_layers *layers) {
+sid_regions *sid_regions_read(PyObject *object, const sid_inversion *inversions, size_t style_count,
+                              const sid_layers *layers) {
     sid_regions *regions = PyMem_Calloc(1, sizeof *regions);
     if (regions) regions->key_bias = PyMem_Calloc(style_count * SID_MAX_LAYERS, sizeof *regions->key_bias);
     if (!regions || !regions->key_bias) {
         PyErr_NoMemory();
     } else {
         regions->style_count = style_count;
-        if (read_all(regions, object, inversions, config, layers) == 0) return regions;
+        if (read_all(regions, object, inversions, layers) == 0) return regions;
     }
     sid_regions_close(regions);
     return NULL;

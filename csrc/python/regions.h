@@ -1,4 +1,4 @@
-/* Where in the pictures styles are injected: the masks, by layer, as Python made them. */
+/* Where in the images styles are injected: the masks, by layer, as Python made them. */
 #ifndef SID_PYTHON_REGIONS_H
 #define SID_PYTHON_REGIONS_H
 
@@ -11,9 +11,10 @@ typedef struct {
     sid_region layers[SID_MAX_LAYERS]; /* over their memory */
 } sid_regions;
 
-/* Regions for these layers of pictures that have been read: the content's inversion, then the styles'. NULL with an exception; closed in any case. */
-sid_regions *sid_regions_read(PyObject *object, sid_inversion *inversions, size_t style_count,
-                              const sid_unet_config *config, const sid_layers *layers);
+/* Regions for these layers of images that have been read: the content's inversion, then the styles'. NULL with an
+ * exception; closed in any case. */
+sid_regions *sid_regions_read(PyObject *object, const sid_inversion *inversions, size_t style_count,
+                              const sid_layers *layers);
 void sid_regions_close(sid_regions *regions);
 
 #endif

@@ -144,7 +144,7 @@ int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, Py
     s->content = last_latent(&s->inversions[0]);
     if (read_styles(s, r, sequence, parts)) goto done;
     if (regions && regions != Py_None) {
-        s->regions = sid_regions_read(regions, s->inversions, s->style_count, &r->config->unet, &r->layers);
+        s->regions = sid_regions_read(regions, s->inversions, s->style_count, &r->layers);
         if (!s->regions) goto done;
     }
     s->injection = (sid_injection){.content = r->layers.count && parts ? &s->inversions[0].bank : NULL,

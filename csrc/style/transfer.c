@@ -1,7 +1,6 @@
 #include "style/transfer.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/err.h"
 #include "core/loan.h"
@@ -33,7 +32,7 @@ static int encode(sid_model *model, sid_planes *z, const sid_image *image) {
     return status;
 }
 
-static int decode(sid_model *model, uint8_t *picture, const sid_planes *z, int truncate) {
+static int decode(sid_model *model, uint8_t *image, const sid_planes *z, int truncate) {
     const sid_vae_config *vae = &sid_model_config(model)->vae;
     const size_t factor = sid_vae_factor(vae);
     sid_exec outside = {.backend = sid_model_backend(model)};
@@ -47,62 +46,14 @@ static int decode(sid_model *model, uint8_t *picture, const sid_planes *z, int t
     if (status == SID_OK) status = sid_model_decode(model, &images, z);
     int closed = sid_loan_close(&loan, &outside, status == SID_OK);
     if (status == SID_OK) status = closed;
-    if (status == SID_OK) sid_image_from_planes(picture, host, 1, images.h, images.w, images.c, truncate);
+    if (status == SID_OK) sid_image_from_planes(image, host, 1, images.h, images.w, images.c, truncate);
     free(host);
     return status;
 }
 
-/* host: planes of the same shape on the host, to be freed. */
-static int read_planes(sid_exec *outside, sid_planes *host, const sid_planes *planes) {
-    size_t count = sid_planes_count(planes);
-    *host = *planes;
-    SID_TRY(allocate(&host->data, count));
-    return sid_read(outside, host->data, planes->data, count * sizeof *host->data);
-}
-
-/* sum += share * the AdaIN of content to a style; all but the style on the host. */
-static int add_adain(sid_exec *outside, sid_planes *sum, const sid_planes *content, const sid_planes *style, float share,
-                     float epsilon) {
-    sid_planes host = {0}, one = *content;
-    one.data = NULL;
-    int status = read_planes(outside, &host, style);
-    if (status == SID_OK) status = allocate(&one.data, sid_planes_count(content));
-    if (status == SID_OK) {
-        sid_adain(&one, content, &host, epsilon);
-        for (size_t i = 0; i < sid_planes_count(content); i++) sum->data[i] += share * one.data[i];
-    }
-    free(host.data);
-    free(one.data);
-    return status;
-}
-
-/* The mean of the AdaINs to each style: the AdaIN to the weighted means of their statistics. */
-static int adain_to_all(sid_exec *outside, sid_planes *z, const sid_latents *latents, const sid_injection *injection,
-                        float epsilon) {
-    const size_t count = sid_planes_count(z);
-    sid_planes content = {0}, sum = *z;
-    double total = 0;
-    for (size_t i = 0; i < injection->style_count; i++) total += injection->weights[i];
-    sum.data = calloc(count, sizeof *sum.data);
-    int status = sum.data ? read_planes(outside, &content, latents->content) : sid_fail(SID_EMEMORY, "out of memory");
-    for (size_t i = 0; i < injection->style_count && status == SID_OK; i++)
-        status = add_adain(outside, &sum, &content, &latents->styles[i], (float)(injection->weights[i] / total), epsilon);
-    if (status == SID_OK) status = sid_write(outside, z->data, sum.data, count * sizeof *sum.data);
-    free(sum.data);
-    free(content.data);
-    return status;
-}
-
-int sid_inject_styles(sid_model *model, uint8_t *picture, sid_planes *z, const sid_latents *latents,
-                      const sid_sampling *how) {
-    sid_exec outside = {.backend = sid_model_backend(model)};
-    sid_sampling sampling = *how;
-    if (latents->adain)
-        SID_TRY(adain_to_all(&outside, z, latents, how->injection, how->schedule->adain_epsilon));
-    else SID_TRY(sid_copy(&outside, z->data, latents->content->data, sid_planes_count(z) * sizeof(float)));
-    if (!how->injection->content) sampling.injection = NULL;
-    SID_TRY(sid_denoise(model, z, &sampling));
-    return decode(model, picture, z, how->schedule->truncate);
+int sid_inject_styles(sid_model *model, uint8_t *image, sid_planes *z, const sid_sampling *how) {
+    SID_TRY(sid_denoise(model, z, how));
+    return decode(model, image, z, how->schedule->truncate);
 }
 
 /* ---- an image on its way through the inversion ---- */
@@ -115,13 +66,11 @@ typedef struct {
 
 /* Only the features that the injection reads are kept: the content's queries, the style's keys and values. */
 static int bank_open(sid_model *model, subject *s, const sid_transferring *how, int is_content) {
-    const sid_unet_config *config = &sid_model_config(model)->unet;
     sid_memory *memory = memory_of(model);
+    sid_bank_fit(&s->bank, &sid_model_config(model)->unet, how->layers, how->layer_count, s->z.h, s->z.w);
     for (size_t i = 0; i < how->layer_count; i++) {
         sid_bank_layer *layer = &s->bank.layers[how->layers[i]];
-        layer->tokens = sid_layer_tokens(config, how->layers[i], s->z.h, s->z.w);
-        layer->channels = sid_layer_channels(config, how->layers[i]);
-        size_t size = s->bank.steps * layer->tokens * layer->channels * sid_dtype_size(s->bank.dtype);
+        size_t size = sid_bank_size(&s->bank, layer);
         if (is_content) {
             SID_TRY(memory->take(memory, &layer->query, size, "features"));
         } else {
@@ -159,48 +108,59 @@ typedef struct {
     sid_model *model;
     const sid_transferring *how;
     subject subjects[2];
-    float *latents;    /* both images' as a batch, then the one that is sampled, of the content's size */
-    float *trajectory; /* of both, where features are recomputed */
+    float *latents; /* both images' as a batch, then the one that is sampled, of the content's size */
     share part;
-    sid_replay replays[2];
-    size_t replay_count;
     sid_bank *banks[2];
 } transfer;
 
-/* Both images, as one batch where their sizes agree. Where features are recomputed, replays can fill the banks. */
+/* Both images, as one batch where their sizes agree. */
 static int invert(transfer *t) {
     const subject *s = t->subjects;
-    const size_t steps = t->how->schedule->steps;
     size_t n = s[0].z.h == s[1].z.h && s[0].z.w == s[1].z.w ? 2 : 1;
-    float *kept = t->trajectory;
     sid_progress progress = {.call = report_share, .self = &t->part};
     t->part.weight = n;
-    for (size_t i = 0; i < 2 / n; i++, t->part.before += steps) {
+    for (size_t i = 0; i < 2 / n; i++, t->part.before += t->how->schedule->steps) {
         sid_planes z = s[i].z;
         z.n = n;
         sid_inverting how = {.schedule = t->how->schedule,
                              .prompt = t->how->prompt,
                              .banks = &t->banks[i],
-                             .trajectory = {kept, NULL},
                              .progress = &progress};
         SID_TRY(sid_invert(t->model, &z, &how));
-        if (!kept) continue;
-        sid_replay *replay = &t->replays[t->replay_count++];
-        *replay = (sid_replay){.latents = z, .context = t->how->prompt->context, .banks = &t->banks[i]};
-        replay->latents.data = kept;
-        kept += (steps + 1) * sid_planes_count(&z);
     }
     return SID_OK;
 }
 
-static int inject(transfer *t, uint8_t *picture) {
+/* z = the AdaIN of both zT, or the content's; the statistics are the host's work. */
+static int start(transfer *t, sid_planes *z) {
+    const sid_planes *content = &t->subjects[0].z, *style = &t->subjects[1].z;
+    const size_t counts[] = {sid_planes_count(content), sid_planes_count(style)};
+    sid_exec outside = {.backend = sid_model_backend(t->model)};
+    sid_planes from = *content, to = *style, mixed = *z;
+    float *host;
+    if (!t->how->adain) return sid_copy(&outside, z->data, content->data, counts[0] * sizeof *host);
+    SID_TRY(allocate(&host, 2 * counts[0] + counts[1]));
+    mixed.data = host;
+    from.data = host + counts[0];
+    to.data = from.data + counts[0];
+    int status = sid_read(&outside, from.data, content->data, counts[0] * sizeof *host);
+    if (status == SID_OK) status = sid_read(&outside, to.data, style->data, counts[1] * sizeof *host);
+    if (status == SID_OK) {
+        sid_adain(&mixed, &from, &to, t->how->schedule->adain_epsilon);
+        status = sid_write(&outside, z->data, host, counts[0] * sizeof *host);
+    }
+    free(host);
+    return status;
+}
+
+static int inject(transfer *t, uint8_t *image) {
     const sid_transferring *how = t->how;
     const sid_bank *style = t->banks[1];
     const float weight = 1;
     sid_planes z = t->subjects[0].z;
     z.data = t->subjects[1].z.data + sid_planes_count(&t->subjects[1].z);
     sid_progress progress = {.call = report_share, .self = &t->part};
-    sid_injection injection = {.content = how->layer_count ? t->banks[0] : NULL,
+    sid_injection injection = {.content = t->banks[0],
                                .styles = &style,
                                .weights = &weight,
                                .style_count = 1,
@@ -209,56 +169,46 @@ static int inject(transfer *t, uint8_t *picture) {
                                .temperature = how->temperature};
     sid_sampling sampling = {.schedule = how->schedule,
                              .prompt = how->prompt,
-                             .injection = &injection,
-                             .replays = t->replays,
-                             .replay_count = how->layer_count ? t->replay_count : 0,
+                             .injection = how->layer_count ? &injection : NULL,
                              .progress = &progress};
-    sid_latents latents = {&t->subjects[0].z, &t->subjects[1].z, how->adain};
     t->part.before = 2 * how->schedule->steps;
     t->part.weight = 1;
-    return sid_inject_styles(t->model, picture, &z, &latents, &sampling);
-}
-
-static int open_banks(transfer *t) {
-    for (size_t i = 0; i < 2; i++) SID_TRY(bank_open(t->model, &t->subjects[i], t->how, i == 0));
-    return SID_OK;
+    SID_TRY(start(t, &z));
+    return sid_inject_styles(t->model, image, &z, &sampling);
 }
 
 static int open(transfer *t) {
     const sid_config *config = sid_model_config(t->model);
-    const size_t factor = sid_vae_factor(&config->vae), steps = t->how->schedule->steps;
+    const size_t factor = sid_vae_factor(&config->vae);
     size_t counts[2];
     for (size_t i = 0; i < 2; i++) {
         subject *s = &t->subjects[i];
         s->z = (sid_planes){NULL, 1, config->unet.in_channels, s->image->height / factor, s->image->width / factor};
         s->bank.dtype = sid_model_backend(t->model)->dtype;
-        s->bank.steps = t->how->recompute ? 1 : steps;
+        s->bank.steps = t->how->schedule->steps;
         t->banks[i] = &s->bank;
         counts[i] = sid_planes_count(&s->z);
     }
     SID_TRY(sid_memory_floats(memory_of(t->model), &t->latents, 2 * counts[0] + counts[1], "latents"));
     t->subjects[0].z.data = t->latents;
     t->subjects[1].z.data = t->latents + counts[0];
-    if (!t->how->recompute) return open_banks(t);
-    return sid_memory_floats(memory_of(t->model), &t->trajectory, (steps + 1) * (counts[0] + counts[1]), "latents");
+    for (size_t i = 0; i < 2; i++) SID_TRY(bank_open(t->model, &t->subjects[i], t->how, i == 0));
+    return SID_OK;
 }
 
-static int run(transfer *t, uint8_t *picture) {
+static int run(transfer *t, uint8_t *image) {
     SID_TRY(open(t));
     for (size_t i = 0; i < 2; i++) SID_TRY(encode(t->model, &t->subjects[i].z, t->subjects[i].image));
     SID_TRY(invert(t));
-    /* Only now: the inversion of a transfer that recomputes saves nothing. */
-    if (t->how->recompute) SID_TRY(open_banks(t));
-    return inject(t, picture);
+    return inject(t, image);
 }
 
-int sid_transfer(sid_model *model, uint8_t *picture, const sid_image *content, const sid_image *style,
+int sid_transfer(sid_model *model, uint8_t *image, const sid_image *content, const sid_image *style,
                  const sid_transferring *how) {
     transfer t = {.model = model, .how = how, .subjects = {{.image = content}, {.image = style}}};
     t.part = (share){how->progress, 0, 1, 2 * how->schedule->steps + how->schedule->sampling_steps};
-    int status = run(&t, picture);
+    int status = run(&t, image);
     sid_memory_give(memory_of(model), t.latents);
-    sid_memory_give(memory_of(model), t.trajectory);
     for (size_t i = 0; i < 2; i++) bank_close(memory_of(model), &t.subjects[i].bank);
     return status;
 }

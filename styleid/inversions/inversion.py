@@ -171,14 +171,13 @@ class Inversion:
         """
         model = model or self.model or default_model()
         self.check_model(model)
-        truncate = _core.schedule(model.engine, self.schedule, self.steps)["truncate"]
         unused = np.ones((self.steps, model.layer_count), np.float32)  # gamma and temperature: nothing is injected
         negative = None if self.guidance == 1 else model.encode_prompt(self.negative_prompt)
-        z0 = _core.sample(
+        image = _core.inject_styles(
             model.engine, self.latent, self.context, self.steps, self.schedule, (), None, (), (), unused, unused,
             negative=negative, guidance=self.guidance,
         )  # fmt: skip
-        return self.crop(model.engine.decode(z0, truncate)[0])
+        return self.crop(image)
 
     def crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A decoded image, (H, W, 3) uint8, without what was padded; no errors."""

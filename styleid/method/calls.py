@@ -299,7 +299,7 @@ def _sample(sampling: Sampling, content: Inversion, styles: Sequence[Inversion],
     masks = [over_padding(mask, content.size, model) for mask in sampling.masks]
     style_masks = [over_padding(mask, one.size, model) for mask, one in zip(sampling.style_masks, styles, strict=True)]
     sizes = [one.latent_size for one in styles]
-    z0 = _core.sample(
+    image = _core.inject_styles(
         model.engine, _initial_latent(sampling, content, styles, masks, style_masks), prompt.context, sampling.steps,
         sampling.schedule, sampling.layers, content.data, [one.data for one in styles], sampling.shares, sampling.gamma,
         sampling.temperature, report, _releasing(sampling.hooks.on_step, [content, *styles]), prompt.negative_context,
@@ -307,7 +307,7 @@ def _sample(sampling: Sampling, content: Inversion, styles: Sequence[Inversion],
         regions=regions(model, sampling.layers, masks, content.latent_size, style_masks, sizes),
         on_attention=sampling.hooks.on_attention, watched=sampling.watched, skip=sampling.skip, where=sampling.where,
     )  # fmt: skip
-    return content.crop(model.engine.decode(z0, sampling.facts["truncate"])[0])
+    return content.crop(image)
 
 
 def _initial_latent(

@@ -210,8 +210,7 @@ class Model(VAE):
     @property
     def layer_count(self) -> int:
         """The number of decoder layers, with and without attention."""
-        unet = self.config["unet"]
-        return len(unet["channels"]) * (unet["layers_per_block"] + 1)
+        return self._engine.layer_count
 
     @property
     def image_multiple(self) -> int:
@@ -225,21 +224,15 @@ class Model(VAE):
 
     def layer_size(self, layer: int, latent_size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of a decoder layer's map, which has h * w tokens, where the latent has `latent_size` (h, w)."""
-        level = self._level(layer)
-        return latent_size[0] >> level, latent_size[1] >> level
+        return self._engine.layer_shape(layer, *latent_size)[:2]
 
     def layer_channels(self, layer: int) -> int:
         """The channels of a decoder layer."""
-        return self.config["unet"]["channels"][self._level(layer)]
+        return self._engine.layer_shape(layer, 1, 1)[2]
 
     def heads(self, layer: int) -> int:
         """The attention heads of a decoder layer."""
-        return self.config["unet"]["heads"][self._level(layer)]
-
-    def _level(self, layer: int) -> int:
-        """How often a decoder layer's map is halved."""
-        unet = self.config["unet"]
-        return len(unet["channels"]) - 1 - layer // (unet["layers_per_block"] + 1)
+        return self._engine.layer_shape(layer, 1, 1)[3]
 
     def scratch(self, batch: int, height: int, width: int) -> int:
         """Bytes of scratch that one evaluation takes for a batch of height x width pictures."""

@@ -192,7 +192,7 @@ def invert(_):
     return make, lambda a: _core.invert(MODEL, *a)
 
 
-def sample(_):
+def sampling(function):
     def make(random):
         chosen = styles(random)
         count = len(chosen) if isinstance(chosen, (list, tuple)) else 1
@@ -211,26 +211,15 @@ def sample(_):
             "regions": regions(random, count),
         }
 
-    return make, lambda a: _core.sample(MODEL, *a[0], **a[1])
+    return make, lambda a: function(MODEL, *a[0], **a[1])
+
+
+def sample(_):
+    return sampling(_core.sample)
 
 
 def inject_styles(_):
-    def make(random):
-        chosen = styles(random)
-        count = len(chosen) if isinstance(chosen, (list, tuple)) else 1
-        common = inversion(random), chosen, context(random), steps(random), schedule(random), layers(random)
-        return (
-            *common,
-            weights(random, count),
-            strengths(random),
-            strengths(random),
-            True,
-            None,
-            None,
-            *guidance(random),
-        )
-
-    return make, lambda a: _core.inject_styles(MODEL, *a)
+    return sampling(_core.inject_styles)
 
 
 def transfer(_):
