@@ -26,6 +26,8 @@ TOLERANCE = {
     "activation": {F32: 2e-6, BF16: 4e-3, F16: 5e-4},
 }
 
+pytestmark = pytest.mark.long
+
 every_dtype = pytest.mark.parametrize("device", DEVICES[:3], ids=repr)
 every_device = pytest.mark.parametrize("device", DEVICES, ids=repr)
 
