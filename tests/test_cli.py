@@ -335,6 +335,54 @@ def test_places_of_inversions_are_checked_before_the_work(place, capsys, monkeyp
     assert message in complaint(capsys)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--gamma", "2"], "gamma: "),
+        (["--temperature", "0"], "temperature: "),
+        (["--steps", "1"], "steps: "),
+        (["--strength", "2"], "strength: "),
+        (["--inject", "x"], "inject: "),
+        (["--weights", "0"], "weights: "),
+        (["--size", "0"], "size: "),
+        (["--refine", "-1"], "refine: "),
+        (["--mask", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_what_needs_no_model_is_checked_before_it_is_loaded(place, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(commands, "load_model", None)
+    assert transfer(*options) == 2
+    assert message in complaint(capsys)
+    assert run("transfer", "content.png", "nowhere.png", "-o", "out.png") == 2
+    assert "nowhere.png" in complaint(capsys)
+    assert run("inject", "nowhere.inv", "style.inv", "-o", "out.png") == 2
+    assert "nowhere.inv" in complaint(capsys)
+
+
+def test_what_has_no_effect_is_said_once(place, capsys):
+    assert transfer("--no-injection", "--gamma", "0.2") == 0
+    assert capsys.readouterr().err == "styleid: warning: gamma: has no effect with inject=False\n"
+    assert transfer("--negative-prompt", "grey") == 0
+    assert capsys.readouterr().err == "styleid: warning: negative: has no effect while guidance is 1\n"
+
+
+def test_an_input_is_not_replaced(place, capsys, monkeypatch):
+    before = (place / "content.png").read_bytes()
+    command = ["transfer", "content.png", "style.png", "-o", "content.png", "--model", "model", *STEPS]
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "load_model", None)
+        assert run(*command) == 2
+        assert "content.png: is read as well" in complaint(capsys)
+        assert run("invert", "style.png", "-o", "style.png") == 2
+        assert "--overwrite" in complaint(capsys)
+        (place / "link.png").symlink_to("style.png")
+        assert run("transfer", "content.png", "style.png", "-o", "link.png") == 2
+        assert "--overwrite" in complaint(capsys)
+    assert (place / "content.png").read_bytes() == before
+    assert run(*command, "--overwrite") == 0
+    assert output("content.png").shape == (16, 16, 3)
+
+
 def test_wrong_inversions(place, capsys):
     for arguments in (["content.png", "content.png"], ["none.inv", "none.inv"]):
         assert run("inject", *arguments, "-o", "out.png", "--model", "model") == 2

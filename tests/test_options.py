@@ -2,10 +2,14 @@
 
 import doctest
 import math
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from conftest import picture, told
+from PIL import Image
 
 import styleid
 from styleid import _core
@@ -304,3 +308,57 @@ def test_exceptions_of_hooks_come_through(model, inversions):
         styleid.inject_styles(*inversions[:2], options=styleid.Hooks(on_step=fail))
     with pytest.raises(TypeError, match="on_step"):
         styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_step=3))
+
+
+# ---- option classes ----
+
+
+def test_options_are_found_by_their_class(model):
+    with pytest.raises(TypeError, match="^options: invert takes Text, Storage, Hooks, Accuracy, Resize, got Mix"):
+        styleid.invert(picture(0), model, options=styleid.Mix())
+    with pytest.raises(TypeError, match="^options: Text is given twice"):
+        styleid.transfer(picture(0), picture(1), model, options=[styleid.Text(), styleid.Text()])
+    for bad in (3, "a", [None]):
+        with pytest.raises(TypeError, match="^options: "):
+            styleid.transfer(picture(0), picture(1), model, options=bad)
+    with pytest.raises(ValueError, match="^initial: not together with adain=False"):
+        styleid.transfer(picture(0), picture(1), model, steps=STEPS, adain=False, options=styleid.Start("quantiles"))
+
+
+def test_defaults_are_what_the_model_recommends(model, shared_folder, tmp_path):
+    """The same in every call; what is given comes first."""
+    folder = shutil.copytree(shared_folder, tmp_path / "own")
+    (folder / "styleid.json").write_text('{"gamma": 0.4, "temperature": 3, "layers": [5]}')
+    own = styleid.load_model(folder, dtype="float32", threads=1)
+    content, style = picture(0), picture(1)
+    settings = {"gamma": 0.4, "temperature": 3, "layers": [5]}
+    expected = styleid.transfer(content, style, own, steps=STEPS, **settings)
+    np.testing.assert_array_equal(styleid.transfer(content, style, own, steps=STEPS), expected)
+    pair = [styleid.invert(one, own, steps=STEPS) for one in (content, style)]
+    assert pair[0].layers == (5,)
+    assert np.abs(styleid.inject_styles(*pair).astype(int) - expected).max() <= 1
+    assert styleid.predict_memory(own, steps=STEPS) == styleid.predict_memory(own, steps=STEPS, layers=[5])
+    assert not np.array_equal(styleid.transfer(content, style, own, steps=STEPS, gamma=0.75), expected)
+
+
+def test_sizes(model):
+    """Files and PIL images get the model's, arrays keep theirs."""
+    array = picture(0, 48, 32)
+    assert styleid.transfer(array, array, model, steps=2).shape == (48, 32, 3)
+    image = Image.fromarray(array)
+    assert styleid.transfer(image, image, model, steps=2).shape == (16, 16, 3)
+    wide = styleid.transfer(image, array, model, steps=2, options=styleid.Resize((16, 32), "stretch"))
+    assert wide.shape == (16, 32, 3)
+
+
+def test_modules_come_when_they_are_used():
+    program = """
+import sys, styleid
+assert not {"styleid.viz", "styleid.study.sweep", "matplotlib"} & set(sys.modules), sorted(sys.modules)
+assert styleid.metrics.ssim and styleid.study and {"viz", "metrics"} <= set(dir(styleid))
+try:
+    styleid.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
