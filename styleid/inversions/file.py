@@ -82,7 +82,7 @@ def _fields(tensors: dict[str, Tensor], metadata: Mapping[str, str], mapped: boo
     predicted = _array(tensors, "predicted", (steps, *latents.shape[1:]), ("F32",))
     layers = tuple(int(layer) for layer in metadata["layers"].split(",") if layer)
     recompute = metadata.get("recompute")
-    if recompute not in (None, *FEATURE_TYPES):
+    if recompute is not None and recompute not in FEATURE_TYPES:
         raise ValueError(f"features to be computed again in {recompute[:80]!r}")
     kinds = KEEP[settings["keep"]] if recompute is None else ()
     features = _features(tensors, kinds, layers, steps, latents.shape[2:], mapped)

@@ -126,12 +126,13 @@ class Inversion:
         if not 0 <= step < self.steps:
             raise ValueError(f"step: expected 0 to {self.steps - 1}, got {step!r}")
         stored = self._evaluate(kind, step, layer) if self.recompute else self.features[kind][layer][step]
+        feature: NDArray[np.float32]
         if stored.dtype == np.uint16:
             feature = from_bfloat16(cast(NDArray[np.uint16], stored))
         else:
-            feature = stored.view() if stored.dtype == np.float32 else stored.astype(np.float32)
+            feature = stored.astype(np.float32, copy=False).view()
         feature.flags.writeable = False  # a change would be lost where it is a copy
-        return cast(NDArray[np.float32], feature)
+        return feature
 
     def _evaluate(self, kind: str, step: int, layer: int) -> Feature:
         """A feature of one step, by an evaluation as far as its layer."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from styleid.images import RESIZE, Size, check_size
 from styleid.inversions.cache import Cache
-from styleid.inversions.file import KEEP, SCHEDULES
+from styleid.inversions.file import FEATURE_TYPES, KEEP, SCHEDULES
 from styleid.inversions.recording import FEATURES
 from styleid.method.initial import NAMES, Initial, check_initial
 from styleid.method.masks import Masks
@@ -32,7 +32,7 @@ OnAttention = Callable[
 T = TypeVar("T")
 
 PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inject` can name
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", *FEATURE_TYPES)
 
 
 def flag(text: str, **facts: Any) -> dict[str, Any]:
