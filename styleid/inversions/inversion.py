@@ -18,6 +18,7 @@ from styleid.images import padded_size
 from styleid.inversions.file import KEEP, SMALL, arrays_of, metadata_of, read_fields, to_tensor
 from styleid.models.loading import default_model
 from styleid.models.model import Model
+from styleid.numbers import whole
 
 if TYPE_CHECKING:
     from styleid._core import Feature, InversionData, Recomputed
@@ -121,14 +122,14 @@ class Inversion:
     def _feature(self, kind: str, step: int, layer: int) -> NDArray[np.float32]:
         if kind not in KEEP[self.keep]:
             raise ValueError(f"{kind}: this inversion was made with keep={self.keep!r}")
+        step = whole("step", step, 0, self.steps - 1)
         if layer not in self.layers:
             raise ValueError(f"layer: expected one of {list(self.layers)}, got {layer!r}")
-        if not 0 <= step < self.steps:
-            raise ValueError(f"step: expected 0 to {self.steps - 1}, got {step!r}")
-        stored = self._evaluate(kind, step, layer) if self.recompute else self.features[kind][layer][step]
+        layer = int(layer)
+        stored: NDArray[Any] = self._evaluate(kind, step, layer) if self.recompute else self.features[kind][layer][step]
         feature: NDArray[np.float32]
         if stored.dtype == np.uint16:
-            feature = from_bfloat16(cast(NDArray[np.uint16], stored))
+            feature = from_bfloat16(stored)
         else:
             feature = stored.astype(np.float32, copy=False).view()
         feature.flags.writeable = False  # a change would be lost where it is a copy

@@ -269,12 +269,12 @@ class Model(VAE):
     @cached_property
     def identity(self) -> str:
         """A hash of all that results depend on besides images and settings: `fingerprint`, what texts become tokens or
-        contexts by, the type of the numbers, tiling, and the instruction set and library that they are computed with.
+        contexts by, the type of the numbers, tiling, and the device, instruction set and library that they are computed with.
 
         What is kept under it, such as an entry of `styleid.Cache`, is never another model's.
         """
         info = _core.info()
-        parts = [self.fingerprint, describe(self._tokenizer), self.dtype, self.tiling, info["isa"], info["onednn"]]
+        parts = [self.fingerprint, describe(self._tokenizer), self.dtype, self.tiling, self.device, info["isa"], info["onednn"]]
         if self._stored_context is not None:
             parts += [str(self._stored_context.shape), hashlib.sha256(self._stored_context.tobytes()).hexdigest()]
         return hashlib.sha256("\n".join([_core.__version__, *parts]).encode()).hexdigest()
