@@ -150,7 +150,7 @@ class Model:
     def scratch(self, batch: int, height: int, width: int) -> int:
         """Bytes of scratch that one UNet evaluation on latents (batch, C, height, width) takes."""
     def vae_scratch(self, height: int, width: int) -> int:
-        """Bytes of scratch that encoding or decoding a height x width picture takes, whichever is more."""
+        """Bytes of scratch that encoding or decoding a height x width image takes, whichever is more."""
     def predict_noise(self, latents: Float32, timestep: int, context: Float32) -> Float32:
         """The raw UNet output. latents (N, C, h, w), context (1 or N, tokens, context_size)."""
     def encode(self, images: NDArray[np.uint8] | Float32) -> Float32:
@@ -192,7 +192,7 @@ def invert(
     steps: int,
     schedule: str,                   # "paper", "diffusers" or "corrected"
     layers: Sequence[int],
-    keep: Sequence[str],             # per picture: "query", "keys" (keys and values), "both" or "none"
+    keep: Sequence[str],             # per image: "query", "keys" (keys and values), "both" or "none"
     feature_dtype: str,              # "float32", "bfloat16" or "float16"
     progress: Progress | None = None,
     hook: Hook | None = None,        # hook(step, steps, latents): may change the latents in place

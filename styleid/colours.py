@@ -1,4 +1,4 @@
-"""Keeping the content's colours: CIE L*a*b* with the luminance of one picture and the colours of another."""
+"""Keeping the content's colours: CIE L*a*b* with the luminance of one image and the colours of another."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,12 @@ KNEE = 6 / 29
 
 
 def keep_colours(stylized: ImageLike, content: ImageLike) -> NDArray[np.uint8]:
-    """The stylized picture's luminance with the content's colours: L* of the one, a* and b* of the other.
+    """The stylized image's luminance with the content's colours: L* of the one, a* and b* of the other.
 
-    Colours outside sRGB are clamped; the result is rounded to 8 bits, so that a picture with its own colours is itself.
+    Colours outside sRGB are clamped; the result is rounded to 8 bits, so that an image with its own colours is itself.
 
     Args:
-        stylized, content: pictures of one size, as `styleid.to_array` takes them
+        stylized, content: images of one size, as `styleid.to_array` takes them
 
     Returns:
         (H, W, 3) uint8

@@ -302,14 +302,14 @@ def test_bad_common_arguments(model, inversion, change, error, message):
     "change, error, message",
     [
         ({"keep": "both"}, TypeError, "keep: expected a sequence of strings, got str"),
-        ({"keep": ("both", "both")}, ValueError, "keep: expected 1, one for each picture, got 2"),
+        ({"keep": ("both", "both")}, ValueError, "keep: expected 1, one for each image, got 2"),
         ({"keep": ("all",)}, ValueError, "keep: expected one of .*, got 'all'"),
         ({"feature_dtype": "int8"}, ValueError, "feature_dtype: expected one of .*, got 'int8'"),
         ({"hook": "x"}, TypeError, "hook: expected a callable or None, got str"),
         (
             {"latents": tiny.latents(65), "keep": ("none",) * 65},
             ValueError,
-            "latents: expected at most 64 pictures, got 65",
+            "latents: expected at most 64 images, got 65",
         ),
         ({"colour": 1}, TypeError, "colour"),
     ],

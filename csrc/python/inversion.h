@@ -1,4 +1,4 @@
-/* One picture's inversion: NumPy arrays on Python's side, a bank on the engine's. */
+/* One image's inversion: NumPy arrays on Python's side, a bank on the engine's. */
 #ifndef SID_PYTHON_INVERSION_H
 #define SID_PYTHON_INVERSION_H
 

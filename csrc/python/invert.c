@@ -16,7 +16,7 @@ static int read_keep(unsigned *keep, PyObject *object, size_t n) {
     PyObject *sequence = sid_read_sequence(object, "keep", "strings");
     if (!sequence) return -1;
     if ((size_t)PyTuple_GET_SIZE(sequence) != n) {
-        PyErr_Format(PyExc_ValueError, "keep: expected %zu, one for each picture, got %zd", n,
+        PyErr_Format(PyExc_ValueError, "keep: expected %zu, one for each image, got %zd", n,
                      PyTuple_GET_SIZE(sequence));
         failed = -1;
     }
@@ -32,7 +32,7 @@ static int read_batch(sid_array *latents, unsigned *keep, PyObject *latents_obje
                       const sid_unet_config *config) {
     if (sid_read_latents(latents, latents_object, "latents", 0, config)) return -1;
     if (latents->shape[0] <= MAX_BATCH) return read_keep(keep, keep_object, latents->shape[0]);
-    PyErr_Format(PyExc_ValueError, "latents: expected at most %d pictures, got %zu", MAX_BATCH, latents->shape[0]);
+    PyErr_Format(PyExc_ValueError, "latents: expected at most %d images, got %zu", MAX_BATCH, latents->shape[0]);
     return -1;
 }
 

@@ -392,11 +392,11 @@ done:
 static PyMethodDef methods[] = {
     METHOD(layer_shape, "($self, layer, height, width)", "Of a decoder layer: height, width, channels, heads."),
     METHOD(scratch, "($self, batch, height, width)", "Bytes of scratch that one UNet evaluation takes."),
-    METHOD(vae_scratch, "($self, height, width)", "Bytes of scratch that encoding or decoding a picture takes."),
+    METHOD(vae_scratch, "($self, height, width)", "Bytes of scratch that encoding or decoding an image takes."),
     METHOD(predict_noise, "($self, latents, timestep, context)", "The raw UNet output."),
     METHOD(encode, "($self, images)", "The posterior's mean * scaling_factor."),
     METHOD(log_variance, "($self, images)", "The logarithm of the posterior's variance."),
-    METHOD(decode, "($self, latents, truncate=False)", "8-bit pictures."),
+    METHOD(decode, "($self, latents, truncate=False)", "8-bit images."),
     METHOD(decode_float, "($self, latents)", "The decoder's raw output."),
     METHOD(encode_tokens, "($self, tokens)", "The text encoder's output."),
     {NULL, NULL, 0, NULL},

@@ -1,6 +1,6 @@
 """A folder of inversions, found by what they were made of.
 
-An entry's name is the SHA-256 of everything that its content depends on, so that two pictures of one name never
+An entry's name is the SHA-256 of everything that its content depends on, so that two images of one name never
 collide and no entry is ever stale. Files appear whole or not at all: any number of processes may share a folder, and
 what one is inverting, the others wait for.
 """
@@ -95,9 +95,9 @@ class Cache:
 
 
 def key_of(pixels: Pixels, model: Model, settings: Mapping[str, object]) -> str:
-    """A hash of the picture, of the model, how it computes and this program's version (`Model.identity`), and the settings."""
+    """A hash of the image, of the model, how it computes and this program's version (`Model.identity`), and the settings."""
     parts = {
-        "picture": [pixels.dtype.name, pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()],
+        "image": [pixels.dtype.name, pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()],
         "model": model.identity,
         "settings": dict(settings),
     }

@@ -3,6 +3,8 @@
 Chung, Hyun, Heo: Style Injection in Diffusion, CVPR 2024. The steps themselves are in the engine, csrc/style.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial

@@ -156,7 +156,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Text(Option):
-    """What the model is told. The paper's prompt is empty, without guidance.
+    """What the model is told.
+
+    The paper's prompt is empty, without guidance.
 
     Args:
         prompt: the text that an image is inverted or sampled under. None: of `inject_styles`, the one that `content` was
