@@ -18,6 +18,7 @@ from styleid.images import load_image, save_image, to_array
 from styleid.inversions.cache import Cache
 from styleid.inversions.inversion import Inversion
 from styleid.memory import free_memory
+from styleid.metadata import Metadata, read_settings
 from styleid.method.calls import inject_styles, invert, transfer
 from styleid.method.logits import LogitStatistics
 from styleid.method.options import Accuracy, Hooks, Mix, Resize, Start, Storage, Text
@@ -39,6 +40,7 @@ __all__ = [
     "Hooks",
     "Inversion",
     "LogitStatistics",
+    "Metadata",
     "Mix",
     "Model",
     "ModelError",
@@ -57,6 +59,7 @@ __all__ = [
     "load_model",
     "load_vae",
     "predict_memory",
+    "read_settings",
     "save_image",
     "to_array",
     "transfer",

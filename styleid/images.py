@@ -5,7 +5,7 @@ The rules, for whatever comes in:
 - arrays are uint8, uint16 (divided by 65535) or floating point in [0, 1]
 - only what a `size` asks for is resized; docs/pictures.md has the rules of sizes
 - pictures of Pillow's are reduced to 8 bits, and turned as their EXIF orientation says; of an animation the first
-  frame counts; colour profiles are not applied: the numbers are taken as sRGB
+  frame counts; a colour profile for RGB is applied, so that all numbers mean sRGB
 - files are refused beyond `PIL.Image.MAX_IMAGE_PIXELS`, before they are unpacked
 """
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from styleid.files.disk import check_writable, write_whole
+from styleid.metadata import Metadata, prepare, to_srgb
 from styleid.numbers import whole
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
@@ -127,13 +128,16 @@ def padded_size(size: tuple[int, ...], multiple: int) -> tuple[int, int]:
     return height, width
 
 
-def save_image(path: str | os.PathLike[str], image: NDArray[np.uint8] | Image.Image) -> None:
+def save_image(
+    path: str | os.PathLike[str], image: NDArray[np.uint8] | Image.Image, metadata: Metadata | None = None
+) -> None:
     """Writes an image in the format of the path's suffix, whole or not at all.
 
     Args:
         path: ends with .png, .jpg, .jpeg, .webp, .tif, .tiff or .bmp
         image: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) where the format has transparency; a PIL.Image becomes RGB as in
             `to_array`
+        metadata: what the file says beside its pixels: how it was made, the content's EXIF and colour profile
 
     Raises:
         TypeError: another type or dtype
@@ -144,7 +148,8 @@ def save_image(path: str | os.PathLike[str], image: NDArray[np.uint8] | Image.Im
     pixels = _writable(to_array(image) if isinstance(image, Image.Image) else image, kind)
     with write_whole(check_path(path)) as file:
         try:
-            Image.fromarray(pixels).save(file, format=kind, **options)
+            written, facts = prepare(Image.fromarray(pixels), metadata or Metadata(), kind)
+            written.save(file, format=kind, **options, **facts)
         except Exception as error:
             if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
                 raise  # the operating system's
@@ -296,8 +301,10 @@ def _to_rgb(image: Image.Image, name: object) -> Image.Image:
             image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
         if image.mode.endswith("A") or "transparency" in image.info:
             image = _with_key(image).convert("RGBA")
+            profile = image.info.get("icc_profile")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+            image.info["icc_profile"] = profile
+        return to_srgb(image.convert("RGB"))
 
 
 def _upright(image: Image.Image) -> Image.Image:

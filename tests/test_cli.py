@@ -14,7 +14,7 @@ from conftest import picture, told
 from PIL import Image
 
 import styleid
-from styleid.cli import commands
+from styleid.cli import common
 from styleid.cli.main import main
 
 STEPS = ["--steps", "3"]
@@ -63,7 +63,8 @@ def engine(**options):
 
 def test_transfer(place, capsys):
     assert transfer() == 0
-    assert capsys.readouterr() == ("", "")
+    out, err = capsys.readouterr()
+    assert out.startswith("wrote out.png: 16 x 16 pixels in ") and err == ""
     expected = styleid.transfer("content.png", "style.png", engine(), steps=3)
     np.testing.assert_array_equal(output(), expected)
     assert sorted(os.listdir(place)) == ["content.png", "model", "out.png", "style.png"]
@@ -223,7 +224,7 @@ def test_warnings_take_one_line(place, capsys, monkeypatch):
         warnings.warn("too long", stacklevel=1)
         return picture()
 
-    monkeypatch.setattr(commands, "transfer", warn)
+    monkeypatch.setattr("styleid.cli.transfer.transfer", warn)
     assert transfer() == 0
     assert capsys.readouterr().err == "styleid: warning: too long\n"
 
@@ -292,7 +293,6 @@ def test_wrong_options(place, capsys, options, message):
     "name, message",
     [
         ("none.png", "none.png: No such file or directory"),
-        (".", "Is a directory"),
         ("text.png", "text.png: not a picture"),
         ("cut.png", "cut.png: not usable as a picture"),
     ],
@@ -311,7 +311,6 @@ def test_wrong_pictures(place, capsys, name, message):
     [
         ("out", "unknown picture format ''"),
         ("out.txt", "unknown picture format '.txt'"),
-        ("folder", "unknown picture format"),
         ("folder.png", "is a directory"),
         ("nowhere/out.png", "nowhere does not exist"),
         ("/proc/out.png", "/proc"),
@@ -320,7 +319,7 @@ def test_wrong_pictures(place, capsys, name, message):
 def test_outputs_are_checked_before_the_work(place, capsys, monkeypatch, name, message):
     (place / "folder").mkdir()
     (place / "folder.png").mkdir()
-    monkeypatch.setattr(commands, "load_model", None)  # not even this may happen
+    monkeypatch.setattr(common, "load_model", None)  # not even this may happen
     assert run("transfer", "content.png", "style.png", "-o", name) == 2
     assert message in complaint(capsys)
     assert run("inject", "content.inv", "style.inv", "-o", name) == 2
@@ -330,7 +329,7 @@ def test_outputs_are_checked_before_the_work(place, capsys, monkeypatch, name, m
 @pytest.mark.parametrize("name, message", [("folder", "is a directory"), ("nowhere/a.inv", "does not exist")])
 def test_places_of_inversions_are_checked_before_the_work(place, capsys, monkeypatch, name, message):
     (place / "folder").mkdir()
-    monkeypatch.setattr(commands, "load_model", None)
+    monkeypatch.setattr(common, "load_model", None)
     assert run("invert", "content.png", "-o", name) == 2
     assert message in complaint(capsys)
 
@@ -402,7 +401,7 @@ def test_memory_runs_out(place, capsys, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(commands, "transfer", fail)
+    monkeypatch.setattr("styleid.cli.transfer.transfer", fail)
     assert transfer() == 2
     assert "not enough memory" in complaint(capsys)
 
@@ -411,7 +410,7 @@ def test_faults_of_the_program_keep_their_traceback(place, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a fault")
 
-    monkeypatch.setattr(commands, "transfer", fail)
+    monkeypatch.setattr("styleid.cli.transfer.transfer", fail)
     with pytest.raises(AssertionError, match="a fault"):
         transfer()
 

@@ -7,6 +7,7 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn, TypeVar
 
 from styleid._core import __version__
+from styleid.cli.settings import add_settings_flags
 from styleid.images import RESIZE
 from styleid.method.options import DTYPES, Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
 
@@ -53,27 +54,42 @@ def arguments_of(namespace: argparse.Namespace, kind: type) -> dict[str, Any]:
 def _add_flag(group: argparse._ArgumentGroup, one: "Field[Any]", place: str) -> None:
     facts = dict(one.metadata)
     flag = facts.pop("flag", "--" + one.name.replace("_", "-"))
-    parse, none = facts.pop("parse", None), facts.pop("none", None)
-    if parse is not None:
-        facts["type"] = _reporting(parse)
+    none, action = facts.pop("none", None), facts.pop("action", "store")
     if none is not None:
         group = group.add_mutually_exclusive_group()
-        group.add_argument(none[0], dest=place, action="store_const", const=False, default=one.default, help=none[1])
-    if "action" not in facts:
+        group.add_argument(none[0], dest=place, action=_Given, kind="store_false", default=one.default, help=none[1])
+    if action != "store_false":
         facts.setdefault("metavar", None if "choices" in facts else one.name.upper())
-    group.add_argument(flag, dest=place, default=one.default, **facts)
+    group.add_argument(flag, dest=place, default=one.default, action=_Given, kind=action, **facts)
 
 
-def _reporting(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """The parser with argparse's kind of error."""
+class _Given(argparse.Action):
+    """Stores what a flag says, and in `texts` how it was said, so that it can be said again.
 
-    def parsed(text: str) -> object:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+    kind: "store", "append" or "store_false"; parse: reads the text, and raises ValueError
+    """
 
-    return parsed
+    def __init__(self, *arguments: Any, kind: str, parse: Callable[[str], object] = str, **facts: Any) -> None:
+        facts["nargs"] = 0 if kind == "store_false" else None
+        super().__init__(*arguments, **facts)
+        self._kind, self._parse = kind, parse
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        """As argparse calls it."""
+        texts = namespace.texts = dict(namespace.texts)
+        name = str(self.option_strings[0])[2:]
+        value: object = False
+        if self._kind == "store_false":
+            texts[name] = True
+        else:
+            try:
+                value = self._parse(values)
+            except ValueError as error:
+                raise argparse.ArgumentError(self, str(error)) from None
+            texts[name] = values
+            if self._kind == "append":
+                value = texts[name] = [*(getattr(namespace, self.dest) or []), value]
+        setattr(namespace, self.dest, value)
 
 
 # ---- commands ----
@@ -90,7 +106,7 @@ def make_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
     for name, (text, add) in COMMANDS.items():
         command = subparsers.add_parser(name, help=text)
         add(command)
-        command.set_defaults(run=commands[name])
+        command.set_defaults(run=commands[name], texts={})
     return parser
 
 
@@ -98,9 +114,28 @@ IMAGE = "an image file; see --size and --resize"
 
 
 def _add_transfer(command: argparse.ArgumentParser) -> None:
-    command.add_argument("content", metavar="CONTENT", help=IMAGE)
-    command.add_argument("style", metavar="STYLE", nargs="+", help=f"{IMAGE}; or several")
-    _add_output(command, "the image to write: .png, .jpg, .webp, .tif or .bmp")
+    command.add_argument("content", metavar="CONTENT", nargs="?", help=f"{IMAGE}; a folder or a pattern of them, or -")
+    command.add_argument(
+        "style",
+        metavar="STYLE",
+        nargs="*",
+        help="the same; several are mixed, those of a folder or a pattern are used in turn",
+    )
+    _add_output(
+        command,
+        "the image to write: .png, .jpg, .webp, .tif or .bmp; of several results a folder; - : PNG to the output",
+    )
+    command.add_argument(
+        "--keep-colours", action="store_true", help="the content's colours with the result's brightness"
+    )
+    command.add_argument(
+        "--preview", metavar="FILE", help="an image that is written again and again with what comes out so far"
+    )
+    command.add_argument(
+        "--save-latents", metavar="NPZ", help="the latents of all steps of the sampling, as NumPy arrays"
+    )
+    command.add_argument("--json", action="store_true", help="a line of JSON for each result in place of a sentence")
+    add_settings_flags(command)
     for kind in (Steps, Injection, Start, Mix, Text, Resize, Accuracy, Storage):
         add_options(command, kind)
     _add_engine(command)
@@ -162,6 +197,19 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _add_app(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        action="append",
+        help="a folder, a file, or a name on the hub; several to choose from (default: default)",
+    )
+    command.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine alone)"
+    )
+    command.add_argument("--port", type=int, default=7860, help="the port to listen on (default: 7860)")
+    command.add_argument("--browser", action="store_true", help="open the page in a browser")
+
+
 def _add_info(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, default=50, help="of the estimate (50)")
     _add_engine(command)
@@ -173,6 +221,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "inject": ("an image from two inversions", _add_inject),
     "sweep": ("all contents with all styles and settings; goes on where it stopped", _add_sweep),
     "evaluate": ("measures of a result, or of the paper's protocol", _add_evaluate),
+    "app": ("a page in the browser to play with (extra: styleid[app])", _add_app),
     "info": ("versions, CPU, the model, and how long a transfer takes", _add_info),
 }
 
@@ -202,7 +251,9 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--ema", action="store_true", help="running means of the UNet's weights, of a single file")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="what is computed in; float16 on GPUs only")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or such as cuda:1 (default: auto)")
-    group.add_argument("--threads", type=int, help="threads to compute with (what the process may use: see styleid info)")
+    group.add_argument(
+        "--threads", type=int, help="threads to compute with (what the process may use: see styleid info)"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from styleid.cli.arguments import USER_ERROR, make_parser
 from styleid.cli.commands import COMMANDS
+from styleid.cli.settings import expand
 
 OK, INTERRUPTED = 0, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
-    options = make_parser(COMMANDS).parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        options = make_parser(COMMANDS).parse_args(expand(words))
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             options.run(options)

@@ -1,0 +1,86 @@
+"""What several commands do."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from styleid.cli.arguments import TILINGS
+from styleid.images import load_image, to_array
+from styleid.method.options import Mix
+from styleid.models.loading import load_model
+from styleid.models.model import Model
+
+
+def load(options: argparse.Namespace) -> Model:
+    """The model that the flags name."""
+    return load_model(
+        options.model,
+        options.dtype,
+        options.device,
+        threads=options.threads,
+        prediction=options.prediction,
+        loras=options.lora,
+        vae=options.vae,
+        tiling=TILINGS[options.tiling],
+        ema=options.ema,
+    )
+
+
+def check_inputs(options: argparse.Namespace, inputs: Sequence[str]) -> None:
+    """ValueError where the output would take the place of something that is read."""
+    if options.overwrite or not os.path.exists(options.output):
+        return
+    for path in inputs:
+        if os.path.exists(path) and os.path.samefile(path, options.output):
+            raise ValueError(f"{options.output}: is read as well; with --overwrite it is replaced")
+
+
+def open_image(path: str) -> Image.Image:
+    """The image in a file, as Pillow's."""
+    return Image.fromarray(load_image(path))
+
+
+def open_masks(mix: dict[str, Any], count: int) -> dict[str, Any]:
+    """The arguments of `Mix`, with images in place of the names of their files. ValueError for another number of them."""
+    for name, flag in ("masks", "--mask"), ("style_masks", "--style-mask"):
+        if mix[name] is not None and len(mix[name]) != count:
+            raise ValueError(f"{flag}: expected {count}, one per style, got {len(mix[name])}")
+    opened = {name: mix[name] and [open_image(path) for path in mix[name]] for name in ("masks", "style_masks")}
+    return mix | opened
+
+
+def mix(mix: dict[str, Any], sizes: Sequence[tuple[int, ...]], how: str) -> Mix:
+    """Masks are the brightness of images that are cut as those that they belong to, the content and the styles."""
+
+    def brightness(mask: Image.Image, size: tuple[int, ...]) -> NDArray[np.float64]:
+        grey: NDArray[np.float64] = to_array(mask, "mask", (size[0], size[1]), how).mean(axis=2) / 255
+        return grey
+
+    masks = mix["masks"] and [brightness(mask, sizes[0]) for mask in mix["masks"]]
+    style_masks = mix["style_masks"] and [
+        brightness(mask, size) for mask, size in zip(mix["style_masks"], sizes[1:], strict=True)
+    ]
+    return Mix(mix["weights"], masks, style_masks)
+
+
+def say_recommended(options: argparse.Namespace, model: Model, settings: dict[str, Any]) -> None:
+    """Says which settings are not the paper's because the model recommends others."""
+    own = {name: value for name, value in model.recommended.items() if settings[name] is None}
+    if own and not options.quiet:
+        print(f"styleid: as the model recommends: {listing(own)}", file=sys.stderr)
+
+
+def listing(settings: Any) -> str:
+    """Names and values in one line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def show_progress(options: argparse.Namespace) -> bool:
+    """Whether there is somebody to look at a bar."""
+    return not options.quiet and sys.stderr.isatty()
