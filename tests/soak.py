@@ -25,7 +25,7 @@ SIZES = [(16, 16), (16, 32), (32, 16), (24, 40), (33, 17), (48, 48), (5, 64)]
 STEPS = 3
 THREADS = 8
 WRONG = [
-    {"layers": [99]}, {"steps": 1}, {"schedule": "other"}, {"gamma": float("nan")}, {"temperature": 0.0}, {"seed": -1},
+    {"layers": [99]}, {"steps": 1}, {"schedule": "other"}, {"gamma": float("nan")}, {"temperature": 0.0},
 ]  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_the_step_is_named(dtype):
     good = tiny.invert(_core.Model(*scaled(1)))[0]
     for call, arguments in (
         (_core.sample, tiny.sample_arguments(good)),
-        (_core.inject_styles, tiny.inject_arguments(good)),
+        (_core.inject_styles, tiny.sample_arguments(good)),
         (_core.transfer, tiny.transfer_arguments()),
     ):
         with pytest.raises(ValueError, match="^step 1 of 3: the latents hold NaN or infinity" + advice(dtype)):
@@ -166,9 +166,9 @@ def test_a_hook_that_spoils_the_latents(model, value):
         if step == 2:
             latents.flat[5] = value
 
-    content, style = (styleid.invert(picture(seed), model, 4) for seed in (0, 1))
+    content, style = (styleid.invert(picture(seed), model, steps=4) for seed in (0, 1))
     with pytest.raises(ValueError, match="^on_step: at step 2 it left NaN or infinity in the latents"):
-        styleid.inject_styles(content, style, model, on_step=spoil)
+        styleid.inject_styles(content, style, model, options=styleid.Hooks(on_step=spoil))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -193,13 +193,13 @@ def test_features_that_are_no_numbers():
     data = tiny.invert(model)[0]
     data["value"][3] = tiny.filled(data["value"][3], math.nan)
     with pytest.raises(ValueError, match="^step 1 of 3: the latents hold NaN or infinity"):
-        _core.inject_styles(model, **tiny.inject_arguments(data))
+        _core.inject_styles(model, **tiny.sample_arguments(data))
 
 
 def test_contents_without_deviation():
     """AdaIN divides by it."""
-    model, data = tiny.model(), tiny.invert(tiny.model())[0]
-    flat = {**data, "latents": np.ones_like(data["latents"])}
-    arguments = tiny.inject_arguments(data) | {"content": flat, "schedule": "paper"}
-    with pytest.raises(ValueError, match="^step 0 of 2: the latents hold NaN or infinity"):
-        _core.inject_styles(model, **arguments)
+    model = tiny.model()
+    data = tiny.invert(model)[0]
+    latent = _core.adain(np.ones_like(tiny.latents()), tiny.latents())
+    with pytest.raises(ValueError, match="^latent: expected finite numbers"):
+        _core.inject_styles(model, **tiny.sample_arguments(data) | {"latent": latent})

@@ -83,7 +83,10 @@ def transfer(model, **options):
 
 
 def recompute(model):
-    return transfer(model, recompute=True)
+    data = tiny.invert(model, steps=STEPS, keep=("none",))[0]
+    again = {"latents": data["latents"], "context": tiny.CONTEXT, "feature_dtype": "float32"}
+    arguments = tiny.sample_arguments(data) | {"content": again, "styles": [again], "steps": STEPS}
+    return _core.inject_styles(model, **arguments | {"gamma": ONES, "temperature": ONES})
 
 
 def pieces(model):
