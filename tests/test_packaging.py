@@ -258,7 +258,7 @@ def portable(wheel):
 
 USE = """
 import styleid, sys
-inversion = styleid.invert(sys.argv[1], steps=2, size=64)
+inversion = styleid.invert(sys.argv[1], steps=2, options=styleid.Resize(64))
 print(inversion.latent.shape)
 print({line.split()[-1] for line in open("/proc/self/maps") if "libdnnl" in line or "libgomp" in line})
 """
