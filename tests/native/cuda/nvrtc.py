@@ -8,6 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+import ops
+
 from .direct import KERNELS, ROOT
 
 HEADERS = ("sid.cuh", "params.h", "attention.cuh")
@@ -60,7 +62,7 @@ def compile_kernels(major, architecture, file, dtype, options=()):
     arguments = [
         f"--gpu-architecture=sm_{architecture}",
         "-std=c++17",
-        f"-DSID_T={dtype}",
+        f"-DSID_T={ops.DTYPES.index(dtype)}",
         f"-DSID_ARCH={architecture}",
     ]
     arguments = strings([*arguments, "--ptxas-options=-v", *options])
