@@ -26,6 +26,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
 
 LAYERS = ("core", "cpu", "cuda", "model", "style", "python")
+EMBEDS = Path("csrc/cuda/module.c")  # the kernels' sources, in the module as text
+KERNELS = sorted(Path("csrc/cuda/kernels").iterdir())
 LEAST_ONEDNN = (3, 2)
 LIBRARY = "libdnnl.so.3"
 VERSION_HEADER = "oneapi/dnnl/dnnl_version.h"
@@ -146,6 +148,7 @@ def is_current(target: Path, record: Path, entry: str) -> bool:
     if not (target.is_file() and parts.is_file() and record.is_file() and record.read_text() == entry):
         return False
     made_of = parts.read_text().replace("\\\n", " ").split(": ", 1)[1].split()
+    made_of += map(str, KERNELS if Path(made_of[0]) == EMBEDS else [])  # no list of the compiler's has embedded files
     return all(Path(name).is_file() and Path(name).stat().st_mtime <= target.stat().st_mtime for name in made_of)
 
 

@@ -16,6 +16,28 @@ Hook: TypeAlias = Callable[[int, int, Float32], object]
 OnAttention: TypeAlias = Callable[[int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None]
 Sink: TypeAlias = Callable[[int, list[Features]], object]
 
+@final
+class DeviceArray:
+    """Features in a GPU's memory. array[step] and numpy.asarray(array) copy them to the host."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32, float16, or uint16: the bits of bfloat16."""
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: Any) -> NDArray[Any]: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]: ...
+    def __dlpack__(self, **options: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def copy(self) -> NDArray[Any]: ...
+
 class ModelError(ValueError):
     """A model's configuration or weights cannot be used."""
 
@@ -203,6 +225,7 @@ def invert(
     watched: Sequence[int] | None = None,     # the layers that it sees; None: `layers`
     sink: Sink | None = None,        # sink(step, features of that step): then nothing else keeps them
     refine: int = 0,                 # further evaluations a step
+    on_host: bool = False,           # keep features in the host's memory though the model is on a GPU
 ) -> list[InversionData]:
     """With a sink, arrays of features have room for one step, which the next one overwrites."""
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from styleid import _core
 from styleid.images import padded_size
 
 if TYPE_CHECKING:
@@ -74,15 +75,18 @@ def of_inversion(
     item = item_size(dtype)
     latent = height // model.vae_factor, width // model.vae_factor
     numbers = sum(math.prod(model.layer_size(layer, latent)) * model.layer_channels(layer) for layer in layers)
-    slots = steps if features == "memory" else 1
+    slots = steps if features in ("memory", "host") else 1
     latents = 2 * (steps + 1) * model.config["unet"]["in_channels"] * math.prod(latent) * 4
     images = height * width * 3 * (4 + 4 + 1)  # as numbers for the networks, as they came, as the result
     scratch = max(model.scratch(1, height, width), model.engine.vae_scratch(height, width))
     return Memory(scratch, kinds * slots * numbers * item, latents + images)
 
 
-def check_memory(need: Memory, model: Model, what: str) -> None:
-    """MemoryError with advice if a run needs more than is free."""
+def check_memory(need: Memory, model: Model, what: str, features: str = "memory") -> None:
+    """MemoryError with advice if a run needs more than is free, on the model's GPU where it is on one."""
+    if model.device != "cpu":
+        _check_device(need, model, what, features)
+        return
     free, whose = free_memory()
     more = need.total - min(need.scratch, model.engine.idle)  # which is there already
     if more > free:
@@ -90,6 +94,19 @@ def check_memory(need: Memory, model: Model, what: str) -> None:
             f"{what} needs {need}, but {_gigabytes(free)} are free {whose}; try a smaller size, fewer layers or steps, "
             "features='disk' or 'recompute', feature_dtype='bfloat16', keep='query' for contents and keep='keys' for styles, "
             "or load_model(tiling=True)"
+        )
+
+
+def _check_device(need: Memory, model: Model, what: str, features: str) -> None:
+    number = int(model.device.partition(":")[2])
+    free, total = _core.cuda_free_memory(number), _core.cuda_devices()[number]["total"]
+    kept = 0 if features == "host" else need.features
+    more = need.scratch + kept - min(need.scratch, model.engine.idle)  # which is there already
+    if more > free:
+        name = f"{model.device} ({_core.cuda_devices()[number]['name']})"
+        raise MemoryError(
+            f"{name}: {what} takes {_gigabytes(need.scratch + kept)}, its features {_gigabytes(kept)} of them; "
+            f"{_gigabytes(free)} of {total / 1e9:.1f} GB are free; use features='host' or 'recompute', or a smaller size"
         )
 
 

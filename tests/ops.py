@@ -1,7 +1,8 @@
 """One table of cases for the operations of a backend, against references in float64, for any backend.
 
-`python tests/ops.py cpu LEVEL DTYPE` runs it on the CPU's instruction set LEVEL and writes a JSON line {"case", "error"} for
-each case; tests/test_ops.py does so for all of them. Another backend's tests import `run` and hand it their own factory of
+`python tests/ops.py cpu LEVEL DTYPE` runs it on the CPU's instruction set LEVEL, `python tests/ops.py cuda FOLDER DTYPE` on the
+first GPU with NVIDIA's libraries, or their fakes, in FOLDER; both write a JSON line {"case", "error"} for each case, and
+tests/test_ops.py does so for all of them. Another backend's tests import `run` and hand it their own factory of
 devices. 16-bit data is uint16 for bfloat16 and float16 for float16. Outputs and scratch are full of NaNs beforehand."""
 
 import ctypes
@@ -1009,6 +1010,20 @@ def cpu(level, dtype):
     return device
 
 
+def cuda(folder, dtype):
+    """The first GPU, with the libraries of a folder."""
+    shims = [NATIVE / "ops.c", NATIVE / "cuda.c"]
+    loaded = prepare(building.build("ops-cuda", building.layer("core", "cuda") + shims))
+    loaded.ops_cuda_libraries.argtypes = [c_char_p]
+    loaded.ops_cuda_open.argtypes = [c_void_p, c_int, c_int]
+    device = Device(loaded, lambda handle, threads: loaded.ops_cuda_open(handle, DTYPES.index(dtype), threads), dtype, f"cuda {dtype}")
+    # ex2.approx of the attention and the order of the norms' sums; TF32 would be 1e-3.
+    device.TOLERANCES = Device.TOLERANCES | {"attention": (1e-5, 8e-3), "norm": (1e-5, 4e-3)}
+    device.slow = True
+    device.check(loaded.ops_cuda_libraries(folder.encode()))
+    return device
+
+
 if __name__ == "__main__":
-    for name, error in run(cpu(*sys.argv[2:4]), *sys.argv[4:5]):
+    for name, error in run({"cpu": cpu, "cuda": cuda}[sys.argv[1]](*sys.argv[2:4]), *sys.argv[4:5]):
         print(json.dumps({"case": name, "error": error}), flush=True)

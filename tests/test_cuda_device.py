@@ -220,3 +220,83 @@ if not child:
 os.waitpid(child, 0)
 """
     assert "cannot be used after fork(): load it in the new process" in run(code)
+
+
+# ------------------------------------------------------------------------------------------------------------ features
+
+FEATURES = """
+import conftest, copy, pathlib, pickle
+root = pathlib.Path(FOLDER) / "model"
+conftest.write_folder(root, conftest.configuration())
+gpu, cpu = (styleid.load_model(root, dtype="float32", device=device, threads=1) for device in ("cuda", "cpu"))
+content, style = conftest.picture(0), conftest.picture(1)
+there, here = ([styleid.invert(image, model, steps=3) for image in (content, style)] for model in (gpu, cpu))
+
+def near(a, b, tolerance):
+    a, b = np.float64(a), np.float64(b)
+    assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+"""
+
+
+def test_features_stay_on_the_device(tmp_path):
+    code = """
+layer = there[0].layers[0]
+array = there[0].features["key"][layer]
+assert type(array) is _core.DeviceArray and array.device == gpu.device == "cuda:0" and cpu.device == "cpu"
+assert (array.shape, array.dtype, array.nbytes, len(array)) == (here[0].features["key"][layer].shape, np.float32, array[0].nbytes * 3, 3)
+host = np.asarray(array)
+assert np.array_equal(array[-1], host[2]) and np.array_equal(array[1:, :2], host[1:, :2]) and np.array_equal(array.copy(), host)
+assert np.asarray(array, np.float64).dtype == np.float64
+for index in 3, -4:
+    try: array[index]
+    except IndexError: pass
+    else: raise AssertionError
+for step in range(3):
+    near(there[0].key(step, layer), here[0].key(step, layer), 1e-5)
+assert np.array_equal(pickle.loads(pickle.dumps(array)), host) and np.array_equal(copy.deepcopy(array), host)
+assert array.__dlpack_device__() == (2, 0) and "dltensor" in repr(array.__dlpack__())
+interface = array.__cuda_array_interface__
+assert interface["shape"] == array.shape and interface["typestr"] == "<f4" and interface["version"] == 3
+there[0].save(root / "x.safetensors")
+assert np.array_equal(styleid.Inversion.load(root / "x.safetensors").features["key"][layer], host)
+print("fine")
+"""
+    assert run(f"FOLDER = {str(tmp_path)!r}\n" + FEATURES + code) == "fine"
+
+
+def test_features_of_one_device_are_injected_on_another(tmp_path):
+    """The GPU's on the CPU, the CPU's on the GPU, and mixed; wherever a transfer keeps them."""
+    code = """
+expected = styleid.inject_styles(*here, cpu).astype(int)
+for content_inversion, style_inversion, model in (
+    (*there, gpu), (*here, gpu), (*there, cpu), (there[0], here[1], gpu), (here[0], there[1], gpu)
+):
+    assert np.abs(styleid.inject_styles(content_inversion, style_inversion, model) - expected).max() <= 1
+for features in "memory", "host", "disk", "recompute":
+    image = styleid.transfer(content, style, gpu, steps=3, options=styleid.Storage(features=features))
+    assert np.abs(image - expected).max() <= 1
+assert type(styleid.invert(content, gpu, steps=3, options=styleid.Storage(features="host")).features["query"][there[0].layers[0]]) is np.ndarray
+print("fine")
+"""
+    assert run(f"FOLDER = {str(tmp_path)!r}\n" + FEATURES + code) == "fine"
+
+
+def test_float16(tmp_path):
+    """Models and features, in files too, and injected on a CPU."""
+    code = """
+half = styleid.load_model(root, device="cuda", threads=1)
+assert half.dtype == "float16"
+inversion = styleid.invert(content, half, steps=3)
+layer = inversion.layers[0]
+assert inversion.feature_dtype == "float16" and inversion.features["key"][layer].dtype == np.float16
+near(inversion.key(1, layer), here[0].key(1, layer), 2e-2)
+inversion.save(root / "x.safetensors")
+loaded = styleid.Inversion.load(root / "x.safetensors")
+assert loaded.feature_dtype == "float16" and np.array_equal(loaded.features["key"][layer], np.asarray(inversion.features["key"][layer]))
+images = [styleid.inject_styles(one, one, model).astype(int) for one, model in ((inversion, half), (loaded, cpu), (here[0], cpu))]
+assert all(np.abs(image - images[2]).mean() < 3 for image in images)
+on_cpu = styleid.invert(content, cpu, steps=3, options=styleid.Storage(dtype="float16"))
+near(on_cpu.key(1, layer), here[0].key(1, layer), 1e-3)
+print("fine")
+"""
+    assert run(f"FOLDER = {str(tmp_path)!r}\n" + FEATURES + code) == "fine"

@@ -1,5 +1,5 @@
 """The table of ops.py on every instruction set that this CPU has, and on AMX with its instructions emulated. Each runs in a
-process of its own, because oneDNN is held to its level there."""
+process of its own, because oneDNN is held to its level there; and on the CUDA backend."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ops
 import pytest
-from native import building
+from native import building, cuda
 
 from styleid import _core
 
@@ -27,6 +27,17 @@ def results(level, dtype):
     command = [sys.executable, "-W", "ignore", ops.__file__, "cpu", level, dtype]
     environment = os.environ | {"STYLEID_NATIVE": str(building.FOLDER)}
     folder = Path(ops.__file__).parent
+    return answers(command, environment, folder)
+
+
+@cache
+def results_on_fakes(dtype):
+    command = [sys.executable, "-W", "ignore", ops.__file__, "cuda", str(cuda.folder()), dtype]
+    return answers(command, os.environ | cuda.environment(STYLEID_NATIVE=str(building.FOLDER)), Path(ops.__file__).parent)
+
+
+def answers(command, environment, folder):
+    """({case: error}, what the process complained of)"""
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {line["case"]: line["error"] for line in lines}, done.stderr[-2000:]
@@ -36,4 +47,12 @@ def results(level, dtype):
 @pytest.mark.parametrize("device", DEVICES, ids=" ".join)
 def test_op(device, case):
     found, errors = results(*device)
+    assert found.get(case, f"the process ended: {errors}") is None
+
+
+@pytest.mark.parametrize("case", ops.CASES)
+@pytest.mark.parametrize("dtype", ops.DTYPES)
+def test_op_of_the_cuda_backend(dtype, case):
+    """On the fakes of NVIDIA's libraries, by the kernels' own sources."""
+    found, errors = results_on_fakes(dtype)
     assert found.get(case, f"the process ended: {errors}") is None

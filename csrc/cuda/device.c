@@ -1,6 +1,7 @@
 /* The device: its context, stream and memory, and what crosses between its memory and the host's. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/err.h"
 #include "cuda/cuda.h"
@@ -74,7 +75,7 @@ int sid_cuda_take(sid_memory *memory, void **block, size_t size, const char *wha
 
 void sid_cuda_give(sid_memory *memory, void *block) {
     sid_cuda *cuda = (sid_cuda *)memory;
-    if (!block) return;
+    if (!block || getpid() != cuda->process) return; /* after fork() the device is the parent's */
     lock(cuda);
     sid_record_interrupt(cuda);
     if (cuda->pool) cuda->nv->cuMemFreeAsync((uintptr_t)block, cuda->stream);

@@ -10,6 +10,7 @@
 typedef struct {
     PyObject *model_type;  /* Model */
     PyObject *model_error; /* ModelError */
+    PyObject *device_array_type; /* DeviceArray */
 } sid_state;
 
 typedef struct {

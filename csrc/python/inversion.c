@@ -1,14 +1,22 @@
 #include "python/inversion.h"
 
+#include "python/device_array.h"
+
 static const char *const feature_names[SID_FEATURES] = {"query", "key", "value"};
 
 /* What features are to NumPy, which has no bfloat16: its bits are uint16. */
 static const sid_element feature_elements[SID_DTYPE_COUNT] = {
     [SID_F32] = SID_FLOAT32, [SID_BF16] = SID_UINT16, [SID_F16] = SID_FLOAT16};
 
-sid_inversion *sid_inversions_new(size_t count) {
+sid_inversion *sid_inversions_new(size_t count, const sid_state *state, PyObject *model, int on_host) {
+    const sid_backend *backend = sid_model_backend(((sid_model_object *)model)->model);
     sid_inversion *inversions = PyMem_Calloc(count, sizeof *inversions);
     if (!inversions) PyErr_NoMemory();
+    for (size_t i = 0; inversions && i < count; i++) {
+        inversions[i].state = state;
+        inversions[i].model = model;
+        inversions[i].on_device = !on_host && !backend->memory.is_host;
+    }
     return inversions;
 }
 
@@ -40,11 +48,16 @@ static void fit_bank(sid_inversion *inversion, const sid_unet_config *config, co
                  inversion->latents.shape[3]);
 }
 
+static int new_feature(const sid_inversion *inversion, sid_array *feature, sid_dtype dtype, const size_t shape[3]) {
+    if (inversion->on_device)
+        return sid_device_array_new(feature, inversion->state, inversion->model, feature_elements[dtype], 3, shape);
+    return sid_array_new(feature, feature_elements[dtype], 3, shape);
+}
+
 /* Arrays for features; the latents are there. */
 static int allocate_features(sid_inversion *inversion, const sid_keeping *kept) {
-    const sid_element element = feature_elements[kept->dtype];
     inversion->bank.dtype = kept->dtype;
-    inversion->bank.on_host = 1;
+    inversion->bank.on_host = !inversion->on_device;
     inversion->bank.steps = kept->slots;
     fit_bank(inversion, kept->config, kept->layers);
     for (size_t i = 0; i < kept->layers->count; i++) {
@@ -52,7 +65,8 @@ static int allocate_features(sid_inversion *inversion, const sid_keeping *kept) 
         const size_t shape[] = {kept->slots, inversion->bank.layers[layer].tokens,
                                 inversion->bank.layers[layer].channels};
         for (size_t kind = 0; kind < SID_FEATURES; kind++)
-            if (kept->features & 1u << kind && sid_array_new(&inversion->features[kind][layer], element, 3, shape))
+            if (kept->features & 1u << kind &&
+                new_feature(inversion, &inversion->features[kind][layer], kept->dtype, shape))
                 return -1;
     }
     fill_bank(inversion, kept->layers);
@@ -153,9 +167,17 @@ static int read_feature(sid_inversion *inversion, PyObject *dict, size_t kind, s
                                  .shape = {inversion->bank.steps, sizes->tokens, sizes->channels}};
     PyObject *object = get(dict, PyLong_FromSize_t(layer), dict_label);
     if (!object) return -1;
-    int failed = sid_array_read(&inversion->features[kind][layer], object, &spec);
+    sid_array *feature = &inversion->features[kind][layer];
+    int on_device = 0;
+    int failed = sid_device_array_read(feature, &on_device, inversion->state, inversion->model, object, &spec);
     Py_DECREF(object);
-    return failed;
+    if (failed || inversion->bank.on_host == !on_device) return failed;
+    if (inversion->bank.on_host < 0) {
+        inversion->bank.on_host = !on_device;
+        return 0;
+    }
+    PyErr_Format(PyExc_ValueError, "%s: features of the host and of a device in one inversion", name);
+    return -1;
 }
 
 /* One dictionary of layers; the bank has one dtype for all features. */
@@ -203,12 +225,13 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
     if (layers->count && need && sid_entry(data, "context"))
         return read_replay(inversion, data, name, config, layers, need);
     if (PyErr_Occurred()) return -1;
-    inversion->bank.on_host = 1;
+    inversion->bank.on_host = -1; /* not known before the first feature */
     inversion->bank.steps = steps;
     fit_bank(inversion, config, layers);
     for (size_t kind = 0; kind < SID_FEATURES; kind++)
         if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, layers, &element))
             return -1;
+    if (inversion->bank.on_host < 0) inversion->bank.on_host = 1;
     for (sid_dtype dtype = SID_F32; dtype < SID_DTYPE_COUNT; dtype++)
         if (feature_elements[dtype] == element) inversion->bank.dtype = dtype;
     fill_bank(inversion, layers);

@@ -17,6 +17,9 @@ enum {
 };
 
 typedef struct {
+    const sid_state *state;
+    PyObject *model;     /* borrowed */
+    int on_device;       /* whether new features are put in the memory of the model's device */
     sid_array latents;   /* (steps + 1, C, h, w) */
     sid_array predicted; /* (steps, C, h, w) */
     sid_array features[SID_FEATURES][SID_MAX_LAYERS];
@@ -27,8 +30,9 @@ typedef struct {
     sid_replay replay;
 } sid_inversion;
 
-/* count empty ones, to be closed in any case; NULL with an exception. */
-sid_inversion *sid_inversions_new(size_t count);
+/* count empty ones, to be closed in any case; NULL with an exception. on_host: whether new features are put in the host's
+ * memory even where the model has a device with its own. */
+sid_inversion *sid_inversions_new(size_t count, const sid_state *state, PyObject *model, int on_host);
 void sid_inversions_close(sid_inversion *inversions, size_t count);
 
 /* What is kept of an inversion. */

@@ -56,10 +56,10 @@ static PyObject *export_inversions(sid_inversion *inversions, size_t n, const si
     return list;
 }
 
-/* The inversions of a batch of latents, without their numbers, and their banks. */
+/* The inversions of a batch of latents, without their numbers, and their banks. on_host: as in sid_inversions_new(). */
 static sid_inversion *inversions_of(const sid_request *r, const sid_array *z, const unsigned *keep, sid_dtype dtype,
-                                    size_t slots, sid_bank **banks) {
-    sid_inversion *inversions = sid_inversions_new(z->shape[0]);
+                                    size_t slots, int on_host, sid_bank **banks) {
+    sid_inversion *inversions = sid_inversions_new(z->shape[0], r->state, r->model_object, on_host);
     sid_keeping kept = {.config = &r->config->unet,
                         .layers = &r->layers,
                         .dtype = dtype,
@@ -104,13 +104,13 @@ static int invert_lent(sid_model *model, const sid_array *z, const sid_inverting
 }
 
 /* Inverts z in place. */
-static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype, size_t refine) {
+static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype, size_t refine, int on_host) {
     size_t n = z->shape[0];
     sid_bank *banks[MAX_BATCH];
     PyObject *result = NULL;
     int status;
     size_t slots = r->callbacks.sink ? 1 : r->schedule->steps;
-    sid_inversion *inversions = inversions_of(r, z, keep, dtype, slots, banks);
+    sid_inversion *inversions = inversions_of(r, z, keep, dtype, slots, on_host || r->callbacks.sink, banks);
     size_t steps = r->schedule->steps, count = sid_array_count(z);
     sid_trajectory trajectory = {PyMem_New(float, (steps + 1) * count), PyMem_New(float, steps *count)};
     if (!trajectory.latents || !trajectory.predicted) PyErr_NoMemory();
@@ -142,7 +142,7 @@ done:
 PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"model",        "latents",       "context",  "steps", "schedule", "layers",
                             "keep",         "feature_dtype", "progress", "hook",  "negative", "guidance",
-                            "on_attention", "watched",       "sink",     "refine", NULL};
+                            "on_attention", "watched",       "sink",     "refine", "on_host", NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None, .sink = Py_None};
     PyObject *latents_object, *keep_object, *dtype_object, *refine_object = NULL, *result = NULL;
     sid_request r = {0};
@@ -150,16 +150,17 @@ PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
     unsigned keep[MAX_BATCH];
     sid_dtype dtype;
     size_t refine = 0;
+    int on_host = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$OOOO:invert", names, &o.model, &latents_object,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$OOOOp:invert", names, &o.model, &latents_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object,
                                      &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention, &o.watched, &o.sink,
-                                     &refine_object) ||
+                                     &refine_object, &on_host) ||
         (refine_object && sid_read_size(&refine, refine_object, "refine", 0, MAX_REFINE)) ||
         sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
         sid_read_dtype(&dtype, dtype_object, "feature_dtype") || sid_array_copy(&z, &latents))
         goto done;
-    result = invert(&r, &z, keep, dtype, refine);
+    result = invert(&r, &z, keep, dtype, refine, on_host);
 done:
     sid_request_close(&r);
     sid_array_close(&latents);
@@ -197,7 +198,7 @@ PyObject *sid_py_features(PyObject *module, PyObject *args, PyObject *keywords) 
         sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
         sid_read_dtype(&dtype, dtype_object, "feature_dtype") ||
         sid_read_size(&step, step_object, "step", 0, r.schedule->steps - 1) ||
-        !(inversions = inversions_of(&r, &latents, keep, dtype, 1, banks)))
+        !(inversions = inversions_of(&r, &latents, keep, dtype, 1, 1, banks)))
         goto done;
     Py_BEGIN_ALLOW_THREADS
     status = features_lent(r.model, r.schedule->inversion[step].timestep, &latents, &r.prompt.context, banks);

@@ -1,5 +1,5 @@
 /* The module styleid._core. */
-#include "python/ndarray.h"
+#include "python/device_array.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +70,8 @@ static int core_exec(PyObject *module) {
     if (add_object(module, "ModelError", state->model_error)) return -1;
     state->model_type = PyType_FromModuleAndSpec(module, &sid_model_spec, NULL);
     if (add_object(module, "Model", state->model_type)) return -1;
+    state->device_array_type = PyType_FromModuleAndSpec(module, &sid_device_array_spec, NULL);
+    if (add_object(module, "DeviceArray", state->device_array_type)) return -1;
     return PyModule_AddStringConstant(module, "__version__", STYLEID_VERSION);
 }
 
@@ -77,6 +79,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg) {
     sid_state *state = PyModule_GetState(module);
     Py_VISIT(state->model_type);
     Py_VISIT(state->model_error);
+    Py_VISIT(state->device_array_type);
     return 0;
 }
 
@@ -84,6 +87,7 @@ static int core_clear(PyObject *module) {
     sid_state *state = PyModule_GetState(module);
     Py_CLEAR(state->model_type);
     Py_CLEAR(state->model_error);
+    Py_CLEAR(state->device_array_type);
     return 0;
 }
 
@@ -96,7 +100,7 @@ static PyMethodDef functions[] = {
     FUNCTION(invert,
              "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None, "
              "negative=None, guidance=1.0, *, on_attention=None, watched=None, sink=None, "
-             "refine=0)",
+             "refine=0, on_host=False)",
              "DDIM inversion that keeps features; a list of InversionData."),
     FUNCTION(features, "(model, latents, context, steps, schedule, layers, keep, feature_dtype, step)",
              "The features of one evaluation; a list of Features."),

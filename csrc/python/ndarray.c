@@ -147,10 +147,17 @@ int sid_array_copy(sid_array *copy, const sid_array *array) {
 }
 
 PyObject *sid_array_view(const sid_array *array) {
+    if (!PyArray_Check(array->object)) return Py_NewRef(array->object);
     return PyArray_View((PyArrayObject *)array->object, NULL, &PyArray_Type);
 }
 
 void sid_array_close(sid_array *array) {
     Py_CLEAR(array->object);
     array->data = NULL;
+}
+
+PyObject *sid_element_dtype(sid_element element) {
+    size_t kind = 0;
+    while (elements[kind].element != element) kind++;
+    return (PyObject *)PyArray_DescrFromType(elements[kind].number);
 }

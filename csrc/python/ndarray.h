@@ -48,10 +48,13 @@ int sid_array_new(sid_array *array, sid_element element, size_t rank, const size
 /* A new array of the same content. */
 int sid_array_copy(sid_array *copy, const sid_array *array);
 
-/* Another array object over the same memory, which it keeps alive. */
+/* Another array object over the same memory, which it keeps alive; of what is not NumPy's the object itself. */
 PyObject *sid_array_view(const sid_array *array);
 
 void sid_array_close(sid_array *array);
+
+/* NumPy's dtype of the type. */
+PyObject *sid_element_dtype(sid_element element);
 
 static inline size_t sid_array_count(const sid_array *array) {
     size_t count = 1;

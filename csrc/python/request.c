@@ -10,6 +10,7 @@ static int read_model(sid_request *r, PyObject *module, PyObject *model) {
         PyErr_Format(PyExc_TypeError, "model: expected a Model, got %.100s", Py_TYPE(model)->tp_name);
         return -1;
     }
+    r->model_object = model;
     r->model = ((sid_model_object *)model)->model;
     r->config = sid_model_config(r->model);
     return sid_check_unet(r->config);
@@ -137,7 +138,7 @@ int sid_sources_read(sid_sources *s, const sid_request *r, PyObject *content, Py
         goto done;
     }
     if (sid_read_shares(&s->weights, weights, "weights", s->style_count) ||
-        !(s->inversions = sid_inversions_new(s->style_count + 1)) ||
+        !(s->inversions = sid_inversions_new(s->style_count + 1, r->state, r->model_object, 0)) ||
         sid_inversion_read(&s->inversions[0], content, "content", &r->config->unet, &r->layers, parts & SID_KEEP_QUERY,
                            r->schedule->steps))
         goto done;

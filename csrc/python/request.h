@@ -17,6 +17,7 @@ typedef struct {
 /* Filled with zeros first, closed in any case. Everything in it lives until then. */
 typedef struct {
     const sid_state *state;
+    PyObject *model_object; /* borrowed */
     sid_model *model;
     const sid_config *config;
     sid_schedule *schedule;

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 
-FEATURES = ("memory", "disk", "recompute")
+FEATURES = ("memory", "host", "disk", "recompute")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +89,7 @@ def run_inversions(
         () if recipe.features == "recompute" else recipe.layers, [keep for _, keep in images], recipe.feature_dtype, report,
         recipe.on_step, prompt.negative_context, prompt.guidance, on_attention=recipe.on_attention,
         watched=recipe.watched, sink=sink if files else None, refine=recipe.refine,
+        on_host=recipe.features == "host",
     )  # fmt: skip
     inversions = [
         replace(

@@ -239,7 +239,7 @@ def transfer(
     images += [(prepare(one, model, name, resize), "keys") for name, one in named("style", styles)]
     sizes = [pixels.shape[:2] for pixels, _ in images]
     need = of_transfer(model, sizes[0], sizes[1:], steps, sampling.layers, recipes[0].feature_dtype, storage.features)
-    check_memory(need, model, "this transfer")
+    check_memory(need, model, "this transfer", storage.features)
     with reporter(progress, "transfer") as report:
         total = len(images) * steps + sampling.evaluations
         together = len(styles) == 1 and storage.cache is None and texts[0] == texts[1]
@@ -270,7 +270,7 @@ def _invert_one(recipe: Recipe, pixels: Pixels, keep: str, storage: Storage, rep
         need = of_inversion(
             recipe.model, size, recipe.steps, recipe.layers, kinds, recipe.feature_dtype, recipe.features
         )
-        check_memory(need, recipe.model, "this inversion")
+        check_memory(need, recipe.model, "this inversion", recipe.features)
         if file is None:
             return _invert_batch(recipe, [(pixels, keep)], report)[0]
         return run_inversions(recipe, [(pixels, keep)], [file], report)[0]

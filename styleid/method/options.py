@@ -286,7 +286,8 @@ class Storage(Option):
     """Where an inversion's features are, and whether it is kept for the next time.
 
     Args:
-        features: "memory"; "disk": in a file, from which they are mapped, the entry of `cache` or else a nameless one in
+        features: "memory": where the model computes, on a GPU as `styleid._core.DeviceArray`; "host": in the host's memory
+            though the model is on a GPU, for GPUs with little; "disk": in a file, from which they are mapped, the entry of `cache` or else a nameless one in
             the temporary folder (environment variable TMPDIR); "recompute": nowhere, they are evaluated again whenever
             they are asked for, at the cost of most of an evaluation. All give the same results
         dtype: "float32", "bfloat16" or "float16" (half the memory), or "auto": what the model computes in
