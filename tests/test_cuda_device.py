@@ -186,6 +186,24 @@ def test_failures_are_survived(functions, status, error):
     assert run(f"CASES = [{cases}]" + FAILURES) == "all survived"
 
 
+RECORDED = """
+import conftest, hashlib, pathlib
+root = pathlib.Path(FOLDER) / "model"
+conftest.write_folder(root, conftest.configuration())
+model = styleid.load_model(root, device="cuda", threads=1)
+content, style = (styleid.invert(conftest.picture(seed), model, steps=6) for seed in (0, 1))
+images = [styleid.inject_styles(content, style, model, gamma=gamma) for gamma in (0.2, 0.9)]
+numbers = [content.latents, *(np.asarray(array) for array in style.features["key"].values()), *images]
+print(hashlib.sha256(b"".join(map(np.ndarray.tobytes, numbers))).hexdigest())
+"""
+
+
+def test_recorded_runs_give_the_same_bytes(tmp_path):
+    """Inversions that keep features and samplings that inject them: plain, captured, replayed with other times, slots, gammas."""
+    code = f"FOLDER = {str(tmp_path)!r}\n" + RECORDED
+    assert run(code) == run(code, STYLEID_CUDA_GRAPHS="0")
+
+
 @pytest.mark.parametrize("what", ["damaged", "unwritable"])
 def test_the_kernel_cache(what, tmp_path):
     """A file that does not load is made again; a folder that cannot be written to is no error."""

@@ -8,6 +8,7 @@
 #include "core/lock.h"
 #include "model/cache.h"
 #include "model/clip.h"
+#include "model/key.h"
 #include "model/vae.h"
 
 #define VAE_SIZE 64 /* latent pixels a side that a VAE without a UNet is packed for */
@@ -59,7 +60,8 @@ int sid_model_predict(sid_model *model, sid_planes *noise, const sid_planes *lat
     SID_TRY(sid_cache_time(model->cache, &a.time, timestep));
     SID_TRY(sid_cache_context(model->cache, &prepared, context));
     a.keys = sid_prepared_keys(prepared);
-    int status = sid_run(&model->runner, 0, run_predict, &a);
+    const sid_evaluation evaluation = {latents, !noise, context->n, context->tokens, tap};
+    int status = sid_run(&model->runner, sid_evaluation_key(&evaluation, model->backend), run_predict, &a);
     sid_cache_release(model->cache, prepared);
     return status;
 }
