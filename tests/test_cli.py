@@ -349,7 +349,7 @@ def test_places_of_inversions_are_checked_before_the_work(place, capsys, monkeyp
     ],
 )
 def test_what_needs_no_model_is_checked_before_it_is_loaded(place, capsys, monkeypatch, options, message):
-    monkeypatch.setattr(commands, "load_model", None)
+    monkeypatch.setattr(common, "load_model", None)
     assert transfer(*options) == 2
     assert message in complaint(capsys)
     assert run("transfer", "content.png", "nowhere.png", "-o", "out.png") == 2
@@ -369,7 +369,7 @@ def test_an_input_is_not_replaced(place, capsys, monkeypatch):
     before = (place / "content.png").read_bytes()
     command = ["transfer", "content.png", "style.png", "-o", "content.png", "--model", "model", *STEPS]
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "load_model", None)
+        patch.setattr(common, "load_model", None)
         assert run(*command) == 2
         assert "content.png: is read as well" in complaint(capsys)
         assert run("invert", "style.png", "-o", "style.png") == 2
