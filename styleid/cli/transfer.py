@@ -49,24 +49,21 @@ def run_transfer(options: argparse.Namespace) -> None:
         jobs = _jobs(options, stack)
         _check(options, jobs)
         settings = arguments_of(options, Steps) | arguments_of(options, Injection)
-        for kind in (Resize, Start, Text, Storage, Accuracy):
-            read_options(options, kind)
+        resize, storage = read_options(options, Resize), read_options(options, Storage)
+        told = [read_options(options, kind) for kind in (Start, Text, Accuracy)]
         images = {path: open_image(path) for job in jobs for path in (job.content, *job.styles)}
         masks = open_masks(arguments_of(options, Mix), len(jobs[0].styles))
         model = load(options)
         if options.like:
             check_model(options.like, model)
         say_recommended(options, model, settings)
-        storage = read_options(options, Storage)
         if len(jobs) > 1 and storage.cache is None:
             storage = replace(storage, cache=stack.enter_context(TemporaryDirectory(prefix="styleid-")))
         for number, job in enumerate(jobs, 1):
             start = time.monotonic()
-            resize = read_options(options, Resize)
             paths = (job.content, *job.styles)
             pixels = [prepare(images[path], model, path, resize) for path in paths]
-            chosen: list[Option] = [read_options(options, kind) for kind in (Start, Text, Accuracy)]
-            chosen += [storage, mix(masks, [one.shape[:2] for one in pixels], resize.how)]
+            chosen = [*told, storage, mix(masks, [one.shape[:2] for one in pixels], resize.how)]
             image = _stylize(options, model, pixels, settings, chosen)
             if options.keep_colours:
                 image = keep_colours(image, pixels[0])
