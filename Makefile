@@ -12,7 +12,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.[ch]')
 SANITIZED := build/sanitized
 EXAMPLES := styleid/data/demo
 
-.PHONY: demo check test test-cuda fuzz bench train docs notebooks format wheel clean
+.PHONY: demo check test test-cuda gpu-bundle fuzz bench train docs notebooks format wheel clean
 
 demo: demo/stylized.png
 
@@ -28,6 +28,11 @@ check: $(VENV)/.check
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow"
 	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "not slow" --device fake $(ON_FAKES)
+
+# On the CUDA backend as well, with the fakes of NVIDIA's libraries.
+ON_FAKES := $(patsubst %,tests/test_%.py,parity_unet parity_vae parity_taesd parity_text steps hooks masks guidance features) \
+    -k "not 40-56"
 
 # What needs NVIDIA's wheels, 1.6 GB on disk and the headers of CUDA 12, but no GPU.
 NVIDIA := .nvidia
@@ -49,6 +54,10 @@ fuzz: $(SANITIZED)/.styleid
 	$(SANITIZE) $(SANITIZED)/bin/python tests/fuzz --seconds $(FUZZ_SECONDS) $(ENTRIES)
 	$(SANITIZE) $(SANITIZED)/bin/python tests/faults --every $(FAULTS_EVERY)
 	$(SANITIZE) $(SANITIZED)/bin/pytest -q tests/test_module*.py
+
+# .gpu/: what a machine with a GPU and without a network needs beside the tree, 60 MB with it.
+gpu-bundle: $(VENV)/.test
+	$(BIN)/python -m benchmarks.gpu.bundle
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

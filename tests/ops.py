@@ -1,7 +1,7 @@
 """One table of cases for the operations of a backend, against references in float64, for any backend.
 
-`python tests/ops.py cpu LEVEL DTYPE` runs it on the CPU's instruction set LEVEL, `python tests/ops.py cuda FOLDER DTYPE` on the
-first GPU with NVIDIA's libraries, or their fakes, in FOLDER; both write a JSON line {"case", "error"} for each case, and
+`python tests/ops.py cpu LEVEL DTYPE` runs it on the CPU's instruction set LEVEL, `python tests/ops.py cuda PATHS DTYPE` on the
+first GPU with driver, NVRTC, cuBLASLt and cuDNN, or their fakes, at PATHS; both write a JSON line {"case", "error"} for each case, and
 tests/test_ops.py does so for all of them. Another backend's tests import `run` and hand it their own factory of
 devices. 16-bit data is uint16 for bfloat16 and float16 for float16. Outputs and scratch are full of NaNs beforehand."""
 
@@ -1010,17 +1010,17 @@ def cpu(level, dtype):
     return device
 
 
-def cuda(folder, dtype):
-    """The first GPU, with the libraries of a folder."""
+def cuda(paths, dtype):
+    """The first GPU, with driver, NVRTC, cuBLASLt and cuDNN at these paths, with commas between them."""
     shims = [NATIVE / "ops.c", NATIVE / "cuda.c"]
     loaded = prepare(building.build("ops-cuda", building.layer("core", "cuda") + shims))
-    loaded.ops_cuda_libraries.argtypes = [c_char_p]
+    loaded.ops_cuda_libraries.argtypes = [c_char_p] * 4
     loaded.ops_cuda_open.argtypes = [c_void_p, c_int, c_int]
     device = Device(loaded, lambda handle, threads: loaded.ops_cuda_open(handle, DTYPES.index(dtype), threads), dtype, f"cuda {dtype}")
     # ex2.approx of the attention and the order of the norms' sums; TF32 would be 1e-3.
     device.TOLERANCES = Device.TOLERANCES | {"attention": (1e-5, 8e-3), "norm": (1e-5, 4e-3)}
     device.slow = True
-    device.check(loaded.ops_cuda_libraries(folder.encode()))
+    device.check(loaded.ops_cuda_libraries(*(path.encode() for path in paths.split(","))))
     return device
 
 

@@ -1,11 +1,13 @@
 """The benchmarks run, and write what they promise."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from native import cuda
 
 
 @pytest.mark.long
@@ -20,3 +22,17 @@ def test_parts_without_peers(shared_folder, tmp_path):
     assert len(runs["vae", "decode"]) == 2 and len(runs["transfer", "whole"]) == 1
     assert all(run["seconds"] > 0 and run["megabytes"] > 10 for answers in runs.values() for run in answers)
     assert "| decode | " in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.long
+def test_what_a_gpu_is_to_answer(shared_folder, tmp_path):
+    """On the fakes: every part ends and has found something."""
+    parts = ["machine", "kernels", "networks", "unet", "transfers", "sanitizer"]
+    command = [sys.executable, "-m", "benchmarks.gpu", *parts, "--minutes", "60", "--out", tmp_path, "--model", shared_folder]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.DEVNULL, env=os.environ | cuda.environment())
+    results = {result["part"]: result for result in json.loads((tmp_path / "results.json").read_text())}
+    assert list(results) == parts and all(result["end"] == 0 and result["rows"] for result in results.values())
+    found = {row["what"]: row["found"] for result in results.values() for row in result["rows"]}
+    assert float(found["UNet in float32, relative error"]) < 1e-5 and found["UNet in float16, same bytes again"]
+    assert {"recorded, batch of 2", "transfer of 50 steps in float16, second"} <= found.keys()
+    assert "## unet: " in (tmp_path / "results.md").read_text()

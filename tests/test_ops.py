@@ -32,7 +32,7 @@ def results(level, dtype):
 
 @cache
 def results_on_fakes(dtype):
-    command = [sys.executable, "-W", "ignore", ops.__file__, "cuda", str(cuda.folder()), dtype]
+    command = [sys.executable, "-W", "ignore", ops.__file__, "cuda", cuda.paths(), dtype]
     return answers(command, os.environ | cuda.environment(STYLEID_NATIVE=str(building.FOLDER)), Path(ops.__file__).parent)
 
 

@@ -41,6 +41,11 @@ def folder():
     return build(_folder.name)
 
 
+def paths():
+    """The four, with commas between them."""
+    return ",".join(str(folder() / name) for name in LIBRARIES)
+
+
 def environment(**changes):
     """Variables that make styleid use the fakes, with kernels kept in the project's build folder: of every state of the
     emulation its own, which their names do not tell."""
