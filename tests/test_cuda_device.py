@@ -318,3 +318,24 @@ near(on_cpu.key(1, layer), here[0].key(1, layer), 1e-3)
 print("fine")
 """
     assert run(f"FOLDER = {str(tmp_path)!r}\n" + FEATURES + code) == "fine"
+
+
+def test_a_sweep_on_all_gpus(tmp_path):
+    """A process for each of two; together they make every image, and one that fails is told of."""
+    code = """
+import conftest, pathlib
+from PIL import Image
+from styleid.cli.main import main
+root = pathlib.Path(FOLDER)
+conftest.write_folder(root / "model", conftest.configuration())
+for name in "contents", "styles":
+    (root / name).mkdir()
+    for seed in 0, 1:
+        Image.fromarray(conftest.picture(seed)).save(root / name / f"{seed}.png")
+words = ["sweep", *(str(root / name) for name in ("contents", "styles")), "--model", str(root / "model"), "--steps", "2", "--threads", "1"]
+assert main([*words, "--device", "all", "-o", str(root / "out"), "--quiet"]) == 0
+assert len(list((root / "out").rglob("*.png"))) >= 4
+assert main([*words, "--device", "all", "-o", str(root / "out"), "--gamma", "7"]) == 2
+"""
+    printed = run(f"FOLDER = {str(tmp_path)!r}\n" + code, STYLEID_FAKE_DEVICES="2")
+    assert printed.count("images in") == 2

@@ -10,6 +10,7 @@ import numpy as np
 
 from styleid import _core, _cuda
 from styleid.cli.arguments import arguments_of, read_options
+from styleid.cli.gpus import ALL, run_on_every_gpu
 from styleid.cli.common import check_inputs, listing, load, open_image, open_masks, say_recommended, show_progress
 from styleid.cli.common import mix as mix_of
 from styleid.cli.transfer import run_transfer
@@ -55,6 +56,9 @@ def run_inject(options: argparse.Namespace) -> None:
 
 def run_sweep(options: argparse.Namespace) -> None:
     """styleid sweep CONTENTS STYLES -o DIR"""
+    if options.device == ALL:
+        run_on_every_gpu(options.words)
+        return
     text, resize = read_options(options, Text), read_options(options, Resize)
     axes = {name: getattr(options, name) for name in ("gamma", "temperature", "initial")}
     rows = sweep(

@@ -15,7 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options = make_parser(COMMANDS).parse_args(expand(words))
+        words = expand(words)
+        options = make_parser(COMMANDS).parse_args(words)
+        options.words = words
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             options.run(options)
