@@ -214,11 +214,10 @@ int sid_cuda_linear(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_
     const sid_tensor *residual = post->residual;
     if (!post->activation && !post->factor && (!residual || residual->dtype == dst->dtype))
         return product(exec, dst, src, l, residual);
-    /* In place where nothing of dst is needed after the product. */
+    /* In float32, so that 16-bit results are rounded once. */
     size_t mark = sid_arena_mark(&exec->arena);
-    sid_tensor made = *dst;
-    if (residual && residual->data == dst->data)
-        SID_TRY(sid_arena_tensor(&exec->arena, &made, dst->dtype, dst->n, dst->h, dst->w, dst->c));
+    sid_tensor made;
+    SID_TRY(sid_arena_tensor(&exec->arena, &made, SID_F32, dst->n, dst->h, dst->w, dst->c));
     SID_TRY(product(exec, &made, src, l, NULL));
     SID_TRY(sid_cuda_finish(exec, dst, &made, post));
     sid_arena_release(&exec->arena, mark);
