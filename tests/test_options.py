@@ -354,7 +354,7 @@ def test_sizes(model):
 def test_modules_come_when_they_are_used():
     program = """
 import sys, styleid
-assert not {"styleid.viz", "styleid.study.sweep", "matplotlib"} & set(sys.modules), sorted(sys.modules)
+assert not {"styleid.viz", "styleid.study.sweeps", "matplotlib"} & set(sys.modules), sorted(sys.modules)
 assert styleid.metrics.ssim and styleid.study and {"viz", "metrics"} <= set(dir(styleid))
 try:
     styleid.nothing

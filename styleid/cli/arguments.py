@@ -8,7 +8,6 @@ from typing import Any, NoReturn, TypeVar
 
 from styleid._core import __version__
 from styleid.cli.settings import add_settings_flags
-from styleid.images import RESIZE
 from styleid.method.options import DTYPES, Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
 
 USER_ERROR = 2
@@ -17,6 +16,7 @@ OF_TRANSFER = "content_prompt", "style_prompt"  # fields of Text that other comm
 
 T = TypeVar("T")
 Command = Callable[[argparse.Namespace], None]
+Add = Callable[[argparse.ArgumentParser], None]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,15 +95,18 @@ class _Given(argparse.Action):
 # ---- commands ----
 
 
-def make_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
-    """The parser of all commands, each with the function that runs it as `run`."""
+def make_parser(arguments: dict[str, tuple[str, Add]], commands: dict[str, Command]) -> argparse.ArgumentParser:
+    """The parser of all commands, each with the function that runs it as `run`.
+
+    arguments: of every command what it is for, and what adds its arguments
+    """
     parser = _Parser(
         prog="styleid",
         description="The style of one image on the content of another (Chung, Hyun, Heo, CVPR 2024).",
     )
     parser.add_argument("--version", action="version", version=f"styleid {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (text, add) in COMMANDS.items():
+    for name, (text, add) in arguments.items():
         command = subparsers.add_parser(name, help=text)
         add(command)
         command.set_defaults(run=commands[name], texts={})
@@ -138,7 +141,7 @@ def _add_transfer(command: argparse.ArgumentParser) -> None:
     add_settings_flags(command)
     for kind in (Steps, Injection, Start, Mix, Text, Resize, Accuracy, Storage):
         add_options(command, kind)
-    _add_engine(command)
+    add_engine(command)
 
 
 def _add_invert(command: argparse.ArgumentParser) -> None:
@@ -147,7 +150,7 @@ def _add_invert(command: argparse.ArgumentParser) -> None:
     add_options(command, Text, leave_out=OF_TRANSFER)
     for kind in (Steps, Kept, Resize, Accuracy, Storage):
         add_options(command, kind)
-    _add_engine(command)
+    add_engine(command)
 
 
 def _add_inject(command: argparse.ArgumentParser) -> None:
@@ -157,44 +160,7 @@ def _add_inject(command: argparse.ArgumentParser) -> None:
     add_options(command, Text, leave_out=OF_TRANSFER)
     for kind in (Injection, Start, Mix):
         add_options(command, kind)
-    _add_engine(command)
-
-
-def _add_sweep(command: argparse.ArgumentParser) -> None:
-    command.add_argument("contents", metavar="CONTENTS", help="a folder of images, or one image")
-    command.add_argument("styles", metavar="STYLES", help="a folder of images, or one image")
-    command.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
-    add_options(command, Text, leave_out=OF_TRANSFER)
-    add_options(command, Steps)
-    add_options(command, Kept, leave_out=("keep",))
-    for name in "gamma", "temperature", "initial":
-        command.add_argument(f"--{name}", type=_list, help="as for transfer, several with commas")
-    add_options(command, Resize)
-    add_options(command, Storage, leave_out=("cache", "dtype"))
-    _add_engine(command)
-
-
-def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("stylized", metavar="STYLIZED", help="the result; or the folder of a sweep's results")
-    command.add_argument(
-        "content", metavar="CONTENT", help="its content, which gets the result's size; or the folder of contents"
-    )
-    command.add_argument("style", metavar="STYLE", help="its style; or the folder of styles")
-    command.add_argument(
-        "--networks",
-        action="store_true",
-        help="also LPIPS and CFSD and, of folders, FID and ArtFID: PyTorch and weights",
-    )
-    command.add_argument("--weights", metavar="DIR", help="the folder of these weights (found or downloaded otherwise)")
-    command.add_argument(
-        "--fid",
-        choices=("art", "inception"),
-        default="art",
-        help="the network: ArtFID's, as in the paper (art), or FID's",
-    )
-    command.add_argument("--resize", choices=RESIZE, default="crop", help="how the content gets its size (crop)")
-    command.add_argument("-o", "--output", metavar="CSV", help="of folders: the table to write")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_engine(command)
 
 
 def _add_app(command: argparse.ArgumentParser) -> None:
@@ -212,15 +178,13 @@ def _add_app(command: argparse.ArgumentParser) -> None:
 
 def _add_info(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, default=50, help="of the estimate (50)")
-    _add_engine(command)
+    add_engine(command)
 
 
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+ARGUMENTS: dict[str, tuple[str, Add]] = {
     "transfer": ("the whole method: two images in, one out", _add_transfer),
     "invert": ("invert an image once, to inject it many times", _add_invert),
     "inject": ("an image from two inversions", _add_inject),
-    "sweep": ("all contents with all styles and settings; goes on where it stopped", _add_sweep),
-    "evaluate": ("measures of a result, or of the paper's protocol", _add_evaluate),
     "app": ("a page in the browser to play with (extra: styleid[app])", _add_app),
     "info": ("versions, CPU, the model, and how long a transfer takes", _add_info),
 }
@@ -231,7 +195,7 @@ def _add_output(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument("--overwrite", action="store_true", help="also where OUT is one of the files that are read")
 
 
-def _add_engine(command: argparse.ArgumentParser) -> None:
+def add_engine(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("the model and the machine")
     model = "a folder, a file, or a name on the hub of a Stable Diffusion model (the small model shipped)"
     group.add_argument("--model", default="default", help=model)
@@ -264,8 +228,3 @@ def _lora(text: str) -> tuple[str, float]:
         return (path, float(weight)) if colon else (text, 1.0)
     except ValueError:
         return text, 1.0  # a colon of the path
-
-
-def _list(text: str) -> list[str]:
-    """0.3,0.75"""
-    return text.split(",")

@@ -3,16 +3,14 @@
 import argparse
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from styleid import _core, _cuda
 from styleid.cli.arguments import arguments_of, read_options
-from styleid.cli.gpus import ALL, run_on_every_gpu
 from styleid.cli.common import check_inputs, listing, load, open_image, open_masks, say_recommended, show_progress
 from styleid.cli.common import mix as mix_of
+from styleid.cli.study_commands import run_evaluate, run_merge, run_reproduce, run_sweep
 from styleid.cli.transfer import run_transfer
 from styleid.files.disk import check_writable
 from styleid.images import check_output, load_image, save_image
@@ -21,11 +19,8 @@ from styleid.memory import free_memory
 from styleid.method.calls import inject_styles, invert
 from styleid.method.options import Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
 from styleid.method.plan import predict_memory
-from styleid.metrics import evaluate
 from styleid.models.model import Model
 from styleid.processors import default_threads
-from styleid.study.protocol import evaluate_results, table_text
-from styleid.study.sweep import sweep, write_table
 
 
 def run_invert(options: argparse.Namespace) -> None:
@@ -52,49 +47,6 @@ def run_inject(options: argparse.Namespace) -> None:
     say_recommended(options, model, settings | {"layers": content.layers})
     image = inject_styles(content, styles, model, **settings, progress=show_progress(options), options=[*chosen, mix])
     save_image(options.output, image)
-
-
-def run_sweep(options: argparse.Namespace) -> None:
-    """styleid sweep CONTENTS STYLES -o DIR"""
-    if options.device == ALL:
-        run_on_every_gpu(options.words)
-        return
-    text, resize = read_options(options, Text), read_options(options, Resize)
-    axes = {name: getattr(options, name) for name in ("gamma", "temperature", "initial")}
-    rows = sweep(
-        [options.contents],
-        [options.styles],
-        options.output,
-        load(options),
-        **{name: values for name, values in axes.items() if values is not None},
-        **arguments_of(options, Steps),
-        layers=arguments_of(options, Kept)["layers"],
-        size=resize.size,
-        resize=resize.how,
-        prompt=text.prompt or "",
-        negative_prompt=text.negative,
-        guidance=text.guidance,
-        features=read_options(options, Storage).features,
-        progress=show_progress(options),
-    )
-    parquet = "and table.parquet" if find_spec("pyarrow") else "(and, where PyArrow is installed, table.parquet)"
-    print(f"{len(rows)} images in {options.output}, listed in table.csv {parquet}")
-
-
-def run_evaluate(options: argparse.Namespace) -> None:
-    """styleid evaluate STYLIZED CONTENT STYLE, three images or three folders"""
-    networks = options.networks or options.weights is not None
-    if Path(options.stylized).is_dir():
-        folders = options.stylized, options.content, options.style
-        rows = evaluate_results(*folders, networks, options.weights, options.fid, show_progress(options))
-        print(table_text(rows))
-        if options.output:
-            write_table(options.output, rows)
-        return
-    stylized = load_image(options.stylized)
-    content = load_image(options.content, stylized.shape[:2], options.resize)
-    for name, value in evaluate(stylized, content, load_image(options.style), networks, options.weights).items():
-        print(f"{name} {value:.6g}")
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -143,6 +95,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "sweep": run_sweep,
     "evaluate": run_evaluate,
     "app": run_app,
+    "merge": run_merge,
+    "reproduce": run_reproduce,
     "info": run_info,
 }
 

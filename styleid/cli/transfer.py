@@ -29,7 +29,7 @@ from styleid.method.options import Accuracy, Hooks, Injection, Mix, Option, Resi
 from styleid.method.plan import prepare
 from styleid.method.preview import Preview
 from styleid.models.model import Model
-from styleid.study.sweep import list_pictures
+from styleid.study.inputs import list_images
 
 STREAM = "-"
 
@@ -111,7 +111,7 @@ def _jobs(options: argparse.Namespace, stack: ExitStack) -> list[Job]:
 def _expand(word: str) -> list[str]:
     """The images that an argument names: a file, those of a folder, or those that a pattern fits."""
     if os.path.isdir(word):
-        return [str(path) for path in list_pictures([word], word)]
+        return [str(path) for path in list_images(word, word)]
     if os.path.lexists(word) or not glob.has_magic(word):
         return [word]
     found = sorted(glob.glob(word))

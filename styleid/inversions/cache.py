@@ -57,12 +57,12 @@ class Cache:
             if mapped:
                 with write_whole(path) as file:
                     inversion = make(file)
-                self._remove_least_recent(path)
+                self.trim(path)
                 return inversion
             inversion = make(None)
             try:
                 inversion.save(path)
-                self._remove_least_recent(path)
+                self.trim(path)
             except OSError as error:
                 warnings.warn(f"{path}: not kept: {error.strerror}", stacklevel=4)
             return inversion
@@ -80,8 +80,8 @@ class Cache:
             return None
         return inversion
 
-    def _remove_least_recent(self, newest: Path) -> None:
-        """Keeps to the limit, but for the newest entry, which may be larger alone."""
+    def trim(self, newest: Path) -> None:
+        """Removes the least recently used entries beyond the limit, but not the newest one, which may be larger alone."""
         remove_abandoned(self.folder)
         entries = []
         for path in self.folder.glob("*.safetensors"):

@@ -2,7 +2,7 @@
 
 LPIPS, CFSD and the measures without networks are means over the pairs. FID compares all results with the styles, each of
 which counts once for every result in it, as in StyleID's evaluation, which copies the files: the unbiased covariance of
-800 pictures is not that of 40. LPIPS and FID are of pictures with 512 pixels on the shorter side.
+800 images is not that of 40. LPIPS and FID are of images with 512 pixels on the shorter side.
 """
 
 from __future__ import annotations
@@ -21,56 +21,80 @@ from styleid.images import load_image
 from styleid.metrics.learned import Kind
 from styleid.metrics.weights import Folder
 from styleid.progress import Progress, reporter
-from styleid.study.sweep import SUFFIXES, Manifest, list_pictures
+from styleid.study.inputs import Place, list_images, suffixes
+from styleid.study.manifest import Manifest
 
-Place = str | os.PathLike[str]
 Row = dict[str, Any]
 
 NAMINGS = "{}_stylized_{}", "{}_{}"  # of results without a manifest; the first is that of StyleID's program
-NO_SETTINGS = {"key", "content", "style", "output", "sha256", *metrics.MEASURES}  # in a row of a sweep's manifest
+NETWORKS = "lpips", "cfsd"  # measures of pairs by published networks
+LARGER_IS_BETTER = {"ssim", "psnr", "gradient_correlation"}
+NO_SETTINGS = {"key", "content", "style", "output", "sha256", "isa", *metrics.MEASURES}  # in a row of a manifest
 
 
 class Pair(NamedTuple):
-    """A result with what it was made of."""
+    """A result with what it was made of, and the measures that its manifest has."""
 
     stylized: Path
     content: Path
     style: Path
+    known: dict[str, float]
+
+
+class Evaluation(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        pairs: a dictionary for every result: "folder" (of several), the settings, content, style, output and the measures
+        table: a dictionary for every combination of settings: "folder" (of several), the settings, "pairs" (their number),
+            of each measure the mean under its name and the standard deviation as NAME_std, and "rank", 1 for the best
+    """
+
+    pairs: list[Row]
+    table: list[Row]
 
 
 def evaluate_results(
-    results: Place,
+    results: Place | Iterable[Place],
     contents: Place | Iterable[Place],
     styles: Place | Iterable[Place],
+    *,
     networks: bool = False,
     weights: Folder = None,
     kind: Kind = "art",
     progress: Progress = False,
-) -> list[Row]:
-    """Measures of a folder of results, one row for every combination of settings in it.
+) -> Evaluation:
+    """Measures of folders of results, for every combination of settings in each.
 
     Args:
-        results: a folder that `styleid.study.sweep.sweep` made, of whose settings each gets a row; or one of pictures named
-            CONTENT_stylized_STYLE or CONTENT_STYLE, as by StyleID's program
-        contents, styles: the folders of the pictures, or the pictures; they are cropped and resized to a result's size
+        results: folders that a sweep made, of whose settings each gets a row; or of images named CONTENT_stylized_STYLE
+            or CONTENT_STYLE, as by StyleID's program. Measures that a sweep's manifest has are not computed again
+        contents, styles: the folders of the images, or the images; they are cropped and resized to a result's size
         networks: also LPIPS, CFSD, FID and ArtFID, plain and extrapolated
         weights: as in `styleid.metrics.learned`
         kind: of FID, as in `styleid.metrics.fid`; the paper's is "art"
         progress: over all pairs; True for a bar, or a function that is called with (pairs, total)
 
-    Returns:
-        for every combination: its settings, "pairs" (their number), and the measures
+    The rank is by ArtFID, or without networks by the mean of the ranks in each measure.
 
     Raises:
-        ValueError: no pictures; a result is missing or its name fits two pairs; fewer than 4 pairs for FID; as the
+        ValueError: no images; a result is missing or its name fits two pairs; fewer than 4 pairs for FID; as the
             measures
         ImportError: networks without PyTorch
         OSError: a file cannot be read
     """
-    groups = find_pairs(results, contents, styles)
+    folders = [
+        Path(os.fsdecode(place)) for place in ([results] if isinstance(results, (str, os.PathLike)) else results)
+    ]
+    groups = []
+    for folder in folders:
+        for settings, pairs in find_pairs(folder, contents, styles):
+            groups.append(({"folder": str(folder)} | settings if len(folders) > 1 else settings, pairs))
     total = sum(len(pairs) for _, pairs in groups)
-    if networks and total < 4 * len(groups):
-        raise ValueError(f"results: FID needs at least 4 pairs, found {total // len(groups)}")
+    if networks and (fewest := min(len(pairs) for _, pairs in groups)) < 4:
+        raise ValueError(f"results: FID needs at least 4 pairs, found {fewest}")
+    rows: list[Row] = []
+    table: list[Row] = []
     with reporter(progress, "evaluation") as report:
         done = count(1)
 
@@ -78,15 +102,23 @@ def evaluate_results(
             if report:
                 report(next(done), total)
 
-        return [settings | _evaluate(pairs, networks, weights, kind, tick) for settings, pairs in groups]
+        for settings, pairs in groups:
+            measured, of_sets = _measure(pairs, networks, weights, kind, tick)
+            for pair, values in zip(pairs, measured, strict=True):
+                made_of = {"content": str(pair.content), "style": str(pair.style), "output": pair.stylized.name}
+                rows.append(settings | made_of | values)
+            table.append(settings | {"pairs": len(pairs)} | _summary(measured) | of_sets)
+    return Evaluation(rows, _ranked(table))
 
 
 def find_pairs(
     results: Place, contents: Place | Iterable[Place], styles: Place | Iterable[Place]
 ) -> list[tuple[Row, list[Pair]]]:
     """The pairs of every combination of settings: all contents with all styles. ValueError if one is missing."""
-    folder = Path(results)
-    sources = list(product(_listed(contents, "contents"), _listed(styles, "styles")))
+    folder = Path(os.fsdecode(results))
+    sources = list(product(list_images(contents, "contents"), list_images(styles, "styles")))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"results: {folder}: no such folder")
     rows = Manifest(folder).all_finished()
     found = _by_manifest(folder, rows, sources) if rows else [({}, _by_names(folder, sources))]
     if not found:
@@ -102,38 +134,38 @@ def find_pairs(
     return found
 
 
-def _listed(places: Place | Iterable[Place], name: str) -> list[Path]:
-    return list_pictures([places] if isinstance(places, (str, os.PathLike)) else places, name)
-
-
 def _by_manifest(
     folder: Path, rows: Iterable[Row], sources: Sequence[tuple[Path, Path]]
 ) -> list[tuple[Row, list[Pair]]]:
-    """A sweep's results by their settings; pictures are known by their names, wherever they were then."""
+    """A sweep's results by their settings; images are known by their names, wherever they were then."""
     by_names = {(content.name, style.name): (content, style) for content, style in sources}
     groups: dict[tuple[Any, ...], tuple[Row, list[Pair]]] = {}
     for row in rows:
         names = Path(row["content"]).name, Path(row["style"]).name
         if names in by_names:
             settings = {name: value for name, value in row.items() if name not in NO_SETTINGS}
+            known = {name: row[name] for name in metrics.MEASURES if isinstance(row.get(name), float)}
             _, pairs = groups.setdefault(tuple(settings.items()), (settings, []))
-            pairs.append(Pair(folder / row["output"], *by_names[names]))
+            pairs.append(Pair(folder / row["output"], *by_names[names], known))
     return list(groups.values())
 
 
 def _by_names(folder: Path, sources: Sequence[tuple[Path, Path]]) -> list[Pair]:
-    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes()]
+    by_stem: dict[str, list[Path]] = {}
+    for file in files:
+        by_stem.setdefault(file.stem, []).append(file)
     pairs = []
     taken: dict[Path, Pair] = {}
     for content, style in sources:
-        names = {naming.format(content.stem, style.stem) for naming in NAMINGS}
-        fitting = [file for file in files if file.stem in names]
+        names = dict.fromkeys(naming.format(content.stem, style.stem) for naming in NAMINGS)
+        fitting = sorted(file for name in names for file in by_stem.get(name, ()))
         if len(fitting) > 1:
             raise ValueError(
                 f"results: {fitting[0].name} and {fitting[1].name} both fit {content.name} with {style.name}"
             )
         for file in fitting:
-            pair = Pair(file, content, style)
+            pair = Pair(file, content, style, {})
             if file in taken:
                 other = taken[file]
                 raise ValueError(
@@ -145,31 +177,54 @@ def _by_names(folder: Path, sources: Sequence[tuple[Path, Path]]) -> list[Pair]:
     return pairs
 
 
-def _evaluate(
+def _measure(
     pairs: Sequence[Pair], networks: bool, weights: Folder, kind: Kind, tick: Callable[[], None]
-) -> dict[str, float]:
-    """The means over pairs and, with networks, the distances of sets."""
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """The measures of every pair and, with networks, the distances of sets."""
     values, results, styles = [], [], []
-    known: dict[tuple[Path, tuple[int, int]], NDArray[np.float32]] = {}  # features of styles, by their size
+    features: dict[tuple[Path, tuple[int, int]], NDArray[np.float32]] = {}  # of styles, by their size
 
-    def features(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = metrics.inception_features([metrics.at_protocol_size(picture)], kind, weights)[0]
+    def seen(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = metrics.inception_features([metrics.at_protocol_size(image)], kind, weights)[0]
         return found
 
     for pair in pairs:
-        stylized = load_image(pair.stylized)
-        size = stylized.shape[0], stylized.shape[1]
-        content, style = (load_image(path, size) for path in (pair.content, pair.style))
-        values.append(metrics.evaluate(stylized, content, style, networks, weights))
-        if networks:
-            place = pair.style, size
-            if place not in known:
-                known[place] = features(style)
-            results.append(features(stylized))
-            styles.append(known[place])
+        if networks or pair.known.keys() != metrics.MEASURES.keys():
+            stylized = load_image(pair.stylized)
+            size = stylized.shape[0], stylized.shape[1]
+            content, style = (load_image(path, size) for path in (pair.content, pair.style))
+            values.append(_of_pair(pair, stylized, content, style, networks, weights))
+            if networks:
+                place = pair.style, size
+                if place not in features:
+                    features[place] = seen(style)
+                results.append(seen(stylized))
+                styles.append(features[place])
+        else:
+            values.append(pair.known)
         tick()
-    row = {"pairs": len(pairs)} | {name: float(np.mean([each[name] for each in values])) for name in values[0]}
-    return row | (_of_sets(np.array(results), np.array(styles), row["lpips"]) if networks else {})
+    if not networks:
+        return values, {}
+    lpips = float(np.mean([each["lpips"] for each in values]))
+    return values, _of_sets(np.array(results), np.array(styles), lpips)
+
+
+def _of_pair(
+    pair: Pair,
+    stylized: NDArray[np.uint8],
+    content: NDArray[np.uint8],
+    style: NDArray[np.uint8],
+    networks: bool,
+    weights: Folder,
+) -> dict[str, float]:
+    """All measures of a pair; those that are known are taken as they are."""
+    values = dict(pair.known)
+    if values.keys() != metrics.MEASURES.keys():
+        return metrics.evaluate(stylized, content, style, networks, weights)
+    if networks:
+        values["lpips"] = metrics.lpips(metrics.at_protocol_size(stylized), metrics.at_protocol_size(content), weights)
+        values["cfsd"] = metrics.cfsd(stylized, content, weights)
+    return values
 
 
 def _of_sets(results: NDArray[np.float32], styles: NDArray[np.float32], lpips: float) -> dict[str, float]:
@@ -182,16 +237,43 @@ def _of_sets(results: NDArray[np.float32], styles: NDArray[np.float32], lpips: f
     }
 
 
+def _summary(values: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean and standard deviation (n - 1; 0 for one pair) of each measure."""
+    row = {}
+    for name in values[0]:
+        numbers = np.array([each[name] for each in values], np.float64)
+        row[name] = float(numbers.mean())
+        row[f"{name}_std"] = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+    return row
+
+
+def _ranked(table: list[Row]) -> list[Row]:
+    """The rows with their rank, 1 for the best, equal ones with the same."""
+    if all("art_fid" in row for row in table):
+        scores = [row["art_fid"] for row in table]
+    else:
+        names = [name for name in metrics.MEASURES if all(name in row for row in table)]
+        columns = [[-row[name] if name in LARGER_IS_BETTER else row[name] for row in table] for name in names]
+        scores = [sum(sorted(column).index(column[i]) for column in columns) for i in range(len(table))]
+    return [row | {"rank": 1 + sorted(scores).index(score)} for row, score in zip(table, scores, strict=True)]
+
+
 def table_text(rows: Sequence[Row]) -> str:
-    """The rows of `evaluate_results` as aligned columns: the measures, and those settings that differ."""
+    """Rows of `Evaluation.table` as aligned columns, best first: the measures, and those settings that differ."""
+    rows = sorted(rows, key=lambda row: int(row["rank"]))
     first_measure = list(rows[0]).index("pairs")
-    columns = [
-        name for i, name in enumerate(rows[0]) if i >= first_measure or len({str(row[name]) for row in rows}) > 1
-    ]
-    cells = [columns, *([_cell(row[name]) for name in columns] for row in rows)]
+    measured = [name for name in list(rows[0])[first_measure:] if not name.endswith("_std")]
+    names = dict.fromkeys(name for row in rows for name in row)
+    differing = [name for name in names if name not in measured and not name.endswith("_std")]
+    columns = [name for name in differing if len({str(row.get(name)) for row in rows}) > 1] + measured
+    if len(rows) == 1:
+        columns.remove("rank")
+    cells = [columns, *([_cell(row, name) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.rjust, line, widths)) for line in cells)
 
 
-def _cell(value: object) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def _cell(row: Row, name: str) -> str:
+    value = row.get(name, "")
+    text = f"{value:.5g}" if isinstance(value, float) else str(value)
+    return f"{text} +- {row[f'{name}_std']:.2g}" if f"{name}_std" in row else text
