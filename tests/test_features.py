@@ -388,7 +388,7 @@ def test_bad_modes(model):
         lambda *arguments, **options: styleid.transfer(picture(0), *arguments, **told(**options)),
     ):
         with pytest.raises(
-            ValueError, match=r"^features: expected one of \['memory', 'disk', 'recompute'\], got 'cloud'"
+            ValueError, match=r"^features: expected one of \['memory', 'host', 'disk', 'recompute'\], got 'cloud'"
         ):
             call(picture(1), model, features="cloud")
 
