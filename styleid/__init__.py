@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import styleid._onednn  # noqa: F401  first: it finds the library that _core needs
 from styleid._core import ModelError, __version__
 from styleid.colours import keep_colours
+from styleid.display import Shown, show
 from styleid.images import load_image, save_image, to_array
 from styleid.inversions.cache import Cache
 from styleid.inversions.inversion import Inversion
@@ -46,6 +47,7 @@ __all__ = [
     "ModelError",
     "Preview",
     "Resize",
+    "Shown",
     "Start",
     "Storage",
     "Text",
@@ -61,6 +63,7 @@ __all__ = [
     "predict_memory",
     "read_settings",
     "save_image",
+    "show",
     "to_array",
     "transfer",
 ]

@@ -1,5 +1,6 @@
 """The `progress` argument: off, a bar with the remaining time, or the caller's own function."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,16 +10,19 @@ from typing import Any
 import numpy as np
 
 Report = Callable[[int, int], object] | None
-Progress = bool | Report
+Progress = bool | Report  # None: a bar where a person looks
 
 
 @contextmanager
-def reporter(progress: Progress, description: str) -> Iterator[Report]:
-    """What the engine is to call with (step, total): None, the caller's function, or one that moves a bar."""
+def reporter(progress: Progress, description: str, unit: str = "evaluation") -> Iterator[Report]:
+    """What the engine is to call with (step, total): None, the caller's function, or one that moves a bar,
+    which counts `unit`s. A progress of None is a bar in a terminal or a notebook and nothing elsewhere."""
+    if progress is None:
+        progress = _watched()
     if callable(progress):
         yield progress
     elif isinstance(progress, (bool, np.bool_)) and progress:
-        with _bars()(desc=description, unit="step") as bar:
+        with _bars()(desc=description, unit=unit) as bar:
 
             def move(step: int, total: int) -> None:
                 if bar.total != total and not bar.disable:
@@ -28,7 +32,7 @@ def reporter(progress: Progress, description: str) -> Iterator[Report]:
                 bar.update(step - bar.n)
 
             yield move
-    elif progress is None or isinstance(progress, (bool, np.bool_)):
+    elif isinstance(progress, (bool, np.bool_)):
         yield None
     else:
         raise TypeError(f"progress: expected True, False or a function of (step, total), got {progress!r}")
@@ -40,6 +44,14 @@ def part(report: Report, before: int, total: int, weight: int = 1) -> Report:
     if report is None:
         return None
     return lambda step, _: report(before + weight * step, total)
+
+
+def _watched() -> bool:
+    """Whether a person sees what is written to stderr: it is a terminal, or that of a Jupyter kernel."""
+    shell = sys.modules["IPython"].get_ipython() if hasattr(sys.modules.get("IPython"), "get_ipython") else None
+    if "IPKernelApp" in getattr(shell, "config", ()):
+        return True
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from styleid.files.checksums import seal
 from styleid.files.tensors import from_bfloat16, mapping_of, release, write_tensors
 from styleid.images import padded_size
 from styleid.inversions.file import KEEP, SMALL, arrays_of, metadata_of, read_fields, to_tensor
+from styleid.inversions.html import inversion_html
 from styleid.models.loading import default_model
 from styleid.models.model import Model
 from styleid.numbers import whole
@@ -97,6 +98,17 @@ class Inversion:
             f"({self.schedule}), layers {list(self.layers)}, keep {self.keep}"
             f"{', recomputed' if self.recompute else ''}, {self.nbytes / 1e6:.0f} MB>"
         )
+
+    def thumbnail(self) -> NDArray[np.uint8] | None:
+        """The image as the first evaluation predicts it, decoded: (H, W, 3) uint8; None for a loaded inversion, which has
+        no model at hand."""
+        if self.model is None:
+            return None
+        return self.crop(self.model.decode(self.predicted[:1]))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the thumbnail and a table of facts."""
+        return inversion_html(self)
 
     def query(self, step: int, layer: int) -> NDArray[np.float32]:
         """Q of a layer at timesteps[step]: (tokens, channels) float32, read-only; a view where kept in float32.

@@ -69,7 +69,7 @@ def invert(
     schedule: str = "paper",
     layers: Iterable[int] | None = None,
     keep: str = "both",
-    progress: Progress = False,
+    progress: Progress = None,
     options: Options = (),
 ) -> Inversion:
     """DDIM inversion of an image, keeping attention features on the way (steps 1 and 2 of the method).
@@ -86,7 +86,8 @@ def invert(
         layers: decoder layers to keep features of. None: those that the model recommends, else those that the schedule
             injects (paper: 6-11)
         keep: "both", "query" (enough for a content), "keys" (keys and values: enough for a style) or "none"
-        progress: True for a bar, or a function that is called with (step, total)
+        progress: True for a bar that counts evaluations, False for none, None for one in a terminal or a notebook only,
+            or a function that is called with (step, total)
         options: of `styleid.Text` (prompts), `Storage` (where features are, a cache), `Hooks`, `Accuracy` and `Resize`
             one, or several in a list
 
@@ -118,7 +119,7 @@ def inject_styles(
     layers: LayersByStep | None = None,
     adain: bool = True,
     inject: bool | str = True,
-    progress: Progress = False,
+    progress: Progress = None,
     options: Options = (),
 ) -> NDArray[np.uint8]:
     """Samples an image from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
@@ -143,7 +144,8 @@ def inject_styles(
         inject: True: queries of the content, keys and values of the style; False: no layer is touched; or a string of
             those letters of "qkv" that are injected, such as "kv" (as with gamma 0) or "v". What is not stays the
             layer's own, also where it is the keys alone or the values alone, which then must be of one number
-        progress: True for a bar, or a function that is called with (step, total)
+        progress: True for a bar that counts evaluations, False for none, None for one in a terminal or a notebook only,
+            or a function that is called with (step, total)
         options: of `styleid.Text` (prompts), `Mix` (weights and masks of styles), `Start` (the initial latent) and `Hooks`
             one, or several in a list
 
@@ -186,7 +188,7 @@ def transfer(
     layers: LayersByStep | None = None,
     adain: bool = True,
     inject: bool | str = True,
-    progress: Progress = False,
+    progress: Progress = None,
     options: Options = (),
 ) -> NDArray[np.uint8]:
     """Gives the content image the style of the other, or of several: the whole method.
@@ -209,7 +211,8 @@ def transfer(
             model recommends, else the schedule's (paper: 6-11)
         adain: False: start from the content's zT as it is, and not from its AdaIN with the style's
         inject: True, False for no layer, or a string of those letters of "qkv" that are injected
-        progress: True for a bar, or a function that is called with (step, total)
+        progress: True for a bar that counts evaluations, False for none, None for one in a terminal or a notebook only,
+            or a function that is called with (step, total)
         options: of `styleid.Text` (prompts), `Mix` (weights and masks of styles), `Start` (the initial latent), `Storage`
             (where features are, a cache), `Hooks` (of the sampling), `Accuracy` and `Resize` one, or several in a list
 

@@ -95,7 +95,7 @@ def evaluate_results(
         raise ValueError(f"results: FID needs at least 4 pairs, found {fewest}")
     rows: list[Row] = []
     table: list[Row] = []
-    with reporter(progress, "evaluation") as report:
+    with reporter(progress, "evaluation", "pair") as report:
         done = count(1)
 
         def tick() -> None:

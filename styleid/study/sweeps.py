@@ -51,7 +51,7 @@ def sweep(
     model: Model | None = None,
     *,
     grid: Grid | Sequence[Grid] = ONE,
-    progress: Progress = False,
+    progress: Progress = None,
     options: Options = (),
     cluster: str | os.PathLike[str] | Client | None = None,
     disk: float = DISK,
@@ -66,7 +66,8 @@ def sweep(
         model: None: the default model
         grid: the settings that vary, or several grids, of which all combinations are computed. What it does not give is what
             the model recommends, else the paper's
-        progress: over the results to be made; True for a bar, or a function that is called with (results, total)
+        progress: over the results to be made; True for a bar, False for none, None for one in a terminal or a notebook
+            only, or a function that is called with (results, total)
         options: `styleid.Text`, `styleid.Accuracy`, `styleid.Storage` and `styleid.Resize`, one or several, for all
             results. Inversions are kept in the cache of `Storage`, or else in inversions/ of the folder
         cluster: None: this process computes. A Dask client, an address such as "tcp://scheduler:8786", "local" or
@@ -91,7 +92,7 @@ def sweep(
         return finish(study, run_here(study, progress), thumbnail)
     from styleid.study.cluster import run_on_cluster
 
-    with reporter(progress, "sweep") as report:
+    with reporter(progress, "sweep", "result") as report:
         failures, _ = run_on_cluster(study, cluster, disk, report)
     return finish(study, failures, thumbnail)
 
@@ -184,7 +185,7 @@ def run_here(study: Study, progress: Progress) -> list[str]:
 
     todo = study.open()
     done = len({result.key for result in study.plan.results}) - len(todo)
-    with reporter(progress, "sweep") as report:
+    with reporter(progress, "sweep", "result") as report:
         if report and done:
             report(done, done + len(todo))
         for number, result in enumerate(todo, done + 1):

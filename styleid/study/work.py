@@ -34,7 +34,7 @@ def make_inversion(task: Inverting, model: Model, cache: Cache, features: str, r
         schedule=task.schedule,
         layers=task.layers,
         keep=task.keep,
-        progress=report,
+        progress=report or False,
         options=[Text(common.prompt), storage, Accuracy(common.refine, task.seed)],
     )
 
@@ -56,7 +56,7 @@ def make_result(
         temperature=parse_rate(settings["temperature"]) if set("qk") & set(parts) else None,
         layers=parse_layers(settings["layers"]),
         inject=settings["inject"],
-        progress=report,
+        progress=report or False,
         options=[
             Text(settings["prompt"], settings["negative_prompt"], settings["guidance"]),
             Start(settings["initial"], settings["strength"]),
