@@ -128,8 +128,10 @@ def plot_queries(
             if point is None:
                 panel.imshow(query_components(inversion, step, layer))
             else:
-                panel.imshow(similarity(inversion, step, layer, point), vmin=-1, vmax=1, cmap="coolwarm")
+                seen = panel.imshow(similarity(inversion, step, layer, point), vmin=-1, vmax=1, cmap="coolwarm")
                 _mark(panel, point, map_size(inversion, layer))
+    if point is not None:
+        figure.colorbar(seen, ax=axes, label="cosine", shrink=0.8)
     return figure
 
 
@@ -169,22 +171,30 @@ def plot_logits(
     temperature: float = 1.5,
     model: Model | None = None,
     gamma: Rate | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
-    """`logit_curves` over the timesteps, as in the paper's figure 4."""
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes = figure.add_subplot()
+    """`logit_curves` over the timesteps, as in the paper's figure 4.
+
+    ax: what to draw into; None: a new figure
+    """
+    axes = Figure(figsize=(5, 3.4), layout="constrained").add_subplot() if ax is None else ax
     curves = logit_curves(content, style, layers, gamma, temperature, model)
     for (name, curve), line in zip(curves.items(), ("-", "-", "--"), strict=True):
         axes.plot(content.timesteps, curve, line, label=name)
     axes.set_xlabel("timestep")
     axes.set_ylabel("deviation of the logits")
-    axes.legend()
-    return figure
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(curves), fontsize=8, frameon=False)
+    return _figure_of(axes)
 
 
-def plot_ablation(content: Inversion, style: Inversion, model: Model | None = None) -> Figure:
+def plot_ablation(
+    content: Inversion, style: Inversion, model: Model | None = None, axes: Sequence[Axes] | None = None
+) -> Figure:
     """What each part of the method does, as in the paper's figure 5: both images as their inversions give them back;
-    K and V alone; with Q; with AdaIN; all."""
+    K and V alone; with Q; with AdaIN; all.
+
+    axes: six to draw into; None: a new figure
+    """
     parts = {  # gamma, temperature, AdaIN
         "K, V": (0.0, 1.0, False),
         "+ Q": (0.75, 1.0, False),
@@ -196,11 +206,11 @@ def plot_ablation(content: Inversion, style: Inversion, model: Model | None = No
         name: inject_styles(content, style, model, gamma=gamma, temperature=temperature, adain=adain)
         for name, (gamma, temperature, adain) in parts.items()
     }
-    figure, axes = _grid(1, len(images))
-    for panel, (name, image) in zip(axes[0], images.items(), strict=True):
+    panels = _row(len(images), axes)
+    for panel, (name, image) in zip(panels, images.items(), strict=True):
         panel.imshow(image)
         panel.set_title(name, fontsize=9)
-    return figure
+    return _figure_of(panels[0])
 
 
 def plot_inversion(inversion: Inversion, count: int = 6, model: Model | None = None) -> Figure:
@@ -238,19 +248,28 @@ def plot_attention(
     point: Point,
     temperature: float = 1.5,
     model: Model | None = None,
+    axes: Sequence[Axes] | None = None,
 ) -> Figure:
-    """The content with a point marked, the style, and `attention_map` of that point."""
+    """The content with a point marked, the style, and the style under `attention_map` of that point.
+
+    axes: three to draw into; None: a new figure
+    """
     model = model or content.model or default_model()
     weights = attention_map(content, style, step, layer, point, temperature, model)
-    figure, axes = _grid(1, 3)
-    first, second, third = axes[0]
+    first, second, third = panels = _row(3, axes)
     for panel, inversion, name in ((first, content, "content"), (second, style, "style")):
-        image = model.decode(inversion.latents[:1])
+        image = model.decode(inversion.latents[:1])  # the style's is the last
         panel.imshow(image)
         panel.set_title(name, fontsize=9)
         if inversion is content:
             _mark(panel, point, image.shape[:2])
-    third.imshow(weights, cmap="magma")
+    height, width = image.shape[:2]
+    third.imshow(image)
+    seen = third.imshow(
+        weights, cmap="magma", alpha=0.6, interpolation="bilinear", extent=(-0.5, width - 0.5, height - 0.5, -0.5)
+    )
+    figure = _figure_of(panels[0])
+    figure.colorbar(seen, ax=third, label="attention", shrink=0.8)
     third.set_title(f"layer {layer}, t = {content.timesteps[step]}", fontsize=9)
     return figure
 
@@ -262,6 +281,24 @@ def _token(inversion: Inversion, layer: int, point: Point) -> int:
     height, width = map_size(inversion, layer)
     row, column = (min(int(part * side), side - 1) for part, side in zip(point, (height, width), strict=True))
     return row * width + column
+
+
+def _row(count: int, axes: Sequence[Axes] | None) -> list[Axes]:
+    """The given axes, without ticks, or those of a new figure."""
+    if axes is None:
+        return list(_grid(1, count)[1][0])
+    panels = list(axes)
+    if len(panels) != count:
+        raise ValueError(f"axes: expected {count}, got {len(panels)}")
+    for panel in panels:
+        panel.set(xticks=[], yticks=[])
+    return panels
+
+
+def _figure_of(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # only removed axes have none
+    return figure
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:

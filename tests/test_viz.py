@@ -9,6 +9,8 @@ from conftest import picture
 import styleid
 
 pytest.importorskip("matplotlib")
+from matplotlib.figure import Figure
+
 from styleid import viz
 
 STEPS, LAYER = 3, 6
@@ -93,11 +95,24 @@ def test_figures(content, style):
         viz.plot_grid(content, style, [0.3, 0.75], [1, 1.5]),
         viz.plot_attention(content, style, 0, LAYER, (0.2, 0.9)),
     ]
-    for figure, panels in zip(figures, (6, 1, 1, 6, 3, 4, 3), strict=True):
+    for figure, panels in zip(figures, (6, 2, 1, 6, 3, 4, 4), strict=True):
         assert len(figure.axes) == panels
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=40)
         assert file.getvalue().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+def test_given_axes(content, style):
+    figure = Figure()
+    panels = figure.subplots(2, 6)
+    assert viz.plot_ablation(content, style, axes=panels[0]) is figure
+    assert viz.plot_attention(content, style, 0, LAYER, (0.2, 0.9), axes=panels[1, :3]) is figure
+    assert viz.plot_logits(content, style, ax=panels[1, 3]) is figure
+    assert len(panels[0, 5].images) == 1 and len(panels[1, 2].images) == 2 and len(panels[1, 3].lines) == 3
+    assert panels[1, 2].images[0].get_extent() == panels[1, 2].images[1].get_extent()  # the map lies over the image
+    with pytest.raises(ValueError, match="^axes: expected 6, got 2"):
+        viz.plot_ablation(content, style, axes=panels[0, :2])
 
 
 def test_points_outside(content):
