@@ -81,7 +81,11 @@ class Cache:
         return inversion
 
     def trim(self, newest: Path) -> None:
-        """Removes the least recently used entries beyond the limit, but not the newest one, which may be larger alone."""
+        """Removes the least recently used entries beyond the limit, but not the newest one, which may be larger alone.
+
+        Args:
+            newest: the file of the entry that stays
+        """
         remove_abandoned(self.folder)
         entries = []
         for path in self.folder.glob("*.safetensors"):
