@@ -69,7 +69,8 @@ def show(
 def _pixels(image: Any) -> NDArray[np.uint8]:
     if not isinstance(image, Inversion):
         array = to_array(image, "images")
-        return array if array.dtype == np.uint8 else np.rint(array * 255).astype(np.uint8)
+        bytes_: NDArray[np.uint8] = (array if array.dtype == np.uint8 else np.rint(array * 255)).astype(np.uint8)
+        return bytes_
     pixels = image.thumbnail()
     if pixels is None:
         raise ValueError("images: an inversion that was loaded from a file has no model: show its reconstruct(model)")

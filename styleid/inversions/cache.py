@@ -85,6 +85,9 @@ class Cache:
 
         Args:
             newest: the file of the entry that stays
+
+        Raises:
+            OSError: an entry cannot be removed
         """
         remove_abandoned(self.folder)
         entries = []
