@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.[ch]')
 SANITIZED := build/sanitized
 EXAMPLES := styleid/data/demo
+C_FILES = $(shell find csrc tests -name '*.[ch]')
 
-.PHONY: demo check test test-cuda gpu-bundle fuzz bench train docs notebooks format wheel clean
+.PHONY: demo check test test-cuda gpu-bundle fuzz bench train docs notebooks format lint wheel clean
 
 demo: demo/stylized.png
 
@@ -81,8 +82,14 @@ wheel: $(VENV)/.wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist build/wheel/styleid-*.whl
 
 format: $(VENV)/.format
-	$(BIN)/clang-format -i $$(find csrc tests -name '*.[ch]')
+	$(BIN)/clang-format -i $(C_FILES)
 	$(BIN)/ruff format .
+
+lint: $(VENV)/.test $(VENV)/.format
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build demo site *.egg-info styleid/*.so

@@ -125,7 +125,9 @@ class BuildCore(build_ext):
         """Each object has its command beside it, as an entry of compile_commands.json, and a list of what it was made of."""
         compile_file, compile_files = self.compiler._compile, self.compiler.compile
 
-        def compile_if_changed(target: str, source: str, suffix: str, flags: list[str], more: list[str], *rest: object) -> None:
+        def compile_if_changed(
+            target: str, source: str, suffix: str, flags: list[str], more: list[str], *rest: object
+        ) -> None:
             command = [*self.compiler.compiler_so, *flags, source, "-o", target, *more]
             entry = json.dumps({"directory": os.getcwd(), "file": source, "output": target, "arguments": command})
             record = Path(target).with_suffix(".json")

@@ -82,14 +82,19 @@ def inversions(dtype, model, content, style):
     first = styleid.invert(content, model, steps=STEPS)
     second = styleid.invert(style, model, steps=STEPS, options=styleid.Storage(dtype="bfloat16"))
     step, layer = 2, first.layers[0]
-    show(f"{dtype} inversion", first.latents, first.query(step, layer), first.key(step, layer), first.value(step, layer))
+    show(
+        f"{dtype} inversion", first.latents, first.query(step, layer), first.key(step, layer), first.value(step, layer)
+    )
     show(f"{dtype} features of another dtype", styleid.inject_styles(first, second, model, **PAPER))
     with tempfile.TemporaryDirectory() as folder:
         for name, inversion in (("content", first), ("style", second)):
             inversion.save(Path(folder, name))
         loaded = [styleid.Inversion.load(Path(folder, name), mapped=True) for name in ("content", "style")]
         show(f"{dtype} features from disk", styleid.inject_styles(*loaded, model, **PAPER))
-    show(f"{dtype} a hook", styleid.inject_styles(first, second, model, **PAPER, options=styleid.Hooks(on_attention=negate)))
+    show(
+        f"{dtype} a hook",
+        styleid.inject_styles(first, second, model, **PAPER, options=styleid.Hooks(on_attention=negate)),
+    )
 
 
 def negate(step, layer, query, key, value):

@@ -85,7 +85,9 @@ def main():
         evaluate(options.model, options.dtype, options.size)
         return
     command = [sys.executable, "-m", "benchmarks.profile", *sys.argv[1:], "--evaluate"]
-    run = subprocess.run(command, env=os.environ | {"ONEDNN_VERBOSE": "1"}, stdout=subprocess.PIPE, text=True, check=True)
+    run = subprocess.run(
+        command, env=os.environ | {"ONEDNN_VERBOSE": "1"}, stdout=subprocess.PIPE, text=True, check=True
+    )
     print(table(*parse(run.stdout)))
 
 

@@ -13,7 +13,9 @@ Feature: TypeAlias = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.float
 Progress: TypeAlias = Callable[[int, int], object]
 Hook: TypeAlias = Callable[[int, int, Float32], object]
 # on_attention(step, layer, query, key, value) -> None, or three arrays, None among them for what was given
-OnAttention: TypeAlias = Callable[[int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None]
+OnAttention: TypeAlias = Callable[
+    [int, int, Float32, Float32, Float32], tuple[Float32 | None, Float32 | None, Float32 | None] | None
+]
 Sink: TypeAlias = Callable[[int, list[Features]], object]
 
 @final
@@ -44,9 +46,9 @@ class ModelError(ValueError):
 class UNetConfig(TypedDict):
     in_channels: int
     out_channels: int
-    channels: Sequence[int]          # per level, full resolution first
-    heads: Sequence[int]             # number of attention heads per level
-    attention: Sequence[bool]        # levels that have transformers
+    channels: Sequence[int]  # per level, full resolution first
+    heads: Sequence[int]  # number of attention heads per level
+    attention: Sequence[bool]  # levels that have transformers
     layers_per_block: int
     linear_projection: bool
     context_size: int
@@ -70,8 +72,8 @@ class TinyConfig(TypedDict):
     kind: Literal["tiny"]
     image_channels: int
     latent_channels: int
-    channels: Sequence[int]          # per level, all the same
-    encoder_blocks: Sequence[int]    # per level, in the order in which they run
+    channels: Sequence[int]  # per level, all the same
+    encoder_blocks: Sequence[int]  # per level, in the order in which they run
     decoder_blocks: Sequence[int]
     scaling_factor: float
 
@@ -81,7 +83,7 @@ class TextConfig(TypedDict):
     vocabulary: int
     positions: int
     channels: int
-    hidden: int                      # width of the feed-forward layers
+    hidden: int  # width of the feed-forward layers
     layers: int
     heads: int
     activation: Literal["quick_gelu", "gelu"]
@@ -90,9 +92,9 @@ class Config(TypedDict):
     unet: UNetConfig
     vae: VAEConfig
     text: TextConfig | None
-    alphas: NDArray[np.float64]      # (1000,) cumulative product of 1 - beta
+    alphas: NDArray[np.float64]  # (1000,) cumulative product of 1 - beta
 
-class VAEAlone(TypedDict):           # in place of Config: a Model that encodes and decodes only
+class VAEAlone(TypedDict):  # in place of Config: a Model that encodes and decodes only
     unet: None
     vae: VAEConfig
     text: None
@@ -101,36 +103,36 @@ class VAEAlone(TypedDict):           # in place of Config: a Model that encodes 
 class Weight(TypedDict):
     dtype: Literal["F32", "F16", "BF16"]
     shape: Sequence[int]
-    data: Any                        # a contiguous buffer of exactly that many bytes
+    data: Any  # a contiguous buffer of exactly that many bytes
 
 class Features(TypedDict):
-    query: dict[int, Feature]        # layer -> (steps, tokens, channels); empty where not kept
+    query: dict[int, Feature]  # layer -> (steps, tokens, channels); empty where not kept
     key: dict[int, Feature]
     value: dict[int, Feature]
 
 class Regions(TypedDict):
-    bias: dict[int, Float32]         # layer -> (styles, content tokens): added to the logits of a style's keys; may be -inf
-    cover: dict[int, Float32]        # layer -> (content tokens,): the share of the injected attention; the rest is plain
+    bias: dict[int, Float32]  # layer -> (styles, content tokens): added to the logits of a style's keys; may be -inf
+    cover: dict[int, Float32]  # layer -> (content tokens,): the share of the injected attention; the rest is plain
     key_bias: Sequence[dict[int, Float32]]  # per style: layer -> (style tokens,): added to the logits of each key
 
 class InversionData(Features):
-    latents: Float32                 # (steps + 1, C, h, w): the input of every evaluation, then zT
-    predicted: Float32               # (steps, C, h, w): x0 by every evaluation; not read
+    latents: Float32  # (steps + 1, C, h, w): the input of every evaluation, then zT
+    predicted: Float32  # (steps, C, h, w): x0 by every evaluation; not read
 
 class Recomputed(TypedDict):
     """In place of InversionData: its features are evaluated again, each before the sampling step that injects it."""
 
     latents: Float32
-    context: Float32                 # of the inversion
-    feature_dtype: str               # "float32", "bfloat16" or "float16": what they are rounded to
+    context: Float32  # of the inversion
+    feature_dtype: str  # "float32", "bfloat16" or "float16": what they are rounded to
 
 class Schedule(TypedDict):
-    timesteps: NDArray[np.int32]     # of the inversion, ascending; feature slot i belongs to timesteps[i]
-    sampling: NDArray[np.int32]      # feature slots in the order of the sampling's evaluations
-    levels: NDArray[np.float64]      # alpha of what goes into each of those, then of what comes out of the last
-    layers: tuple[int, ...]          # injected by default
-    adain_epsilon: float             # added to the content's standard deviation
-    truncate: bool                   # 8-bit output: truncated, else rounded half to even
+    timesteps: NDArray[np.int32]  # of the inversion, ascending; feature slot i belongs to timesteps[i]
+    sampling: NDArray[np.int32]  # feature slots in the order of the sampling's evaluations
+    levels: NDArray[np.float64]  # alpha of what goes into each of those, then of what comes out of the last
+    layers: tuple[int, ...]  # injected by default
+    adain_epsilon: float  # added to the content's standard deviation
+    truncate: bool  # 8-bit output: truncated, else rounded half to even
 
 @final
 class Model:
@@ -160,9 +162,9 @@ class Model:
     @property
     def threads(self) -> int: ...
     @property
-    def memory(self) -> int: ...     # bytes of packed weights
+    def memory(self) -> int: ...  # bytes of packed weights
     @property
-    def idle(self) -> int: ...       # bytes of scratch that wait for the next run
+    def idle(self) -> int: ...  # bytes of scratch that wait for the next run
     @property
     def attention_layers(self) -> tuple[int, ...]: ...
     @property
@@ -193,7 +195,7 @@ def info() -> dict[str, Any]:
 class Device(TypedDict):
     name: str
     architecture: int  # 10 * major + minor of the compute capability
-    total: int         # bytes of memory
+    total: int  # bytes of memory
 
 def cuda_driver(path: str) -> int:
     """Opens NVIDIA's driver, once; 1000 * major + 10 * minor of the latest CUDA that it supports. ValueError: there is none."""
@@ -206,32 +208,31 @@ def cuda_free_memory(device: int) -> int:
     """Bytes; makes the device's context."""
 
 def schedule(model: Model, name: str, steps: int) -> Schedule: ...
-
 def invert(
     model: Model,
-    latents: Float32,                # (N, C, h, w) scaled latents z0, all inverted as one batch
-    context: Float32,                # (1, tokens, context_size)
+    latents: Float32,  # (N, C, h, w) scaled latents z0, all inverted as one batch
+    context: Float32,  # (1, tokens, context_size)
     steps: int,
-    schedule: str,                   # "paper", "diffusers" or "corrected"
+    schedule: str,  # "paper", "diffusers" or "corrected"
     layers: Sequence[int],
-    keep: Sequence[str],             # per image: "query", "keys" (keys and values), "both" or "none"
-    feature_dtype: str,              # "float32", "bfloat16" or "float16"
+    keep: Sequence[str],  # per image: "query", "keys" (keys and values), "both" or "none"
+    feature_dtype: str,  # "float32", "bfloat16" or "float16"
     progress: Progress | None = None,
-    hook: Hook | None = None,        # hook(step, steps, latents): may change the latents in place
-    negative: Float32 | None = None, # (1, tokens, context_size): e = e_negative + guidance (e_context - e_negative)
-    guidance: float = 1.0,           # unused where negative is None: then nothing more is evaluated
+    hook: Hook | None = None,  # hook(step, steps, latents): may change the latents in place
+    negative: Float32 | None = None,  # (1, tokens, context_size): e = e_negative + guidance (e_context - e_negative)
+    guidance: float = 1.0,  # unused where negative is None: then nothing more is evaluated
     *,
     on_attention: OnAttention | None = None,  # after features were kept; for each image in turn
-    watched: Sequence[int] | None = None,     # the layers that it sees; None: `layers`
-    sink: Sink | None = None,        # sink(step, features of that step): then nothing else keeps them
-    refine: int = 0,                 # further evaluations a step
-    on_host: bool = False,           # keep features in the host's memory though the model is on a GPU
+    watched: Sequence[int] | None = None,  # the layers that it sees; None: `layers`
+    sink: Sink | None = None,  # sink(step, features of that step): then nothing else keeps them
+    refine: int = 0,  # further evaluations a step
+    on_host: bool = False,  # keep features in the host's memory though the model is on a GPU
 ) -> list[InversionData]:
     """With a sink, arrays of features have room for one step, which the next one overwrites."""
 
 def features(
     model: Model,
-    latents: Float32,                # (N, C, h, w): what inversion step `step` evaluated, as one batch
+    latents: Float32,  # (N, C, h, w): what inversion step `step` evaluated, as one batch
     context: Float32,
     steps: int,
     schedule: str,
@@ -244,26 +245,26 @@ def features(
 
 def sample(
     model: Model,
-    latent: Float32,                 # (1, C, h, w): zT
+    latent: Float32,  # (1, C, h, w): zT
     context: Float32,
     steps: int,
     schedule: str,
-    layers: Sequence[int],           # empty: nothing is injected
+    layers: Sequence[int],  # empty: nothing is injected
     content: InversionData | Recomputed | None,
     styles: Sequence[InversionData | Recomputed],
-    weights: Sequence[float],        # one per style
-    gamma: Float32,                  # (steps, decoder layers), by feature slot
-    temperature: Float32,            # (steps, decoder layers)
+    weights: Sequence[float],  # one per style
+    gamma: Float32,  # (steps, decoder layers), by feature slot
+    temperature: Float32,  # (steps, decoder layers)
     progress: Progress | None = None,
     hook: Hook | None = None,
     negative: Float32 | None = None,
     guidance: float = 1.0,
     *,
-    inject: str = "qkv",             # of the content's queries and the styles' keys and values, those that are injected
+    inject: str = "qkv",  # of the content's queries and the styles' keys and values, those that are injected
     regions: Regions | None = None,  # layers that are not in it: everywhere
     on_attention: OnAttention | None = None,  # of what is injected, or of the layer's own
     watched: Sequence[int] | None = None,  # the layers that it sees; None: `layers`
-    skip: int = 0,                   # of the first evaluations
+    skip: int = 0,  # of the first evaluations
     where: NDArray[np.uint8] | None = None,  # (steps, decoder layers): 0 where nothing is injected; None: 1
 ) -> Float32:
     """DDIM sampling from zT with injection -> z0 (1, C, h, w)."""
@@ -299,7 +300,7 @@ def inject_styles(
 
 def transfer(
     model: Model,
-    content: NDArray[np.uint8] | Float32,   # (H, W, 3)
+    content: NDArray[np.uint8] | Float32,  # (H, W, 3)
     style: NDArray[np.uint8] | Float32,
     context: Float32,
     steps: int,

@@ -132,7 +132,9 @@ def automatic(weights: int = 0, dtype: str = "float16") -> Choice:
         return Choice(None, "this machine has no NVIDIA GPU")
     architecture, least = devices[0]["architecture"], BFLOAT16 if dtype == "bfloat16" else LEAST
     if architecture < least:
-        return Choice(None, f"{describe(0)} has compute capability {architecture / 10:.1f}, and {least / 10:.1f} is needed")
+        return Choice(
+            None, f"{describe(0)} has compute capability {architecture / 10:.1f}, and {least / 10:.1f} is needed"
+        )
     short = _too_small(0, weights)
     return Choice(None, short) if short else Choice(0, f"{describe(0)} can be used")
 

@@ -235,8 +235,12 @@ def build(workshop: Workshop) -> gradio.Blocks:
     with gr.Blocks(title="styleid", analytics_enabled=False) as page:
         gr.Markdown("# styleid\nThe style of one image on the content of another, by a pretrained diffusion model.")
         with gr.Row():
-            content = gr.Image(label="Content", type="filepath", sources=["upload", "clipboard"], height=HEIGHT, elem_id="content")
-            style = gr.Image(label="Style", type="filepath", sources=["upload", "clipboard"], height=HEIGHT, elem_id="style")
+            content = gr.Image(
+                label="Content", type="filepath", sources=["upload", "clipboard"], height=HEIGHT, elem_id="content"
+            )
+            style = gr.Image(
+                label="Style", type="filepath", sources=["upload", "clipboard"], height=HEIGHT, elem_id="style"
+            )
             result = gr.Image(label="Result", interactive=False, height=HEIGHT, format="png", elem_id="result")
         status = gr.Markdown("", elem_id="status")
         with gr.Row():

@@ -21,7 +21,6 @@ import styleid
 from styleid import _core, _cuda
 
 
-
 def pytest_ignore_collect(collection_path, config):
     """Files whose tests all import PyTorch, which takes ten seconds, where those are left out."""
     if "not torch" in config.option.markexpr and collection_path.match("test_*.py"):

@@ -17,7 +17,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin make small problems many times slower
 
 import numpy as np
-
 from native import building
 
 NATIVE = Path(building.__file__).parent
@@ -271,16 +270,16 @@ def post_of(call, activation="none", factor=None, residual=None, relu=False):
     return ctypes.pointer(post)
 
 
-def conv(device, dst, src, w, bias=None, usual=None, kernel=3, stride=1, pads=(1, 1), upsample=False, threads=2, **post):
+def conv(
+    device, dst, src, w, bias=None, usual=None, kernel=3, stride=1, pads=(1, 1), upsample=False, threads=2, **post
+):
     backend, part = device.handle(threads), c_void_p()
     shape = ConvShape(w.shape[1], w.shape[0], kernel, stride, *pads, upsample, bias is None, *(usual or src.shape[1:3]))
     w, b = weight(w), None if bias is None else weight(bias)
     device.check(device.library.ops_conv_open(backend, byref(part), shape, byref(w), b))
     try:
         call = Call(device, threads)
-        call.run(
-            "conv", dst=call.tensor(dst, output=True), x=call.tensor(src), part=part, post=post_of(call, **post)
-        )
+        call.run("conv", dst=call.tensor(dst, output=True), x=call.tensor(src), part=part, post=post_of(call, **post))
     finally:
         device.library.ops_conv_close(backend, part)
 
@@ -295,9 +294,7 @@ def linear(device, dst, src, weights, biases=None, usual=None, threads=2, **post
     )
     try:
         call = Call(device, threads)
-        call.run(
-            "linear", dst=call.tensor(dst, output=True), x=call.tensor(src), part=part, post=post_of(call, **post)
-        )
+        call.run("linear", dst=call.tensor(dst, output=True), x=call.tensor(src), part=part, post=post_of(call, **post))
     finally:
         device.library.ops_linear_close(backend, part)
 
@@ -495,7 +492,10 @@ def linear_map(device, shape, activation, post):
     options = {}
     if post:
         bias = noise(2, columns)
-        options = {"factor": device.noise(3, rows, 2 * columns)[:, columns:], "residual": device.noise(4, rows, columns)}
+        options = {
+            "factor": device.noise(3, rows, 2 * columns)[:, columns:],
+            "residual": device.noise(4, rows, columns),
+        }
         expected = activated(expected + bias, activation) * floats(options["factor"]) + floats(options["residual"])
     else:
         expected = activated(expected, activation)
@@ -535,7 +535,10 @@ def linear_of_stacked_parts(device, kind):
     biases = [noise(9 + i, out, dtype=kind) for i, out in enumerate(outs)]
     dst = device.empty(11, sum(outs))
     linear(device, dst, x, [weight(part, columns=(5, 24)) for part in parts], biases)
-    expected = [floats(x) @ device.rounded(floats(p)[:, 5:29]).T.astype(np.float64) + floats(b) for p, b in zip(parts, biases, strict=True)]
+    expected = [
+        floats(x) @ device.rounded(floats(p)[:, 5:29]).T.astype(np.float64) + floats(b)
+        for p, b in zip(parts, biases, strict=True)
+    ]
     check(dst, np.concatenate(expected, axis=1), device.tolerance("product"))
 
 
@@ -933,7 +936,9 @@ def mix_of(device, count):
     wide, other = z.astype(np.float64), p.astype(np.float64)
     expected = (up * wide + down * (a * other + b * wide)).astype(np.float32)
     call = Call(device)
-    call.run("mix", floats=pointers(call.block(z, output=True), call.block(p)), count=count, factors=(c_double * 4)(*factors))
+    call.run(
+        "mix", floats=pointers(call.block(z, output=True), call.block(p)), count=count, factors=(c_double * 4)(*factors)
+    )
     np.testing.assert_array_max_ulp(z, expected, 1)
 
 
@@ -1016,7 +1021,12 @@ def cuda(paths, dtype):
     loaded = prepare(building.build("ops-cuda", building.layer("core", "cuda") + shims))
     loaded.ops_cuda_libraries.argtypes = [c_char_p] * 4
     loaded.ops_cuda_open.argtypes = [c_void_p, c_int, c_int]
-    device = Device(loaded, lambda handle, threads: loaded.ops_cuda_open(handle, DTYPES.index(dtype), threads), dtype, f"cuda {dtype}")
+    device = Device(
+        loaded,
+        lambda handle, threads: loaded.ops_cuda_open(handle, DTYPES.index(dtype), threads),
+        dtype,
+        f"cuda {dtype}",
+    )
     # ex2.approx of the attention, the order of the norms' sums, and biases in the type that cuDNN and cuBLASLt add them in, which
     # is a third rounding; TF32 would be 1e-3.
     device.TOLERANCES = Device.TOLERANCES | {"attention": (1e-5, 8e-3), "norm": (1e-5, 4e-3), "product": (4e-6, 6e-3)}

@@ -67,7 +67,9 @@ def unet(channels, heads, attention, *, layers=2, linear=False, context=48, grou
     return randomize(network.to_empty(device="cpu"), seed)
 
 
-def vae(channels, *, layers=2, latent=4, groups=8, scaling=0.18215, attention=True, quant=True, post_quant=True, seed=2):
+def vae(
+    channels, *, layers=2, latent=4, groups=8, scaling=0.18215, attention=True, quant=True, post_quant=True, seed=2
+):
     with torch.device("meta"):
         network = AutoencoderKL(
             block_out_channels=channels, layers_per_block=layers, latent_channels=latent, norm_num_groups=groups,
@@ -87,13 +89,22 @@ def tiny_vae(width=16, *, encoder=(1, 3, 3, 3), decoder=(3, 3, 3, 1), latent=4, 
     return randomize(network.to_empty(device="cpu"), seed)
 
 
-def text_encoder(channels, heads, *, layers=2, hidden=None, vocabulary=100, positions=77, activation="quick_gelu", seed=3):
+def text_encoder(
+    channels, heads, *, layers=2, hidden=None, vocabulary=100, positions=77, activation="quick_gelu", seed=3
+):
     return randomize(
         CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=vocabulary, hidden_size=channels, intermediate_size=hidden or 4 * channels,
-                num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=positions,
-                hidden_act=activation, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=0,
+                vocab_size=vocabulary,
+                hidden_size=channels,
+                intermediate_size=hidden or 4 * channels,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                max_position_embeddings=positions,
+                hidden_act=activation,
+                bos_token_id=vocabulary - 2,
+                eos_token_id=vocabulary - 1,
+                pad_token_id=0,
             )  # fmt: skip
         ),
         seed,
@@ -179,7 +190,6 @@ class Networks:
                 for name, parameter in network.named_parameters():
                     weights[f"{prefix}.{name.removeprefix('text_model.')}"] = weight(parameter)
         return weights
-
 
     def engine(self, dtype="float32", threads=1, tiling="auto"):
         return _core.Model(self.config(), self.weights(), dtype=dtype, threads=threads, tiling=tiling)

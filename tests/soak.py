@@ -115,7 +115,10 @@ class Soak:
         key = self.random.choice(list(self.models))
         self.models[key] = self.load(*key)
         for _ in range(count):
-            model, pair = self.random.choice(list(self.models.values())), (self.random.choice(SIZES), self.random.choice(SIZES))
+            model, pair = (
+                self.random.choice(list(self.models.values())),
+                (self.random.choice(SIZES), self.random.choice(SIZES)),
+            )
             if self.random.random() < 1 / 3:
                 self.spoil(model, pair)
             self.check(model, pair)
@@ -143,4 +146,6 @@ if __name__ == "__main__":
             Path(place) / "model", options.count, options.seed,
             lambda part, size: print(f"{10 * part + 10:3} %  {size / 1e6:7.1f} MB", flush=True),
         )  # fmt: skip
-    print(f"{report.done} transfers, {report.cancelled} cancelled, {report.refused} refused, {time.monotonic() - start:.0f} s")
+    print(
+        f"{report.done} transfers, {report.cancelled} cancelled, {report.refused} refused, {time.monotonic() - start:.0f} s"
+    )

@@ -28,8 +28,25 @@ def test_parts_without_peers(shared_folder, tmp_path):
 def test_what_a_gpu_is_to_answer(shared_folder, tmp_path):
     """On the fakes: every part ends and has found something."""
     parts = ["machine", "kernels", "networks", "unet", "transfers", "sanitizer"]
-    command = [sys.executable, "-m", "benchmarks.gpu", *parts, "--minutes", "60", "--out", tmp_path, "--model", shared_folder]
-    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.DEVNULL, env=os.environ | cuda.environment())
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        *parts,
+        "--minutes",
+        "60",
+        "--out",
+        tmp_path,
+        "--model",
+        shared_folder,
+    ]
+    subprocess.run(
+        command,
+        cwd=Path(__file__).parents[1],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | cuda.environment(),
+    )
     results = {result["part"]: result for result in json.loads((tmp_path / "results.json").read_text())}
     assert list(results) == parts and all(result["end"] == 0 and result["rows"] for result in results.values())
     found = {row["what"]: row["found"] for result in results.values() for row in result["rows"]}

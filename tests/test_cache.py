@@ -102,6 +102,7 @@ def test_models_that_differ_in_little(folder, tmp_path, runs):
 def test_models_that_differ_in_their_text(tmp_path, runs, change):
     """What turns a prompt into a context: the tokenizer's files, and every row of the embedding."""
     root = formats.write_diffusers(tmp_path / "model", formats.configuration("1.x"))
+
     def run():
         model = styleid.load_model(root, dtype="float32", threads=1)
         return invert(model, tmp_path / "cache", prompt="a cat", layers=(3, 4)), model.fingerprint

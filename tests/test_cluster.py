@@ -342,7 +342,9 @@ def test_workers_stop_with_the_client(place, shared_folder, started, number):
 
 
 def make_results(contents, styles, settings=1):
-    inversion = lambda name: SimpleNamespace(key=name)
+    def inversion(name):
+        return SimpleNamespace(key=name)
+
     return [
         SimpleNamespace(key=f"{c}-{s}-{n}", content=inversion(f"c{c}"), style=inversion(f"s{s}"), group=0)
         for c in range(contents)

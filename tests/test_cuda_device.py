@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 
 def run(code, environment=None, **changes):
     """What the program prints on a machine with the fakes (or with another environment)."""
-    program = "import sys; sys.path[:0] = ['tests']\nimport tiny, styleid, numpy as np\nfrom styleid import _core, _cuda\n" + code
+    program = (
+        "import sys; sys.path[:0] = ['tests']\nimport tiny, styleid, numpy as np\nfrom styleid import _core, _cuda\n"
+        + code
+    )
     variables = cuda.environment(PATH="/usr/bin:/bin:/usr/local/bin", **changes) if environment is None else environment
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300, env=variables
@@ -27,7 +30,9 @@ def run(code, environment=None, **changes):
 
 def error_of(call, **changes):
     """Type and text of what a call raises."""
-    return run(f"try: print({call})\nexcept Exception as error: print(type(error).__name__, error, sep=': ')", **changes)
+    return run(
+        f"try: print({call})\nexcept Exception as error: print(type(error).__name__, error, sep=': ')", **changes
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ what is chosen
@@ -106,10 +111,16 @@ def test_a_gpu_that_is_too_old(dtype, architecture):
         f"_core.Model(tiny.config(), tiny.weights(tiny.config()), '{dtype}', 1, 'auto', _cuda.choose('cuda', 0).device)",
         STYLEID_FAKE_ARCHITECTURE=architecture,
     )
-    assert answer.startswith("ValueError: d") and f"cuda:0 (Fake GPU) has {'' if dtype == 'bfloat16' else 'compute capability '}7." in answer
+    assert (
+        answer.startswith("ValueError: d")
+        and f"cuda:0 (Fake GPU) has {'' if dtype == 'bfloat16' else 'compute capability '}7." in answer
+    )
 
 
-@pytest.mark.parametrize("bad, error", [("gpu", ValueError), ("cuda:", ValueError), ("cuda:-1", ValueError), (0, TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    "bad, error",
+    [("gpu", ValueError), ("cuda:", ValueError), ("cuda:-1", ValueError), (0, TypeError), (None, TypeError)],
+)
 def test_bad_devices(bad, error):
     with pytest.raises(error, match=r"^device: expected "):
         styleid.load_model(device=bad)

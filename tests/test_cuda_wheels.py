@@ -40,7 +40,9 @@ def include_flags(major, folder):
     (folder / "cuda_bf16.h").write_text("#pragma once\nstruct __nv_bfloat16 { short bits; };\n")
     for name in "fp8", "fp6", "fp4":
         (folder / f"cuda_{name}.h").write_text("#include <cuComplex.h>\n")
-    words = "__host__ __device__ __device_builtin__ __cudart_builtin__ __forceinline__ CUDARTAPI CUDARTAPI_CDECL CUDART_CB"
+    words = (
+        "__host__ __device__ __device_builtin__ __cudart_builtin__ __forceinline__ CUDARTAPI CUDARTAPI_CDECL CUDART_CB"
+    )
     defines = [*(f"#define {word}" for word in words.split()), "#define __builtin_align__(n)", "#define __align__(n)"]
     (folder / "crt").mkdir()
     (folder / "crt/host_defines.h").write_text("\n".join([*defines, ""]))
@@ -170,9 +172,15 @@ def models():
         "TAESD": [*taesd_convolutions(512)],
         "the default model": [
             *unet_convolutions(own["block_out_channels"], own["layers_per_block"], native, 2, own["in_channels"]),
-            *vae_convolutions(own_vae["block_out_channels"], own_vae["layers_per_block"], side, own_vae["latent_channels"]),
+            *vae_convolutions(
+                own_vae["block_out_channels"], own_vae["layers_per_block"], side, own_vae["latent_channels"]
+            ),
         ],
-        "odd widths": [convolution(1, 16, 3, 9), convolution(1, 7, 5, 24, stride=2), convolution(2, 5, 24, 24, residual=1)],
+        "odd widths": [
+            convolution(1, 16, 3, 9),
+            convolution(1, 7, 5, 24, stride=2),
+            convolution(2, 5, 24, 24, residual=1),
+        ],
     }
 
 
@@ -183,7 +191,9 @@ def cudnn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plans")
     compile_c("-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", HERE / "stub_cuda.c", "-o", folder / "libcuda.so.1")
     sources = [HERE / "plans.c", CSRC / "cuda/plan.c", CSRC / "core/err.c"]
-    compile_c("-std=c11", "-O1", "-D_GNU_SOURCE", "-shared", "-fPIC", f"-I{CSRC}", *sources, "-ldl", "-o", folder / "plans.so")
+    compile_c(
+        "-std=c11", "-O1", "-D_GNU_SOURCE", "-shared", "-fPIC", f"-I{CSRC}", *sources, "-ldl", "-o", folder / "plans.so"
+    )
     ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
     plans = ctypes.CDLL(str(folder / "plans.so"))
     plans.plans_error.restype = ctypes.c_char_p

@@ -238,7 +238,7 @@ def test_mapped_features_are_views_of_the_file(model, kept, tmp_path):
     cache = styleid.Cache(tmp_path)
     first, again = (inverted(model, 0, "disk", cache=cache) for _ in range(2))
     for inversion in first, again:
-        assert inversion.mapped and not inversion.latents.base is inversion.features["key"][7].base
+        assert inversion.mapped and inversion.latents.base is not inversion.features["key"][7].base
         view = inversion.key(1, 7)
         assert np.shares_memory(view, inversion.features["key"][7]) and not view.flags.writeable
         with pytest.raises(ValueError):

@@ -180,7 +180,9 @@ def test_inputs(value):
         "latents": lambda: model.predict_noise(z, 1, tiny.CONTEXT),
         "context": lambda: model.predict_noise(tiny.latents(), 1, context),
         "latent": lambda: _core.sample(model, **tiny.sample_arguments(data) | {"latent": z}),
-        "gamma": lambda: _core.sample(model, **tiny.sample_arguments(data) | {"gamma": tiny.filled(tiny.STRENGTHS, value)}),
+        "gamma": lambda: _core.sample(
+            model, **tiny.sample_arguments(data) | {"gamma": tiny.filled(tiny.STRENGTHS, value)}
+        ),
         "content": lambda: _core.adain(z, tiny.latents()),
     }.items():
         with pytest.raises(ValueError, match=f"^{name}"):

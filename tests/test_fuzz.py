@@ -35,7 +35,10 @@ def broken(number):
 def test_inputs_that_are_not_survived_are_named(tmp_path, monkeypatch, fault, message):
     number = iter(range(1000))
     np.ones(600 << 20, np.uint8)  # more than the fault takes, but earlier
-    entry = lambda place: (lambda random: next(number), lambda n: n == 30 and fault(n))
+
+    def entry(place):
+        return lambda random: next(number), lambda n: n == 30 and fault(n)
+
     monkeypatch.setitem(ENTRIES, "entry", entry)
     with pytest.raises(AssertionError, match=f"entry, seed 3, input 10: .*{message}"):
         run("entry", tmp_path, count=100, seed=3)

@@ -60,7 +60,11 @@ def check_matmul(kernels, rows, depth, columns, activation=0, post=False, thread
     product = {"src": noise(0, rows, depth + 3)[:, 3:], "weights": panels(weights), "activation": activation}
     product["dst"] = np.full((rows, columns + 2), 7, np.float32)[:, 1:-1]
     if post:
-        product |= {"bias": noise(2, columns), "factor": noise(3, rows, 2 * columns)[:, columns:], "residual": noise(4, rows, columns)}
+        product |= {
+            "bias": noise(2, columns),
+            "factor": noise(3, rows, 2 * columns)[:, columns:],
+            "residual": noise(4, rows, columns),
+        }
     assert kernels.matmul([product], threads)
     expected = product["src"].astype(np.float64) @ weights + product.get("bias", 0)
     expected = ACTIVATIONS[activation](expected) * product.get("factor", 1) + product.get("residual", 0)
@@ -69,7 +73,9 @@ def check_matmul(kernels, rows, depth, columns, activation=0, post=False, thread
 
 
 @own_products
-@pytest.mark.parametrize("rows, depth, columns", [(1, 1, 1), (1, 700, 130), (5, 3, 16), (6, 320, 17), (97, 321, 129), (200, 641, 300)])
+@pytest.mark.parametrize(
+    "rows, depth, columns", [(1, 1, 1), (1, 700, 130), (5, 3, 16), (6, 320, 17), (97, 321, 129), (200, 641, 300)]
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("post", [False, True])
 def test_matmul(kernels, rows, depth, columns, activation, post):

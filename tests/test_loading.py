@@ -733,7 +733,20 @@ def break_index(folder, change):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/passwd", "..", "", ".", "a/b.safetensors", "a\0b", "none", "x" * 300, "\ud800", "a\nb"]
+    "name",
+    [
+        "../secret.safetensors",
+        "/etc/passwd",
+        "..",
+        "",
+        ".",
+        "a/b.safetensors",
+        "a\0b",
+        "none",
+        "x" * 300,
+        "\ud800",
+        "a\nb",
+    ],
 )
 def test_shard_names(folder, name):
     break_index(folder, lambda values, weights: weights.update({next(iter(weights)): name}))
@@ -852,7 +865,8 @@ def test_a_folder_recommends_settings(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"gamma": 2}', '{"gamma": true}', '{"temperature": 0}', '{"layers": 6}', '{"layers": [1.5]}', '{"x": 1}', "[]"]
+    "text",
+    ['{"gamma": 2}', '{"gamma": true}', '{"temperature": 0}', '{"layers": 6}', '{"layers": [1.5]}', '{"x": 1}', "[]"],
 )
 def test_broken_recommendations(folder, text):
     (folder / "styleid.json").write_text(text)

@@ -50,7 +50,19 @@ def sampled(
 ):  # fmt: skip
     gamma, temperature = (x if np.ndim(x) else constant(x, steps, decoder_layers) for x in (gamma, temperature))
     return _core.sample(
-        model, latent, CONTEXT, steps, schedule, layers, content, styles, weights, gamma, temperature, hook=hook, **options
+        model,
+        latent,
+        CONTEXT,
+        steps,
+        schedule,
+        layers,
+        content,
+        styles,
+        weights,
+        gamma,
+        temperature,
+        hook=hook,
+        **options,
     )
 
 
@@ -58,7 +70,17 @@ def start(height=8, width=8, seed=0):
     return noise(1, 4, height, width, seed=seed)
 
 
-def compare(steps=6, schedule="paper", model=(), layers=None, adain=True, styles=((8, 8),), weights=(1.0,), size=(8, 8), **options):
+def compare(
+    steps=6,
+    schedule="paper",
+    model=(),
+    layers=None,
+    adain=True,
+    styles=((8, 8),),
+    weights=(1.0,),
+    size=(8, 8),
+    **options,
+):
     """Inversions, AdaIN and injection by both programs, each from the same two latents. -> the final latents' error"""
     layers = oracle.StyleID.default_layers(schedule) if layers is None else layers
     z_content, *z_styles = (start(*s, seed=seed) for seed, s in enumerate((size, *styles)))
@@ -113,7 +135,9 @@ def test_without_adain(schedule):
     assert compare(schedule=schedule, adain=False) <= TRAJECTORY_TOLERANCE
 
 
-@pytest.mark.parametrize("size, style", [((8, 16), (8, 8)), ((8, 8), (16, 24)), ((16, 8), (8, 16)), ((24, 16), (24, 16))])
+@pytest.mark.parametrize(
+    "size, style", [((8, 16), (8, 8)), ((8, 8), (16, 24)), ((16, 8), (8, 16)), ((24, 16), (24, 16))]
+)
 def test_sizes(size, style):
     """Content and style need not have equal numbers of tokens."""
     assert compare(size=size, styles=(style,)) <= TRAJECTORY_TOLERANCE
@@ -141,13 +165,17 @@ def test_regions(inject):
     tokens = {6: 16, 9: 64, 10: 64}
     bias = {n: random.standard_normal((2, tokens[n])).astype(np.float32) for n in layers}
     cover = {n: np.resize(np.float32([1, 0.3, 0, 1]), tokens[n]) for n in layers}
-    key_bias = [{n: random.standard_normal(tokens[n] * w * h // 64).astype(np.float32) for n in layers} for w, h in sizes]
+    key_bias = [
+        {n: random.standard_normal(tokens[n] * w * h // 64).astype(np.float32) for n in layers} for w, h in sizes
+    ]
     for n in layers:
         bias[n][0, ::3] = -np.inf
         bias[n][:, cover[n] == 0] = -np.inf
         key_bias[1][n][::2] = -np.inf
     regions = {"bias": bias, "cover": cover, "key_bias": key_bias}
-    assert compare(layers=layers, styles=sizes, weights=[0.4, 1.1], inject=inject, regions=regions) <= TRAJECTORY_TOLERANCE
+    assert (
+        compare(layers=layers, styles=sizes, weights=[0.4, 1.1], inject=inject, regions=regions) <= TRAJECTORY_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-4, 0.5])
@@ -156,8 +184,9 @@ def test_adain(epsilon, size, style):
     """Against the formula; and the result has the style's mean and standard deviation."""
     content, style = 3 + 2 * start(*size), 0.5 * start(*style, seed=1) - 1
     content[:, 1] *= 1e-4
-    mean, std = (lambda x: x.mean((2, 3), keepdims=True, dtype=np.float64)), (
-        lambda x: x.std((2, 3), keepdims=True, dtype=np.float64, ddof=1)
+    mean, std = (
+        (lambda x: x.mean((2, 3), keepdims=True, dtype=np.float64)),
+        (lambda x: x.std((2, 3), keepdims=True, dtype=np.float64, ddof=1)),
     )
     actual = _core.adain(content, style, epsilon)
     expected = std(style) * (content - mean(content)) / (std(content) + epsilon) + mean(style)
@@ -227,7 +256,16 @@ def test_injecting_what_is_there_changes_nothing(schedule):
     zT = content["latents"][-1:]
     own = sampled(engine(), zT, steps, schedule, (), None, [], (), hook=put_back)
     injected = sampled(
-        engine(), zT, steps, schedule, engine().attention_layers, content, [content], gamma=1, temperature=1, hook=put_back
+        engine(),
+        zT,
+        steps,
+        schedule,
+        engine().attention_layers,
+        content,
+        [content],
+        gamma=1,
+        temperature=1,
+        hook=put_back,
     )
     assert relative_error(injected, own) <= EVALUATION_TOLERANCE
 
@@ -258,7 +296,16 @@ def test_reconstruction_gets_better_with_more_steps():
         content, seen = inverted(model, start(), steps, "diffusers", keep="none")[0], []
         zT = content["latents"][-1:]
         sampled(
-            model, zT, steps, "diffusers", (), None, [], (), decoder_layers=4, hook=lambda *call: seen.append(call[2].copy())
+            model,
+            zT,
+            steps,
+            "diffusers",
+            (),
+            None,
+            [],
+            (),
+            decoder_layers=4,
+            hook=lambda *call: seen.append(call[2].copy()),
         )
         e = model.predict_noise(seen[-2], 1, CONTEXT)
         errors.append(relative_error(oracle.move(seen[-2], e, "epsilon", 1, 0), start()))
@@ -327,14 +374,13 @@ def test_same_bytes_every_time(dtype):
     content, style = picture(32, 32, seed=1), picture(48, 32, seed=2)
     rates = constant(0.75, 5), constant(1.5, 5)
     runs = [
-        _core.transfer(engine(dtype=dtype), content, style, CONTEXT, 5, "paper", (6, 7, 11), *rates).tobytes() for _ in range(2)
+        _core.transfer(engine(dtype=dtype), content, style, CONTEXT, 5, "paper", (6, 7, 11), *rates).tobytes()
+        for _ in range(2)
     ]
     assert runs[0] == runs[1]
 
 
 def test_same_bytes_on_any_number_of_threads():
-    rates = constant(0.75, 5), constant(1.5, 5)
-
     def latent(threads):
         model = engine(threads=threads)
         content, style = inverted(model, np.concatenate([start(), start(seed=1)]), 5, "paper")

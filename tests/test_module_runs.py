@@ -325,7 +325,12 @@ def test_a_forced_instruction_set(level):
 
 @pytest.mark.parametrize("level", ["generic", "avx2"])
 def test_bfloat16_without_avx512_is_refused(level):
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tiny; tiny.model(dtype='bfloat16')"
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tiny; tiny.model(dtype='bfloat16')"
+    )
     process = run_program(program, STYLEID_ISA=level)
     if level in _core.info()["isas"]:
-        assert process.returncode == 1 and f"dtype: bfloat16 needs AVX-512, and this CPU has or uses {level}" in process.stderr
+        assert (
+            process.returncode == 1
+            and f"dtype: bfloat16 needs AVX-512, and this CPU has or uses {level}" in process.stderr
+        )

@@ -33,7 +33,9 @@ def results(level, dtype):
 @cache
 def results_on_fakes(dtype):
     command = [sys.executable, "-W", "ignore", ops.__file__, "cuda", cuda.paths(), dtype]
-    return answers(command, os.environ | cuda.environment(STYLEID_NATIVE=str(building.FOLDER)), Path(ops.__file__).parent)
+    return answers(
+        command, os.environ | cuda.environment(STYLEID_NATIVE=str(building.FOLDER)), Path(ops.__file__).parent
+    )
 
 
 def answers(command, environment, folder):

@@ -122,7 +122,11 @@ def test_waiting_threads_spin_for_microseconds(chosen, spins):
     clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     code = "import os, styleid; print(os.environ.get('GOMP_SPINCOUNT'))"
     run = subprocess.run(
-        [sys.executable, "-c", code], env=clean | chosen | {"OMP_DISPLAY_ENV": "verbose"}, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env=clean | chosen | {"OMP_DISPLAY_ENV": "verbose"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert f"GOMP_SPINCOUNT = '{spins}'" in run.stderr
     assert run.stdout.strip() == str(chosen.get("GOMP_SPINCOUNT"))

@@ -31,7 +31,9 @@ def engine(name, **options):
 
 
 def tokens(name, n, length):
-    return np.random.default_rng(length).integers(networks(name).text.config.vocab_size, size=(n, length), dtype=np.int32)
+    return np.random.default_rng(length).integers(
+        networks(name).text.config.vocab_size, size=(n, length), dtype=np.int32
+    )
 
 
 def expected(text, ids):

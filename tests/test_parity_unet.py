@@ -22,11 +22,15 @@ CONFIGURATIONS = {
     "head size 20, the lower level attends": dict(
         channels=(20, 60), heads=(1, 3), attention=(0, 1), layers=1, groups=10, linear=True
     ),
-    "head size 40, the highest level attends": dict(channels=(40, 80, 80), heads=(1, 2, 2), attention=(1, 0, 0), groups=5),
+    "head size 40, the highest level attends": dict(
+        channels=(40, 80, 80), heads=(1, 2, 2), attention=(1, 0, 0), groups=5
+    ),
     "head sizes 80 and 160": dict(channels=(80, 160), heads=1, attention=(1, 1), layers=1, groups=16),
     "one channel a group": dict(channels=(32, 32), heads=4, attention=(0, 1), groups=32, layers=1),
     "large maps": dict(channels=(64, 80), heads=2, attention=(0, 0), layers=1, groups=16, sample_size=64),
-    "widths that fall": dict(channels=(48, 32, 64), heads=(2, 4, 2), attention=(1, 0, 1), layers=3, latent=3, context=1),
+    "widths that fall": dict(
+        channels=(48, 32, 64), heads=(2, 4, 2), attention=(1, 0, 1), layers=3, latent=3, context=1
+    ),
 }
 
 

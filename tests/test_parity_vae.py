@@ -109,7 +109,9 @@ def test_bfloat16_loses_no_more_than_pytorchs(name):
     half, model = copy.deepcopy(vae).bfloat16(), engine(name, dtype="bfloat16")
     images, z = picture(64, 48, seed=1)[None], latents(name, height=8, width=6)
     exact = encoded(vae, images)
-    assert relative_error(model.encode(images), exact) <= BFLOAT16_TOLERANCE * relative_error(encoded(half, images), exact)
+    assert relative_error(model.encode(images), exact) <= BFLOAT16_TOLERANCE * relative_error(
+        encoded(half, images), exact
+    )
     exact = decoded(vae, z)
     assert relative_error(model.decode_float(z), exact) <= BFLOAT16_TOLERANCE * relative_error(decoded(half, z), exact)
 

@@ -184,7 +184,9 @@ with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as p
 def test_workers_of_pytorch(first):
     """A DataLoader whose data set transfers styles, as in an augmentation; PyTorch brings an OpenMP of its own."""
     pytest.importorskip("torch")
-    run(first=first, program="""
+    run(
+        first=first,
+        program="""
 import torch
 
 class Styled(torch.utils.data.Dataset):
@@ -197,4 +199,5 @@ class Styled(torch.utils.data.Dataset):
 torch.ones(1 << 18).sum()
 loader = torch.utils.data.DataLoader(Styled(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=120)
 assert list(loader) == [expected] * 4
-""")
+""",
+    )

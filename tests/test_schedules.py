@@ -85,7 +85,11 @@ def test_published_timesteps():
 
 @pytest.mark.parametrize(
     "schedule, layers, epsilon, truncate",
-    [("paper", range(6, 12), 0.0, True), ("diffusers", range(7, 12), 1e-4, False), ("corrected", range(6, 12), 0.0, True)],
+    [
+        ("paper", range(6, 12), 0.0, True),
+        ("diffusers", range(7, 12), 1e-4, False),
+        ("corrected", range(6, 12), 0.0, True),
+    ],
 )
 def test_facts(schedule, layers, epsilon, truncate):
     facts = _core.schedule(engine(), schedule, 50)

@@ -13,7 +13,9 @@ from styleid import _core
 pytestmark = pytest.mark.long
 
 LEVELS = _core.info()["isas"]
-PLAIN = {name: "" for name in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS", "OMP_NESTED", "OMP_NUM_THREADS")}
+PLAIN = {
+    name: "" for name in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS", "OMP_NESTED", "OMP_NUM_THREADS")
+}
 CASES = [(level, "float32") for level in LEVELS] + [
     (level, "bfloat16") for level in LEVELS if level not in ("generic", "avx2")
 ]

@@ -35,7 +35,10 @@ def run_part(name, seconds, folder, model):
 
 
 def table(result):
-    lines = [f"## {result['part']}: {result['seconds']} s" + ("" if result["end"] == 0 else f", ended with {result['end']}"), ""]
+    lines = [
+        f"## {result['part']}: {result['seconds']} s" + ("" if result["end"] == 0 else f", ended with {result['end']}"),
+        "",
+    ]
     lines += [f"- {row['what']}: {row['found']}" for row in result["rows"]]
     return "\n".join([*lines, ""])
 
@@ -48,7 +51,9 @@ def main():
     parser.add_argument("--minutes", type=float, default=9, help="for all parts together (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--cpu", action="store_true", help="the CPU instead of the GPU")
-    parser.add_argument("--model", type=Path, help="a model's folder in place of one of SD 1.x's size with random weights")
+    parser.add_argument(
+        "--model", type=Path, help="a model's folder in place of one of SD 1.x's size with random weights"
+    )
     options = parser.parse_args()
     parts = CPU if options.cpu else GPU
     if unknown := set(options.parts) - parts.keys():

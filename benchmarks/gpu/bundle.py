@@ -32,7 +32,9 @@ def main():
         target = FOLDER / "onednn/include" / header.as_posix().rpartition("/include/")[2]
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(header, target)
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(FOLDER), "diffusers"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(FOLDER), "diffusers"], check=True
+    )
     tree = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     paths = [ROOT / name for name in tree.split("\0") if name] + [path for path in FOLDER.rglob("*") if path.is_file()]
     total = sum(path.stat().st_size for path in paths)

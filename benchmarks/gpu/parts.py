@@ -84,7 +84,10 @@ def machine(folder):
 
     for line in _cuda.report():
         yield line.partition(":")[0], line.partition(":")[2].strip()
-    yield "nvidia-smi", output_of("nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
+    yield (
+        "nvidia-smi",
+        output_of("nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"),
+    )
     yield "CPU", output_of("sh", "-c", "lscpu | grep -E 'Model name|^CPU\\(s\\)|amx' | cut -c1-200")
     for package in "styleid", "torch", "diffusers", "nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-nvrtc":
         try:
@@ -136,7 +139,10 @@ def operations(folder):
         text = output_of(sys.executable, "-W", "ignore", "tests/ops.py", "cuda", ",".join(paths), dtype)
         lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
         wrong = [f"{line['case']}: {line['error']}" for line in lines if line["error"]]
-        yield f"operations in {dtype}", f"{len(lines) - len(wrong)} of {len(lines)} right" + "".join(f"; {one}" for one in wrong[:20])
+        yield (
+            f"operations in {dtype}",
+            f"{len(lines) - len(wrong)} of {len(lines)} right" + "".join(f"; {one}" for one in wrong[:20]),
+        )
         if not lines:
             yield f"operations in {dtype} ended", text[-1000:]
 
@@ -155,7 +161,10 @@ def networks(folder):
         if torch := torch_cuda():
             network, context = peer(torch, folder, dtype, 1)
             x = torch.from_numpy(latents).cuda().to(getattr(torch, dtype)).contiguous(memory_format=torch.channels_last)
-            yield f"PyTorch's UNet in {dtype}", f"{relative(network(x, 500, context).sample.float().cpu().numpy(), expected):.2e}"
+            yield (
+                f"PyTorch's UNet in {dtype}",
+                f"{relative(network(x, 500, context).sample.float().cpu().numpy(), expected):.2e}",
+            )
 
 
 def peer(torch, folder, dtype, batch):
@@ -212,7 +221,10 @@ def transfers(folder):
         yield f"memory in {dtype}", f"{(before - _core.cuda_free_memory(0) + model.memory) / 1e9:.2f} GB"
         del model
     difference = np.float64(results["float16"]) - results["float32"]
-    yield "PSNR of float16's image from float32's", f"{10 * np.log10(255**2 / max(np.mean(difference**2), 1e-9)):.1f} dB"
+    yield (
+        "PSNR of float16's image from float32's",
+        f"{10 * np.log10(255**2 / max(np.mean(difference**2), 1e-9)):.1f} dB",
+    )
 
 
 def sanitizer(folder):

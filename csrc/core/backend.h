@@ -162,8 +162,8 @@ struct sid_backend {
     /* tile (planes, rows, columns) = the window of planes (planes, height, width); and
      * the window of planes += row_shares[rows] * column_shares[columns] * tile. */
     int (*tile_take)(sid_exec *exec, float *tile, const float *planes, const sid_window *window);
-    int (*tile_add)(sid_exec *exec, float *planes, const float *tile, const sid_window *window,
-                    const float *row_shares, const float *column_shares);
+    int (*tile_add)(sid_exec *exec, float *planes, const float *tile, const sid_window *window, const float *row_shares,
+                    const float *column_shares);
 };
 
 /* dtype SID_F32 or SID_BF16; threads >= 1. */

@@ -14,8 +14,8 @@ static int check_range(const char *name, size_t value, size_t least, size_t most
 static int check_channels(const char *name, size_t channels, size_t groups) {
     SID_TRY(check_range(name, channels, 1, MAX_CHANNELS));
     if (channels % groups)
-        return sid_fail(SID_EMODEL, "configuration: %s has %zu channels, which %zu groups do not divide", name, channels,
-                        groups);
+        return sid_fail(SID_EMODEL, "configuration: %s has %zu channels, which %zu groups do not divide", name,
+                        channels, groups);
     return SID_OK;
 }
 
@@ -39,7 +39,8 @@ static int check_unet(const sid_unet_config *c) {
     if (c->channels[0] % 2)
         return sid_fail(SID_EMODEL, "configuration: the unet's first width is %zu, expected an even number",
                         c->channels[0]);
-    if (!(c->eps > 0 && c->eps < 1)) return sid_fail(SID_EMODEL, "configuration: unet eps is %g, expected 0 to 1", c->eps);
+    if (!(c->eps > 0 && c->eps < 1))
+        return sid_fail(SID_EMODEL, "configuration: unet eps is %g, expected 0 to 1", c->eps);
     return SID_OK;
 }
 

@@ -13,16 +13,16 @@ typedef enum { SID_QUICK_GELU, SID_GELU } sid_text_activation;
 typedef struct {
     size_t in_channels, out_channels; /* equal: the latent's channels */
     size_t levels;
-    size_t channels[SID_MAX_LEVELS];  /* width per level, full resolution first */
-    size_t heads[SID_MAX_LEVELS];     /* number of attention heads per level */
-    int attention[SID_MAX_LEVELS];    /* whether a level has transformers */
-    size_t layers_per_block;          /* ResNets a level in the encoder; one more in the decoder */
-    int linear_projection;            /* the transformers' projections: linear, or 1x1 convolutions */
-    size_t context_size;              /* channels of the text context */
+    size_t channels[SID_MAX_LEVELS]; /* width per level, full resolution first */
+    size_t heads[SID_MAX_LEVELS];    /* number of attention heads per level */
+    int attention[SID_MAX_LEVELS];   /* whether a level has transformers */
+    size_t layers_per_block;         /* ResNets a level in the encoder; one more in the decoder */
+    int linear_projection;           /* the transformers' projections: linear, or 1x1 convolutions */
+    size_t context_size;             /* channels of the text context */
     size_t groups;
-    float eps;                        /* of the ResNets' norms; the transformers' is 1e-6 */
+    float eps; /* of the ResNets' norms; the transformers' is 1e-6 */
     sid_prediction prediction;
-    size_t sample_size;               /* native latent height and width */
+    size_t sample_size; /* native latent height and width */
 } sid_unet_config;
 
 typedef enum { SID_VAE_KL, SID_VAE_TINY } sid_vae_kind;
@@ -50,8 +50,8 @@ typedef struct {
 typedef struct {
     sid_unet_config unet; /* levels == 0: none, the VAE alone */
     sid_vae_config vae;
-    sid_text_config text;             /* layers == 0: no text encoder */
-    double alphas[SID_TRAIN_STEPS];   /* cumulative product of 1 - beta */
+    sid_text_config text;           /* layers == 0: no text encoder */
+    double alphas[SID_TRAIN_STEPS]; /* cumulative product of 1 - beta */
 } sid_config;
 
 /* Checks every number's range and that they fit each other, so that model code needs no checks of its own. */

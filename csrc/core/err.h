@@ -17,10 +17,10 @@ int sid_fail(int code, const char *format, ...) __attribute__((format(printf, 2,
 /* The text of this thread's last sid_fail(). */
 const char *sid_error(void);
 
-#define SID_TRY(expression)                                                                        \
-    do {                                                                                           \
-        int sid_try_status = (expression);                                                         \
-        if (sid_try_status != SID_OK) return sid_try_status;                                       \
+#define SID_TRY(expression)                                  \
+    do {                                                     \
+        int sid_try_status = (expression);                   \
+        if (sid_try_status != SID_OK) return sid_try_status; \
     } while (0)
 
 #endif

@@ -45,7 +45,8 @@ int sid_refuse_weight(const sid_weight *weight, sid_dtype dtype) {
             size_t at = row * weight->stride + i;
             if (sid_all_fit((const char *)weight->data + at * size, weight->dtype, 1, dtype)) continue;
             double value = (double)sid_load(weight->data, weight->dtype, at);
-            if (!isfinite(value)) return sid_fail(SID_EMODEL, "weight %s holds %g, expected finite numbers", name, value);
+            if (!isfinite(value))
+                return sid_fail(SID_EMODEL, "weight %s holds %g, expected finite numbers", name, value);
             return sid_fail(SID_EMODEL, "weight %s holds %g, which is too large for %s: use dtype=\"float32\"", name,
                             value, sid_dtype_name(dtype));
         }

@@ -79,14 +79,14 @@ int sid_attend(sid_exec *exec, sid_tensor *dst, const sid_attention *attention) 
     int fits = same_shape(dst, q) && sid_rows(q) && attention->source_count && q->c % attention->heads == 0;
     for (size_t i = 0; i < attention->source_count; i++) fits = fits && source_fits(attention, &attention->sources[i]);
     if (attention->causal)
-        fits = fits && attention->source_count == 1 &&
-               attention->sources->k.h * attention->sources->k.w == q->h * q->w;
+        fits = fits && attention->source_count == 1 && attention->sources->k.h * attention->sources->k.w == q->h * q->w;
     SID_TRY(expect(fits, "attention"));
     return exec->backend->attention(exec, dst, attention);
 }
 
 int sid_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y) {
-    SID_TRY(expect(sid_rows(dst) == sid_rows(x) && dst->c == x->c && (!y || (sid_rows(y) == sid_rows(x) && y->c == x->c)),
+    SID_TRY(expect(sid_rows(dst) == sid_rows(x) && dst->c == x->c &&
+                       (!y || (sid_rows(y) == sid_rows(x) && y->c == x->c)),
                    "combine"));
     return exec->backend->combine(exec, dst, a, x, b, y);
 }
@@ -114,7 +114,9 @@ int sid_mix(sid_exec *exec, float *z, const float *p, size_t count, double up, d
     return exec->backend->mix(exec, z, p, count, up, down, a, b);
 }
 
-static int window_fits(const sid_window *w) { return w->top + w->rows <= w->height && w->left + w->columns <= w->width; }
+static int window_fits(const sid_window *w) {
+    return w->top + w->rows <= w->height && w->left + w->columns <= w->width;
+}
 
 int sid_tile_take(sid_exec *exec, float *tile, const float *planes, const sid_window *window) {
     SID_TRY(expect(window_fits(window), "tile_take"));

@@ -109,8 +109,7 @@ int sid_weight_floats(float *dst, const sid_weight *weight) {
     size_t columns = 1;
     for (size_t i = 1; i < weight->rank; i++) columns *= weight->shape[i];
     for (size_t row = 0; row < weight->shape[0]; row++)
-        for (size_t i = 0; i < columns; i++)
-            *dst++ = sid_load(weight->data, weight->dtype, row * weight->stride + i);
+        for (size_t i = 0; i < columns; i++) *dst++ = sid_load(weight->data, weight->dtype, row * weight->stride + i);
     return sid_all_fit(first, SID_F32, (size_t)(dst - first), SID_F32) ? SID_OK : sid_refuse_weight(weight, SID_F32);
 }
 

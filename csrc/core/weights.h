@@ -21,7 +21,8 @@ typedef struct {
 int sid_weights_open(sid_weights **weights, size_t count);
 void sid_weights_close(sid_weights **weights);
 
-/* Adds one weight; data stays the caller's. The product of the shape was checked against the data's size by the caller. */
+/* Adds one weight; data stays the caller's. The product of the shape was checked against the data's size by the caller.
+ */
 int sid_weights_add(sid_weights *weights, const char *name, sid_dtype dtype, size_t rank, const size_t *shape,
                     const void *data);
 

@@ -22,7 +22,7 @@
 
 /* See attention_tmpl.h. Tiles 0 to 2 hold c, 3 the panel's rows, 4 to 6 the columns of b. */
 SID_TARGET static inline __attribute__((always_inline)) void multiply(float *c, const uint16_t *panel, const float *b,
-                                                                  size_t words, int add, int columns) {
+                                                                      size_t words, int add, int columns) {
     const size_t stride = (size_t)columns * TILE_BYTES;
     if (add) {
         TILE_LOAD(0, c, stride);
@@ -64,7 +64,7 @@ SID_TARGET static void attention_tile(const sid_attention_tile *tile) {
 /* Panels of V^T need a transposition, which would take as long as the products if done by single elements: a panel's
  * row of 32 keys is one of words, each a pair of keys. */
 SID_TARGET static void attention_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,
-                                  size_t depth) {
+                                      size_t depth) {
     if (row_stride != 1) {
         on_tiles_pack(dst, src, row_stride, depth_stride, rows, depth);
         return;
@@ -89,9 +89,7 @@ SID_TARGET static void attention_pack(void *dst, const void *src, size_t row_str
 
 ATTENTION_TABLE(attention_bf16, attention_tile, attention_pack)
 
-void sid_kernels_amx(sid_kernels *kernels) {
-    FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
-}
+void sid_kernels_amx(sid_kernels *kernels) { FILL_ATTENTION(kernels, SID_BF16, attention_bf16); }
 
 #else
 

@@ -90,7 +90,8 @@ SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
 #endif
 }
 
-/* words[ceil(head_size / SID_GROUP) * SID_GROUP / SID_PAIR][columns * SID_LANES]: Q^T, negated where the scale is negative. */
+/* words[ceil(head_size / SID_GROUP) * SID_GROUP / SID_PAIR][columns * SID_LANES]: Q^T, negated where the scale is
+ * negative. */
 SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     const sid_attention *a = tile->attention;
     const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(a);
@@ -107,7 +108,8 @@ SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype d
                 r[i] = inside ? load_query(at, head_size - channel, dtype, a->scale < 0) : v_set(0);
             }
             v_transpose(r);
-            for (size_t j = 0; j < rows; j++) v_store(words + ((first + j) * (size_t)columns + column) * SID_LANES, r[j]);
+            for (size_t j = 0; j < rows; j++)
+                v_store(words + ((first + j) * (size_t)columns + column) * SID_LANES, r[j]);
         }
     }
 }
@@ -147,8 +149,8 @@ typedef struct {
     vec bias[COLUMNS]; /* of the current source's logits */
 } softmax_state;
 
-/* Takes over the maxima of scores[keys][columns * SID_LANES]; rescales what was summed, out[channels][columns * SID_LANES],
- * where they are new. */
+/* Takes over the maxima of scores[keys][columns * SID_LANES]; rescales what was summed, out[channels][columns *
+ * SID_LANES], where they are new. */
 SIMD void raise_largest(softmax_state *state, const float *scores, size_t keys, float scale, float *out,
                         size_t channels, int columns) {
     const size_t width = (size_t)columns * SID_LANES;
@@ -221,7 +223,8 @@ SIMD void add_key_bias(float *scores, const float *bias, size_t keys, float scal
     }
 }
 
-/* Causal attention: scores[keys][columns * SID_LANES] of keys from `token` on become -infinity for the queries before. */
+/* Causal attention: scores[keys][columns * SID_LANES] of keys from `token` on become -infinity for the queries before.
+ */
 static void hide_later_keys(float *scores, size_t token, size_t keys, const sid_attention_tile *tile, size_t columns) {
     for (size_t key = 0; key < keys; key++)
         for (size_t q = 0; q < tile->query_count && tile->first_query + q < token + key; q++)
@@ -281,27 +284,27 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
 }
 
 /* What sid_attention_isa needs for one stored dtype: name_tile() and name_pack(). */
-#define ATTENTION_TILE(name, dtype)                                                                                 \
-    SID_TARGET static void name##_tile(const sid_attention_tile *tile) {                                                \
-        if (tile->query_count <= SID_LANES) attend(tile, dtype, 1);                                                     \
-        else if (tile->query_count <= 2 * SID_LANES) attend(tile, dtype, 2);                                            \
-        else attend(tile, dtype, COLUMNS);                                                                          \
-    }                                                                                                               \
-    SID_TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows, \
-                                   size_t depth) {                                                                  \
-        if (row_stride == 1) pack_panels(dst, src, dtype, 1, depth_stride, rows, depth);                            \
-        else pack_panels(dst, src, dtype, row_stride, 1, rows, depth);                                              \
+#define ATTENTION_TILE(name, dtype)                                                                        \
+    SID_TARGET static void name##_tile(const sid_attention_tile *tile) {                                   \
+        if (tile->query_count <= SID_LANES) attend(tile, dtype, 1);                                        \
+        else if (tile->query_count <= 2 * SID_LANES) attend(tile, dtype, 2);                               \
+        else attend(tile, dtype, COLUMNS);                                                                 \
+    }                                                                                                      \
+    SID_TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, \
+                                       size_t rows, size_t depth) {                                        \
+        if (row_stride == 1) pack_panels(dst, src, dtype, 1, depth_stride, rows, depth);                   \
+        else pack_panels(dst, src, dtype, row_stride, 1, rows, depth);                                     \
     }
 
 /* The entries of the kernel table: name() and name_scratch(). */
-#define ATTENTION_TABLE(name, tile, pack)                                                         \
-    static const sid_attention_isa name##_isa = {SID_ROWS,       SID_GROUP,          SID_KEY_BLOCK, sizeof(element), \
-                                                 QUERY_TILE, workspace_size, tile,      pack};           \
-    static size_t name##_scratch(const sid_attention *attention, int threads) {                          \
-        return sid_attention_scratch(&name##_isa, attention, threads);                                   \
-    }                                                                                                    \
-    static void name(const sid_tensor *dst, const sid_attention *attention, void *scratch, int threads) { \
-        sid_attention_run(&name##_isa, dst, attention, scratch, threads);                                \
+#define ATTENTION_TABLE(name, tile, pack)                                                                    \
+    static const sid_attention_isa name##_isa = {SID_ROWS,   SID_GROUP,      SID_KEY_BLOCK, sizeof(element), \
+                                                 QUERY_TILE, workspace_size, tile,          pack};           \
+    static size_t name##_scratch(const sid_attention *attention, int threads) {                              \
+        return sid_attention_scratch(&name##_isa, attention, threads);                                       \
+    }                                                                                                        \
+    static void name(const sid_tensor *dst, const sid_attention *attention, void *scratch, int threads) {    \
+        sid_attention_run(&name##_isa, dst, attention, scratch, threads);                                    \
     }
 
 #define ATTENTION(name, dtype)  \

@@ -30,8 +30,7 @@ static int cpu_group_norm(sid_exec *exec, sid_tensor *dst, const sid_group_norm 
 
 static int cpu_layer_norm(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const float *scale,
                           const float *shift, float eps) {
-    if (!sid_measuring(&exec->arena))
-        kernels_of(exec)->layer_norm(dst, src, scale, shift, eps, exec->backend->threads);
+    if (!sid_measuring(&exec->arena)) kernels_of(exec)->layer_norm(dst, src, scale, shift, eps, exec->backend->threads);
     return SID_OK;
 }
 
@@ -54,7 +53,8 @@ static int cpu_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tenso
     if (sid_measuring(&exec->arena)) return SID_OK;
     sid_dtype y_dtype = y ? y->dtype : SID_F32;
     if (dst->stride == c && x->stride == c && (!y || y->stride == c)) {
-        kernels->combine(dst->data, dst->dtype, a, x->data, x->dtype, b, y ? y->data : NULL, y_dtype, rows * c, threads);
+        kernels->combine(dst->data, dst->dtype, a, x->data, x->dtype, b, y ? y->data : NULL, y_dtype, rows * c,
+                         threads);
         return SID_OK;
     }
     size_t dst_step = dst->stride * sid_dtype_size(dst->dtype), x_step = x->stride * sid_dtype_size(x->dtype);
@@ -115,7 +115,8 @@ static void cpu_close(sid_backend **backend) {
 
 int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
     *backend = NULL;
-    if (dtype == SID_F16) return sid_fail(SID_EVALUE, "dtype: float16 is computed on GPUs only; use float32 or bfloat16");
+    if (dtype == SID_F16)
+        return sid_fail(SID_EVALUE, "dtype: float16 is computed on GPUs only; use float32 or bfloat16");
     if (dtype == SID_BF16 && isa_in_use() < SID_ISA_AVX512) /* oneDNN has no such products */
         return sid_fail(SID_EVALUE, "dtype: bfloat16 needs AVX-512, and this CPU has or uses %s; use float32",
                         sid_isa_name(isa_in_use()));
@@ -159,8 +160,9 @@ int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
 }
 
 int sid_cpu_force_isa(const char *name) {
-    static const dnnl_cpu_isa_t limits[SID_ISA_COUNT] = {dnnl_cpu_isa_sse41, dnnl_cpu_isa_avx2, dnnl_cpu_isa_avx512_core,
-                                                         dnnl_cpu_isa_avx512_core_bf16, dnnl_cpu_isa_avx512_core_amx};
+    static const dnnl_cpu_isa_t limits[SID_ISA_COUNT] = {dnnl_cpu_isa_sse41, dnnl_cpu_isa_avx2,
+                                                         dnnl_cpu_isa_avx512_core, dnnl_cpu_isa_avx512_core_bf16,
+                                                         dnnl_cpu_isa_avx512_core_amx};
     for (sid_isa isa = SID_ISA_GENERIC; isa < SID_ISA_COUNT; isa++) {
         if (strcmp(name, sid_isa_name(isa)) != 0) continue;
         if (isa > sid_cpu_isa())
@@ -169,7 +171,8 @@ int sid_cpu_force_isa(const char *name) {
         forced_isa = isa;
         return SID_OK;
     }
-    return sid_fail(SID_EVALUE, "unknown instruction set %.32s, expected generic, avx2, avx512, avx512_bf16 or amx", name);
+    return sid_fail(SID_EVALUE, "unknown instruction set %.32s, expected generic, avx2, avx512, avx512_bf16 or amx",
+                    name);
 }
 
 void sid_cpu_describe(sid_cpu_info *info) {

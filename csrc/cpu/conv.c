@@ -36,12 +36,13 @@ static void fold_weights(float *folded, const float *weights, size_t count, int 
 static int open_parity(sid_cpu *cpu, cpu_conv *c, size_t parity, const float *weights, const sid_weight *bias) {
     const sid_conv_shape *s = &c->base.shape;
     size_t odd_row = parity / 2, odd_column = parity % 2, pairs = s->out * s->in;
-    sid_direct_shape shape = {s->in,  s->out,     2,         1,        1 - odd_row, 1 - odd_column,
-                              odd_row, odd_column, s->height, s->width};
+    sid_direct_shape shape = {s->in,          s->out,  2,          1,         1 - odd_row,
+                              1 - odd_column, odd_row, odd_column, s->height, s->width};
     float *folded = malloc(pairs * 4 * sizeof *folded);
     if (!folded) return sid_fail(SID_EMEMORY, "out of memory");
     fold_weights(folded, weights, pairs, (int)odd_row, (int)odd_column);
-    sid_weight weight = {.dtype = SID_F32, .rank = 4, .shape = {s->out, s->in, 2, 2}, .stride = s->in * 4, .data = folded};
+    sid_weight weight = {
+        .dtype = SID_F32, .rank = 4, .shape = {s->out, s->in, 2, 2}, .stride = s->in * 4, .data = folded};
     int status = sid_direct_open(cpu, &c->parts[parity], &shape, &weight, bias);
     free(folded);
     return status;

@@ -65,9 +65,11 @@ static int describe_with(const request *r, dnnl_primitive_desc_t *description, c
     dnnl_dims_t after = {(dnnl_dim_t)s->bottom, (dnnl_dim_t)s->right};
     dnnl_primitive_attr_t attributes;
     SID_TRY(sid_attributes_open(&attributes, r->post, r->post->residual == r->dst, l->dst, l->dst));
-    dnnl_status_t status = dnnl_convolution_forward_primitive_desc_create(
-        description, r->direct->product.cpu->engine, dnnl_forward_inference, dnnl_convolution_direct, l->src,
-        weights ? weights : l->weights, l->bias, l->dst, strides, dilates, before, after, attributes);
+    dnnl_status_t status =
+        dnnl_convolution_forward_primitive_desc_create(description, r->direct->product.cpu->engine,
+                                                       dnnl_forward_inference, dnnl_convolution_direct, l->src,
+                                                       weights ? weights : l->weights, l->bias, l->dst, strides,
+                                                       dilates, before, after, attributes);
     dnnl_primitive_attr_destroy(attributes);
     return status == dnnl_success ? SID_OK : sid_dnnl_fail("convolution", status);
 }
@@ -104,7 +106,8 @@ int sid_direct_open(sid_cpu *cpu, sid_direct **direct, const sid_direct_shape *s
     sid_tensor src = sid_dense(NULL, cpu->base.dtype, 1, s->height, s->width, s->in);
     sid_tensor dst = sid_dense(NULL, cpu->base.dtype, 1, height, width, s->out);
     SID_TRY(sid_pack_bias(&d->product.packed, 1, &bias));
-    return sid_product_pack(&d->product, &(sid_recipe){&(request){d, &dst, &src, &(sid_post){0}, weight}, describe, pack});
+    return sid_product_pack(&d->product,
+                            &(sid_recipe){&(request){d, &dst, &src, &(sid_post){0}, weight}, describe, pack});
 }
 
 int sid_direct_run(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_direct *d, const sid_post *post) {

@@ -2,7 +2,8 @@
 #ifndef SID_CPU_EXP2_H
 #define SID_CPU_EXP2_H
 
-/* a * b + c, rounded once where the instruction exists; the including file defines SID_HAS_FMA where its SID_TARGET has it. */
+/* a * b + c, rounded once where the instruction exists; the including file defines SID_HAS_FMA where its SID_TARGET has
+ * it. */
 #if defined(SID_HAS_FMA) || defined(__FP_FAST_FMAF)
 #define FMA(a, b, c) __builtin_fmaf(a, b, c)
 #else

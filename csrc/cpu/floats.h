@@ -11,7 +11,8 @@
 #define CHUNK 2048 /* elements converted at a time: most rows at once, and small beside the first cache */
 
 /* src[first .. first + count), count <= CHUNK: where they are, or converted in the buffer. */
-SID_TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype dtype, size_t first, size_t count) {
+SID_TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype dtype, size_t first,
+                                           size_t count) {
     if (dtype == SID_F32) return (const float *)src + first;
     const uint16_t *from = (const uint16_t *)src + first;
     if (dtype == SID_BF16) {

@@ -63,7 +63,8 @@ INLINE void attend(running *r, const sid_tensor *dst, sid_dtype dtype) {
     for (size_t s = 0; s < a->source_count; s++) {
         const size_t tokens = a->causal ? r->query + 1 : sid_key_tokens(&a->sources[s]);
         for (size_t token = 0; token < tokens; token += SID_KEY_BLOCK)
-            attend_block(r, &a->sources[s], token, tokens - token < SID_KEY_BLOCK ? tokens - token : SID_KEY_BLOCK, dtype);
+            attend_block(r, &a->sources[s], token, tokens - token < SID_KEY_BLOCK ? tokens - token : SID_KEY_BLOCK,
+                         dtype);
     }
     void *to = sid_head_row(dst, a, r->sample, r->head, r->query);
     for (size_t c = 0; c < size; c++) sid_store(to, dtype, c, r->total == 0 ? 0 : r->out[c] / r->total);

@@ -1,5 +1,5 @@
-/* Matrix products, rows of tokens times packed weights, on the CPU's own kernel or on oneDNN; source and destination may be
- * slices of channels. */
+/* Matrix products, rows of tokens times packed weights, on the CPU's own kernel or on oneDNN; source and destination
+ * may be slices of channels. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

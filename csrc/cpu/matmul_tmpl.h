@@ -1,9 +1,9 @@
 /* Matrix products in float32 whose every element is summed in one order, whatever the threads, the batch or the place
  * in it.
  *
- * Rows of src times packed panels of PANEL columns, in blocks that stay in the caches: a tile of SID_MATMUL_ROWS x PANEL sums in
- * registers runs through BLOCK_DEPTH elements, with the panel's part in the first cache. Included by each instruction
- * set's file, which defines SID_TARGET, SID_MATMUL_ROWS, and SID_LANES where it has included simd.h. */
+ * Rows of src times packed panels of PANEL columns, in blocks that stay in the caches: a tile of SID_MATMUL_ROWS x
+ * PANEL sums in registers runs through BLOCK_DEPTH elements, with the panel's part in the first cache. Included by each
+ * instruction set's file, which defines SID_TARGET, SID_MATMUL_ROWS, and SID_LANES where it has included simd.h. */
 #ifndef SID_CPU_MATMUL_TMPL_H
 #define SID_CPU_MATMUL_TMPL_H
 
@@ -35,7 +35,8 @@ INLINE void multiply_rows(float *sums, const float *a, size_t a_stride, const fl
 #pragma GCC unroll 8
     for (size_t r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (size_t v = 0; v < VECTORS; v++) acc[r][v] = add ? v_load(sums + r * BLOCK_COLUMNS + v * SID_LANES) : v_set(0);
+        for (size_t v = 0; v < VECTORS; v++)
+            acc[r][v] = add ? v_load(sums + r * BLOCK_COLUMNS + v * SID_LANES) : v_set(0);
     for (size_t k = 0; k < depth; k++) {
 #pragma GCC unroll 8
         for (size_t v = 0; v < VECTORS; v++) of_b[v] = v_load(b + k * PANEL + v * SID_LANES);
@@ -52,8 +53,8 @@ INLINE void multiply_rows(float *sums, const float *a, size_t a_stride, const fl
         for (size_t v = 0; v < VECTORS; v++) v_store(sums + r * BLOCK_COLUMNS + v * SID_LANES, acc[r][v]);
 }
 
-SID_TARGET static void multiply_tile(float *sums, const float *a, size_t a_stride, const float *b, size_t depth, int add,
-                                 size_t rows) {
+SID_TARGET static void multiply_tile(float *sums, const float *a, size_t a_stride, const float *b, size_t depth,
+                                     int add, size_t rows) {
     switch (rows) {
     case 1:
         multiply_rows(sums, a, a_stride, b, depth, add, 1);
@@ -77,8 +78,8 @@ SID_TARGET static void multiply_tile(float *sums, const float *a, size_t a_strid
     }
 }
 
-/* x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)), erfc as Abramowitz and Stegun approximate it in 7.1.26: 1.5e-7
- * beside it. Without branches, which compilers could not turn into vectors. */
+/* x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)), erfc as Abramowitz and Stegun approximate it
+ * in 7.1.26: 1.5e-7 beside it. Without branches, which compilers could not turn into vectors. */
 INLINE float gelu_erf(float x) {
     float size = __builtin_fabsf(x), z = size * 0.70710678f, t = 1 / FMA(z, 0.3275911f, 1);
     float poly = FMA(t, 1.061405429f, -1.453152027f);
@@ -91,7 +92,7 @@ INLINE float gelu_erf(float x) {
 
 /* dst = activation(sums + bias) * factor + residual: count <= BLOCK_COLUMNS elements of one row. */
 SID_TARGET static void finish_row(float *dst, float *sums, const float *bias, sid_activation activation,
-                              const float *factor, const float *residual, size_t count) {
+                                  const float *factor, const float *residual, size_t count) {
     if (bias)
 #pragma omp simd
         for (size_t i = 0; i < count; i++) sums[i] += bias[i];

@@ -40,8 +40,8 @@ static group_norm_plan plan_group_norm(const sid_group_norm *norm, int threads) 
 }
 
 /* pivot[c]: the first pixel; sum[c], squares[c]: of the pixels' differences from it. src: its channels 0 .. c - 1. */
-SID_TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t stride, size_t pixels, size_t c, float *pivot,
-                              float *sum, float *squares) {
+SID_TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t stride, size_t pixels, size_t c,
+                                  float *pivot, float *sum, float *squares) {
     float buffer[CHUNK];
     for (size_t first = 0; first < c; first += CHUNK) {
         size_t count = c - first < CHUNK ? c - first : CHUNK;
@@ -64,7 +64,7 @@ SID_TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t strid
 
 /* The channels' sums of one block become the groups' spreads. */
 SID_TARGET static void spread_groups(spread *spreads, size_t groups, size_t channels, size_t pixels, const float *add,
-                                 const float *pivot, const float *sum, const float *squares) {
+                                     const float *pivot, const float *sum, const float *squares) {
     size_t size = channels / groups;
     for (size_t g = 0; g < groups; g++) {
         size_t first = g * size;
@@ -101,7 +101,7 @@ SID_TARGET static void group_coefficients(const group_norm_plan *p, const sid_gr
 }
 
 SID_TARGET static void apply_pixels(void *dst, size_t dst_stride, const sid_tensor *src, size_t pixel, size_t pixels,
-                                const float *factor, const float *offset, int silu) {
+                                    const float *factor, const float *offset, int silu) {
     float in[CHUNK], out[CHUNK];
     for (size_t i = 0; i < pixels; i++)
         for (size_t first = 0; first < src->c; first += CHUNK) {
@@ -163,7 +163,7 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
 }
 
 SID_TARGET static void normalize_row(void *dst, const void *src, sid_dtype dtype, size_t c, const float *scale,
-                                 const float *shift, float eps) {
+                                     const float *shift, float eps) {
     float in[CHUNK], out[CHUNK];
     const float *row = c <= CHUNK ? read_floats(in, src, dtype, 0, c) : NULL; /* converted once if it fits */
     float sum = 0, squares = 0;

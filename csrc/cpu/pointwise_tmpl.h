@@ -11,7 +11,7 @@
 #define SPAN (4 * CHUNK) /* elements of a thread's turn */
 
 SID_TARGET static void combine_span(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b,
-                                const void *y, sid_dtype y_dtype, size_t begin, size_t end) {
+                                    const void *y, sid_dtype y_dtype, size_t begin, size_t end) {
     float x_buffer[CHUNK], y_buffer[CHUNK], buffer[CHUNK];
     for (size_t first = begin; first < end; first += CHUNK) {
         size_t count = end - first < CHUNK ? end - first : CHUNK;
@@ -37,7 +37,7 @@ static void combine(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_
 }
 
 SID_TARGET static void convert_span(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t begin,
-                                size_t end) {
+                                    size_t end) {
     float buffer[CHUNK];
     for (size_t first = begin; first < end; first += CHUNK) {
         size_t count = end - first < CHUNK ? end - first : CHUNK;

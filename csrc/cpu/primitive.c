@@ -268,7 +268,8 @@ int sid_product_pack(sid_product *product, const sid_recipe *recipe) {
 
 /* With the lock held, within a team: a new primitive that multiplies with the weights as they are packed, or else with
  * a copy. */
-static int make(sid_product *product, const size_t *key, int team, const sid_recipe *recipe, sid_primitive **primitive) {
+static int make(sid_product *product, const size_t *key, int team, const sid_recipe *recipe,
+                sid_primitive **primitive) {
     sid_packed *packed = &product->packed;
     dnnl_primitive_desc_t description = NULL;
     void *weights = NULL;

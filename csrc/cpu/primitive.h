@@ -15,8 +15,8 @@ typedef struct {
 
 #define SID_KEY_SIZE 8
 
-/* One primitive of a layer, for one shape and team; a layer has a list of them, the last used one first. Lists and packed
- * weights are guarded by SID_LOCK_PRODUCTS. */
+/* One primitive of a layer, for one shape and team; a layer has a list of them, the last used one first. Lists and
+ * packed weights are guarded by SID_LOCK_PRODUCTS. */
 typedef struct sid_primitive {
     size_t key[SID_KEY_SIZE];
     int team; /* threads that it was created for */
@@ -32,7 +32,7 @@ typedef struct sid_primitive {
 typedef struct sid_packed {
     dnnl_memory_desc_t layout; /* NULL for panels */
     void *data;
-    float *bias;               /* NULL: none */
+    float *bias; /* NULL: none */
     struct sid_packed *next;
 } sid_packed;
 
@@ -81,7 +81,8 @@ void sid_product_close(sid_product *product);
 /* Takes the scratch and, unless measuring, executes; ends the use that sid_product_prepare() began. */
 int sid_primitive_run(sid_exec *exec, sid_primitive *primitive, const sid_argument *arguments, size_t count);
 
-/* Packs the stacked weights (as dtype and dense rows in C order: the layout `plain`) into `layout`, of the same dtype. */
+/* Packs the stacked weights (as dtype and dense rows in C order: the layout `plain`) into `layout`, of the same dtype.
+ */
 int sid_pack(sid_cpu *cpu, sid_packed *packed, sid_dtype dtype, const_dnnl_memory_desc_t plain,
              const_dnnl_memory_desc_t layout, size_t parts, const sid_weight *const *weights);
 /* Packs the stacked weights (out, in) as the panels that the kernel matmul reads. */

@@ -1,7 +1,7 @@
 /* OpenMP's threads: how many there really are, and what a fork leaves of them.
  *
- * oneDNN divides a product by the number of threads when its primitive is created, and computes a part of it where fewer
- * run it. A team may be smaller than was asked for: OMP_THREAD_LIMIT, OMP_MAX_ACTIVE_LEVELS, OMP_DYNAMIC and
+ * oneDNN divides a product by the number of threads when its primitive is created, and computes a part of it where
+ * fewer run it. A team may be smaller than was asked for: OMP_THREAD_LIMIT, OMP_MAX_ACTIVE_LEVELS, OMP_DYNAMIC and
  * omp_set_dynamic() say so, and inside of another parallel region it is one thread. So primitives are created for the
  * team that the calling thread gets, and only ever run by one of that size. The project's own kernels divide their work
  * by loops that OpenMP shares out, whatever its team. */

@@ -176,7 +176,8 @@ static int describe(const void *requested, dnnl_primitive_desc_t *description, c
 static int multiply_onednn(sid_exec *exec, float *m, void *v, size_t tiles, sid_winograd *w) {
     size_t key[SID_KEY_SIZE] = {tiles};
     sid_primitive *primitive;
-    SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, tiles, NULL}, describe, NULL}, &primitive));
+    SID_TRY(sid_product_prepare(&w->product, key, &(sid_recipe){&(request){w, tiles, NULL}, describe, NULL},
+                                &primitive));
     sid_argument arguments[] = {{DNNL_ARG_SRC, v}, {DNNL_ARG_WEIGHTS, primitive->weights}, {DNNL_ARG_DST, m}};
     return sid_primitive_run(exec, primitive, arguments, 3);
 }

@@ -68,12 +68,12 @@ SIMD void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, co
 
 /* Either dtype as a constant. */
 SID_TARGET static void input_tile_of(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
-                                 size_t channels) {
+                                     size_t channels) {
     if (dtype == SID_F32) input_tile(v, tile, g, src, SID_F32, channels);
     else input_tile(v, tile, g, src, SID_BF16, channels);
 }
-SID_TARGET static void output_tile_of(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile,
-                                  size_t channels, const float *bias, const void *residual, int relu) {
+SID_TARGET static void output_tile_of(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m,
+                                      size_t tile, size_t channels, const float *bias, const void *residual, int relu) {
     if (dtype == SID_F32) output_tile(dst, SID_F32, g, m, tile, channels, bias, residual, relu);
     else output_tile(dst, SID_BF16, g, m, tile, channels, bias, residual, relu);
 }

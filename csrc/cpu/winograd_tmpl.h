@@ -3,7 +3,8 @@
  *
  * The polynomials are evaluated at 0, +-s, +-1/s and infinity with s = sqrt(2), of the usual choices the one that loses
  * the least in float32; for the small tiles at 0, 1, -1 and infinity, which only add: the transformed tiles are rounded
- * to bfloat16 and lose little more than their maps did. Included by each instruction set's file, which defines SID_TARGET.
+ * to bfloat16 and lose little more than their maps did. Included by each instruction set's file, which defines
+ * SID_TARGET.
  */
 #ifndef SID_CPU_WINOGRAD_TMPL_H
 #define SID_CPU_WINOGRAD_TMPL_H
@@ -112,7 +113,7 @@ INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const v
 
 /* dst[at ..] = result + bias + residual[at ..], or its positive part, WIDTH channels of one pixel. */
 SID_TARGET static inline void store_pixel(void *dst, sid_dtype dtype, size_t at, const float *result, const float *bias,
-                                      const void *residual, int relu) {
+                                          const void *residual, int relu) {
     float sum[WIDTH], buffer[WIDTH];
 #pragma omp simd
     for (size_t i = 0; i < WIDTH; i++) sum[i] = result[i] + bias[i];
@@ -147,15 +148,16 @@ INLINE void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, 
 }
 
 /* The kernels with output tiles of N x N pixels. */
-#define WINOGRAD(N)                                                                                                    \
-    SID_TARGET static void input_##N(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,   \
-                                 size_t channels) {                                                                    \
-        input_tile(v, tile, g, src, dtype, channels, N);                                                               \
-    }                                                                                                                  \
-    SID_TARGET static void output_##N(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile, \
-                                  size_t channels, const float *bias, const void *residual, int relu) {                \
-        output_tile(dst, dtype, g, m, tile, channels, bias, residual, relu, N);                                        \
-    }                                                                                                                  \
+#define WINOGRAD(N)                                                                                           \
+    SID_TARGET static void input_##N(void *v, size_t tile, const sid_winograd_grid *g, const void *src,       \
+                                     sid_dtype dtype, size_t channels) {                                      \
+        input_tile(v, tile, g, src, dtype, channels, N);                                                      \
+    }                                                                                                         \
+    SID_TARGET static void output_##N(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, \
+                                      size_t tile, size_t channels, const float *bias, const void *residual,  \
+                                      int relu) {                                                             \
+        output_tile(dst, dtype, g, m, tile, channels, bias, residual, relu, N);                               \
+    }                                                                                                         \
     WINOGRAD_KERNELS(N, input_##N, output_##N)
 
 WINOGRAD(4)

@@ -10,13 +10,14 @@
 #define WHOLE_ALIGNMENT 16
 
 /* A convolution of a doubled input is one 2x2 convolution of the input itself, whose four groups of channels are the
- * outputs' parities of row and column, and a kernel that spreads them: 4/9 of the multiplications, and no doubled input. */
+ * outputs' parities of row and column, and a kernel that spreads them: 4/9 of the multiplications, and no doubled
+ * input. */
 typedef struct {
     sid_conv base;
     sid_cuda *cuda;
     void *weights;
-    float *bias;      /* [out]; NULL: none */
-    void *added;      /* what cuDNN adds, in the backend's dtype: the bias, or zeros */
+    float *bias; /* [out]; NULL: none */
+    void *added; /* what cuDNN adds, in the backend's dtype: the bias, or zeros */
     sid_planned *plans;
 } cuda_conv;
 
@@ -132,8 +133,22 @@ static int run_doubled(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, c
     size_t mark = sid_arena_mark(&exec->arena);
     sid_tensor parities;
     SID_TRY(sid_arena_tensor(&exec->arena, &parities, src->dtype, src->n, src->h + 1, src->w + 1, 4 * dst->c));
-    sid_plan_shape key = {(int64_t)src->n, (int64_t)src->h, (int64_t)src->w, (int64_t)src->c, (int64_t)parities.c,
-                          (int64_t)parities.h, (int64_t)parities.w, 2, 1, 1, 1, sample_alignment(src), src->dtype, src->dtype, 0, 0};
+    sid_plan_shape key = {(int64_t)src->n,
+                          (int64_t)src->h,
+                          (int64_t)src->w,
+                          (int64_t)src->c,
+                          (int64_t)parities.c,
+                          (int64_t)parities.h,
+                          (int64_t)parities.w,
+                          2,
+                          1,
+                          1,
+                          1,
+                          sample_alignment(src),
+                          src->dtype,
+                          src->dtype,
+                          0,
+                          0};
     SID_TRY(run_plan(exec, c, &key, (sid_plan_pointers){src->data, c->weights, c->added, NULL, parities.data, NULL}));
     SID_TRY(sid_cuda_unfold(exec, dst, parities.data, c->bias));
     sid_arena_release(&exec->arena, mark);
@@ -160,11 +175,24 @@ int sid_cuda_conv(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_co
     sid_tensor residual = post->residual ? *post->residual : (sid_tensor){0};
     if (post->residual) SID_TRY(separate(exec, &residual, dst));
     int64_t alignment = sample_alignment(src), of_dst = sample_alignment(dst);
-    sid_plan_shape key = {(int64_t)src->n, (int64_t)src->h, (int64_t)src->w, (int64_t)s->in, (int64_t)s->out,
-                          (int64_t)dst->h, (int64_t)dst->w, (int64_t)s->kernel, (int64_t)s->stride, (int64_t)s->pad_before,
-                          (int64_t)s->pad_after, alignment < of_dst ? alignment : of_dst, src->dtype, dst->dtype,
-                          post->residual != NULL, post->relu != 0};
-    SID_TRY(run_plan(exec, c, &key, (sid_plan_pointers){src->data, c->weights, c->added, residual.data, dst->data, NULL}));
+    sid_plan_shape key = {(int64_t)src->n,
+                          (int64_t)src->h,
+                          (int64_t)src->w,
+                          (int64_t)s->in,
+                          (int64_t)s->out,
+                          (int64_t)dst->h,
+                          (int64_t)dst->w,
+                          (int64_t)s->kernel,
+                          (int64_t)s->stride,
+                          (int64_t)s->pad_before,
+                          (int64_t)s->pad_after,
+                          alignment < of_dst ? alignment : of_dst,
+                          src->dtype,
+                          dst->dtype,
+                          post->residual != NULL,
+                          post->relu != 0};
+    SID_TRY(run_plan(exec, c, &key,
+                     (sid_plan_pointers){src->data, c->weights, c->added, residual.data, dst->data, NULL}));
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }

@@ -10,8 +10,9 @@
  * 1000 * major + 10 * minor of the latest CUDA that it supports. SID_EVALUE where there is none. */
 int sid_cuda_driver(const char *path, int *version);
 
-/* Opens the other libraries, all of one CUDA version; once for the process. A library that is loaded already is preferred to
- * the one at the path. SID_EVALUE with a text that says what to install or update. The driver comes first. */
+/* Opens the other libraries, all of one CUDA version; once for the process. A library that is loaded already is
+ * preferred to the one at the path. SID_EVALUE with a text that says what to install or update. The driver comes first.
+ */
 int sid_cuda_libraries(const char *nvrtc, const char *cublaslt, const char *cudnn);
 
 /* Versions of the opened libraries, major * 10000 + minor * 100 + patch; 0: not opened. */

@@ -41,9 +41,10 @@ static void unlock(sid_cuda *cuda) {
 static int no_memory(const sid_cuda *cuda, size_t size, const char *what) {
     size_t free_bytes = 0, total = 0;
     cuda->nv->cuMemGetInfo_v2(&free_bytes, &total);
-    return sid_fail(SID_EMEMORY, "out of memory on %s: %s takes %.2f GB, %.2f of %.1f GB are free; use features='host' or "
-                    "'recompute', or a smaller size", cuda->name, what, (double)size / GB, (double)free_bytes / GB,
-                    (double)total / GB);
+    return sid_fail(SID_EMEMORY,
+                    "out of memory on %s: %s takes %.2f GB, %.2f of %.1f GB are free; use features='host' or "
+                    "'recompute', or a smaller size",
+                    cuda->name, what, (double)size / GB, (double)free_bytes / GB, (double)total / GB);
 }
 
 static CUresult allocate(const sid_cuda *cuda, CUdeviceptr *block, size_t size) {
@@ -99,7 +100,8 @@ static int turn_staging(sid_cuda *cuda) {
     return SID_OK;
 }
 
-/* The copy into pinned memory is made here and now, so the host's array may change; the transfer follows in the stream. */
+/* The copy into pinned memory is made here and now, so the host's array may change; the transfer follows in the stream.
+ */
 static int upload(sid_cuda *cuda, uintptr_t block, const char *host, size_t size) {
     sid_staging *s = &cuda->staging;
     for (size_t first = 0, count; first < size; first += count) {
@@ -164,7 +166,8 @@ int sid_cuda_device_count(int *count) {
     const sid_nvidia *nv;
     *count = 0;
     SID_TRY(sid_nvidia_driver(&nv));
-    return nv->cuDeviceGetCount(count) == CUDA_SUCCESS ? SID_OK : sid_fail(SID_EVALUE, "this machine has no NVIDIA GPU");
+    return nv->cuDeviceGetCount(count) == CUDA_SUCCESS ? SID_OK
+                                                       : sid_fail(SID_EVALUE, "this machine has no NVIDIA GPU");
 }
 
 int sid_cuda_describe_device(sid_cuda_device *description, int device) {
@@ -189,7 +192,8 @@ int sid_cuda_free_memory(size_t *bytes, int device) {
     size_t total;
     *bytes = 0;
     SID_TRY(sid_nvidia_driver(&nv));
-    if (nv->cuDeviceGet(&handle, device) != CUDA_SUCCESS || nv->cuDevicePrimaryCtxRetain(&context, handle) != CUDA_SUCCESS)
+    if (nv->cuDeviceGet(&handle, device) != CUDA_SUCCESS ||
+        nv->cuDevicePrimaryCtxRetain(&context, handle) != CUDA_SUCCESS)
         return sid_fail(SID_EVALUE, "device: cuda:%d cannot be used", device);
     nv->cuCtxPushCurrent_v2(context);
     nv->cuMemGetInfo_v2(bytes, &total);
@@ -204,10 +208,12 @@ static int check_device(sid_cuda *cuda) {
     snprintf(cuda->name, sizeof cuda->name, "cuda:%d (%s)", cuda->device, found.name);
     cuda->architecture = found.architecture;
     if (cuda->architecture < SID_CUDA_LEAST_ARCHITECTURE)
-        return sid_fail(SID_EVALUE, "device: %s has compute capability %d.%d, and styleid needs 7.5 or later; use device='cpu'",
+        return sid_fail(SID_EVALUE,
+                        "device: %s has compute capability %d.%d, and styleid needs 7.5 or later; use device='cpu'",
                         cuda->name, cuda->architecture / 10, cuda->architecture % 10);
     if (cuda->base.dtype == SID_BF16 && cuda->architecture < 80)
-        return sid_fail(SID_EVALUE, "dtype: bfloat16 needs compute capability 8.0 or later, and %s has %d.%d; use float16",
+        return sid_fail(SID_EVALUE,
+                        "dtype: bfloat16 needs compute capability 8.0 or later, and %s has %d.%d; use float16",
                         cuda->name, cuda->architecture / 10, cuda->architecture % 10);
     return SID_OK;
 }
@@ -234,10 +240,12 @@ static int open_in_context(sid_cuda *cuda, CUdevice device) {
     cuda->overflow = flag;
     SID_CU(cuda, cuMemsetD8Async((uintptr_t)flag, 0, sizeof *cuda->overflow, cuda->stream));
     int status = cuda->nv->cublasLtCreate(&cuda->blas);
-    if (status) return sid_fail(SID_EINTERNAL, "%s: cublasLtCreate: %s", cuda->name, cuda->nv->cublasLtGetStatusString(status));
+    if (status)
+        return sid_fail(SID_EINTERNAL, "%s: cublasLtCreate: %s", cuda->name, cuda->nv->cublasLtGetStatusString(status));
     status = cuda->nv->cudnnCreate(&cuda->dnn);
     if (!status) status = cuda->nv->cudnnSetStream(cuda->dnn, cuda->stream);
-    return status ? sid_fail(SID_EINTERNAL, "%s: cudnnCreate: %s", cuda->name, cuda->nv->cudnnGetErrorString(status)) : SID_OK;
+    return status ? sid_fail(SID_EINTERNAL, "%s: cudnnCreate: %s", cuda->name, cuda->nv->cudnnGetErrorString(status))
+                  : SID_OK;
 }
 
 int sid_device_open(sid_cuda *cuda) {

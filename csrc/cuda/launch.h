@@ -18,7 +18,7 @@ typedef struct sid_recorder sid_recorder;
 #define SID_STAGING_SIZE ((size_t)32 << 20)
 /* Pinned host memory that uploads pass through. */
 typedef struct {
-    void *slots[SID_STAGING_SLOTS]; /* NULL before the first upload */
+    void *slots[SID_STAGING_SLOTS];  /* NULL before the first upload */
     CUevent done[SID_STAGING_SLOTS]; /* after the last transfer from a slot that is full */
     size_t slot, used;               /* the one that is being filled, and its bytes that are */
 } sid_staging;
@@ -26,8 +26,8 @@ typedef struct {
 #define SID_PACE_EVENTS 4
 
 typedef struct {
-    sid_backend base;     /* first: a sid_backend * is a sid_cuda * */
-    const sid_nvidia *nv; /* the libraries' functions */
+    sid_backend base;         /* first: a sid_backend * is a sid_cuda * */
+    const sid_nvidia *nv;     /* the libraries' functions */
     int device, architecture; /* 75, 80, 86, 90, ... */
     char name[160];           /* "cuda:0 (NVIDIA A100)" */
     CUcontext context;
@@ -40,7 +40,7 @@ typedef struct {
     sid_staging staging;
     CUevent ends[SID_PACE_EVENTS]; /* of the last runs */
     size_t runs;
-    pid_t process;        /* that opened it: contexts do not survive fork() */
+    pid_t process;          /* that opened it: contexts do not survive fork() */
     int *overflow;          /* device memory: 1 where mix met a number that is not finite */
     pthread_mutex_t lock;   /* recursive; of a run from begin to end, and of whatever else reaches the stream */
     pthread_mutex_t tables; /* of kernels and plans, which are looked up while others run; taken after `lock` */
@@ -51,7 +51,8 @@ static inline sid_cuda *sid_cuda_of(const sid_exec *exec) { return (sid_cuda *)e
 
 /* --- device.c --- */
 
-/* SID_OK for CUDA_SUCCESS; else SID_EMEMORY or SID_EINTERNAL with the device's name, what was done and the driver's words. */
+/* SID_OK for CUDA_SUCCESS; else SID_EMEMORY or SID_EINTERNAL with the device's name, what was done and the driver's
+ * words. */
 int sid_cuda_check(const sid_cuda *cuda, CUresult result, const char *what);
 #define SID_CU(cuda, call) SID_TRY(sid_cuda_check(cuda, (cuda)->nv->call, #call))
 
@@ -71,13 +72,13 @@ int sid_cuda_read(sid_exec *exec, void *host, const void *block, size_t size);
 /* --- module.c --- */
 
 /* The files of csrc/cuda/kernels: X(SID_CU_ name, file). */
-#define SID_CU_FILES(X)                  \
-    X(POINTWISE, pointwise)              \
-    X(NORM, norm)                        \
-    X(CONV, conv)                        \
-    X(PACK, pack)                        \
-    X(ATTENTION, attention)              \
-    X(ATTENTION_WIDE, attention_wide)    \
+#define SID_CU_FILES(X)               \
+    X(POINTWISE, pointwise)           \
+    X(NORM, norm)                     \
+    X(CONV, conv)                     \
+    X(PACK, pack)                     \
+    X(ATTENTION, attention)           \
+    X(ATTENTION_WIDE, attention_wide) \
     X(ATTENTION_FLOAT, attention_float)
 
 #define SID_CU_ENTRY(name, file) SID_CU_##name,
@@ -103,9 +104,9 @@ typedef struct {
     unsigned threads; /* of a block */
 } sid_grid;
 
-/* Launches on the backend's stream; the parameters are copied. In a recorded run the launch is captured, or compared with
- * what was captured and patched where only the parameters differ: so the order, number and grids of launches may depend
- * on shapes, dtypes and what the run's key stands for, and on nothing else. */
+/* Launches on the backend's stream; the parameters are copied. In a recorded run the launch is captured, or compared
+ * with what was captured and patched where only the parameters differ: so the order, number and grids of launches may
+ * depend on shapes, dtypes and what the run's key stands for, and on nothing else. */
 int sid_launch(sid_exec *exec, const sid_kernel *kernel, sid_grid grid, const void *parameters, size_t size);
 
 int sid_cuda_copy(sid_exec *exec, void *block, const void *from, size_t size);

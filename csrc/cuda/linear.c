@@ -33,20 +33,23 @@ typedef struct {
 
 static int check(const sid_cuda *cuda, cublasStatus_t status, const char *what) {
     if (status == CUBLAS_STATUS_SUCCESS) return SID_OK;
-    return sid_fail(status == CUBLAS_STATUS_ALLOC_FAILED ? SID_EMEMORY : SID_EINTERNAL, "%s: cuBLASLt: %s: %s", cuda->name, what,
-                    cuda->nv->cublasLtGetStatusString(status));
+    return sid_fail(status == CUBLAS_STATUS_ALLOC_FAILED ? SID_EMEMORY : SID_EINTERNAL, "%s: cuBLASLt: %s: %s",
+                    cuda->name, what, cuda->nv->cublasLtGetStatusString(status));
 }
 #define SID_LT(cuda, call) SID_TRY(check(cuda, (cuda)->nv->call, #call))
 
 /* ---- plans ---- */
 
-static int number_type(size_t dtype) { return dtype == SID_F32 ? CUDA_R_32F : dtype == SID_BF16 ? CUDA_R_16BF : CUDA_R_16F; }
+static int number_type(size_t dtype) {
+    return dtype == SID_F32 ? CUDA_R_32F : dtype == SID_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
 
 static int open_product(sid_cuda *cuda, const cuda_linear *l, product_plan *p) {
     const int transposed = CUBLAS_OP_T, epilogue = CUBLASLT_EPILOGUE_BIAS, type = number_type(p->key.d_dtype);
     const void *bias = l->bias[p->key.d_dtype];
     SID_LT(cuda, cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    SID_LT(cuda, cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+    SID_LT(cuda,
+           cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
     if (!bias) return SID_OK;
     SID_LT(cuda, cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
     SID_LT(cuda, cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
@@ -61,12 +64,14 @@ static int open_layouts(sid_cuda *cuda, const cuda_linear *l, product_plan *p) {
     SID_LT(cuda, cublasLtMatrixLayoutCreate(&p->w, type, in, out, (int64_t)in));
     SID_LT(cuda, cublasLtMatrixLayoutCreate(&p->x, type, in, k->rows, (int64_t)k->x_stride));
     SID_LT(cuda, cublasLtMatrixLayoutCreate(&p->d, d_type, out, k->rows, (int64_t)k->d_stride));
-    SID_LT(cuda, cublasLtMatrixLayoutCreate(&p->c, d_type, out, k->rows, (int64_t)(k->c_stride ? k->c_stride : k->d_stride)));
+    SID_LT(cuda,
+           cublasLtMatrixLayoutCreate(&p->c, d_type, out, k->rows, (int64_t)(k->c_stride ? k->c_stride : k->d_stride)));
     return SID_OK;
 }
 
 /* Less aligned matrices get no workspace, so that whatever alignment a run meets, what was measured is enough. */
-static int set_preferences(sid_cuda *cuda, const product_key *k, size_t w_alignment, cublasLtMatmulPreference_t preference) {
+static int set_preferences(sid_cuda *cuda, const product_key *k, size_t w_alignment,
+                           cublasLtMatmulPreference_t preference) {
     static const int names[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                                 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     size_t c_alignment = k->c_stride ? k->c_alignment : k->d_alignment;
@@ -91,18 +96,19 @@ static int choose(sid_cuda *cuda, const cuda_linear *l, product_plan *p) {
     cublasLtMatmulPreference_t preference;
     int count = 0;
     SID_LT(cuda, cublasLtMatmulPreferenceCreate(&preference));
-    int status = set_preferences(cuda, &p->key, alignment_of(l->base.shape.in * sid_dtype_size(cuda->base.dtype)), preference);
+    int status =
+        set_preferences(cuda, &p->key, alignment_of(l->base.shape.in * sid_dtype_size(cuda->base.dtype)), preference);
     if (status == SID_OK)
         status = check(cuda,
-                       cuda->nv->cublasLtMatmulAlgoGetHeuristic(cuda->blas, p->product, p->w, p->x, p->c, p->d, preference, 1,
-                                                                &p->choice, &count),
+                       cuda->nv->cublasLtMatmulAlgoGetHeuristic(cuda->blas, p->product, p->w, p->x, p->c, p->d,
+                                                                preference, 1, &p->choice, &count),
                        "cublasLtMatmulAlgoGetHeuristic");
     cuda->nv->cublasLtMatmulPreferenceDestroy(preference);
     SID_TRY(status);
     return count ? SID_OK
-                 : sid_fail(SID_EINTERNAL, "%s: cuBLASLt has no algorithm for the %s product (%zu, %zu) x (%zu, %zu)", cuda->name,
-                            sid_dtype_name(cuda->base.dtype), p->key.rows, l->base.shape.in, l->base.shape.in,
-                            l->base.shape.out);
+                 : sid_fail(SID_EINTERNAL, "%s: cuBLASLt has no algorithm for the %s product (%zu, %zu) x (%zu, %zu)",
+                            cuda->name, sid_dtype_name(cuda->base.dtype), p->key.rows, l->base.shape.in,
+                            l->base.shape.in, l->base.shape.out);
 }
 
 static int open_plan(sid_cuda *cuda, const void *layer, sid_planned *planned) {

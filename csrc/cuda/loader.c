@@ -54,7 +54,8 @@ static int load_driver(const char *path) {
     if (result == CUDA_ERROR_NO_DEVICE) return sid_fail(SID_EVALUE, "this machine has no NVIDIA GPU");
     if (result != CUDA_SUCCESS) {
         found.cuGetErrorString(result, &words);
-        return sid_fail(SID_EVALUE, "the NVIDIA driver does not start: %s (%d)", words ? words : "unknown error", result);
+        return sid_fail(SID_EVALUE, "the NVIDIA driver does not start: %s (%d)", words ? words : "unknown error",
+                        result);
     }
     found.cuDriverGetVersion(&found.driver);
     nvidia = found;
@@ -71,7 +72,8 @@ int sid_cuda_driver(const char *path, int *version) {
 
 /* Whether libraries of one CUDA version fit each other and the driver. */
 static int check_versions(const sid_nvidia *found) {
-    int minor, major, blas = (int)(found->cublasLtGetVersion() / 10000), dnn = (int)(found->cudnnGetCudartVersion() / 1000);
+    int minor, major, blas = (int)(found->cublasLtGetVersion() / 10000),
+                      dnn = (int)(found->cudnnGetCudartVersion() / 1000);
     found->nvrtcVersion(&major, &minor);
     if (major != blas || major != dnn)
         return sid_fail(SID_EVALUE,

@@ -1,4 +1,5 @@
-/* Kernels: their sources are part of this module, compiled by NVRTC for the device at their first use and kept on disk. */
+/* Kernels: their sources are part of this module, compiled by NVRTC for the device at their first use and kept on disk.
+ */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,9 +12,9 @@
 
 /* ---- the sources ---- */
 
-#define EMBED(symbol, path)                                                                                      \
-    __asm__(".pushsection .rodata\n.global " #symbol "\n.hidden " #symbol "\n" #symbol ":\n.incbin \"" path      \
-            "\"\n.byte 0\n.popsection\n");                                                                       \
+#define EMBED(symbol, path)                                                                                 \
+    __asm__(".pushsection .rodata\n.global " #symbol "\n.hidden " #symbol "\n" #symbol ":\n.incbin \"" path \
+            "\"\n.byte 0\n.popsection\n");                                                                  \
     extern const char symbol[];
 
 #define EMBED_FILE(name, file) EMBED(sid_source_##file, "cuda/kernels/" #file ".cu")
@@ -56,7 +57,8 @@ struct sid_modules {
     int version[2];  /* of NVRTC */
 };
 
-/* The newest architecture that NVRTC knows among those whose cubins the device runs: the same major number, not newer. */
+/* The newest architecture that NVRTC knows among those whose cubins the device runs: the same major number, not newer.
+ */
 static int choose_target(sid_cuda *cuda, sid_modules *modules) {
     int count = 0, best = 0, newest = 0, known[128];
     cuda->nv->nvrtcGetNumSupportedArchs(&count);
@@ -68,7 +70,8 @@ static int choose_target(sid_cuda *cuda, sid_modules *modules) {
         if (known[i] / 10 == cuda->architecture / 10 && known[i] > best) best = known[i];
     }
     if (!newest)
-        return sid_fail(SID_EVALUE, "device: %s has compute capability %d.%d, which the installed CUDA %d no longer supports",
+        return sid_fail(SID_EVALUE,
+                        "device: %s has compute capability %d.%d, which the installed CUDA %d no longer supports",
                         cuda->name, cuda->architecture / 10, cuda->architecture % 10, cuda->nv->major);
     snprintf(modules->target, sizeof modules->target, best ? "sm_%d" : "compute_%d", best ? best : newest);
     return SID_OK;
@@ -153,7 +156,8 @@ static int compile_failed(const sid_cuda *cuda, nvrtcProgram program, const reci
 }
 
 static nvrtcResult take_image(const sid_nvidia *nv, nvrtcProgram program, image *image, int ptx) {
-    nvrtcResult result = ptx ? nv->nvrtcGetPTXSize(program, &image->size) : nv->nvrtcGetCUBINSize(program, &image->size);
+    nvrtcResult result =
+        ptx ? nv->nvrtcGetPTXSize(program, &image->size) : nv->nvrtcGetCUBINSize(program, &image->size);
     image->data = result == NVRTC_SUCCESS ? malloc(image->size) : NULL;
     if (!image->data) return result;
     return ptx ? nv->nvrtcGetPTX(program, image->data) : nv->nvrtcGetCUBIN(program, image->data);
@@ -163,8 +167,7 @@ static int compile(const sid_cuda *cuda, const recipe *r, image *image) {
     const source *s = &sources[r->file];
     nvrtcProgram program;
     nvrtcResult result = cuda->nv->nvrtcCreateProgram(&program, s->text, s->name, HEADERS, header_texts, header_names);
-    if (result != NVRTC_SUCCESS)
-        return sid_fail(SID_EINTERNAL, "NVRTC: %s", cuda->nv->nvrtcGetErrorString(result));
+    if (result != NVRTC_SUCCESS) return sid_fail(SID_EINTERNAL, "NVRTC: %s", cuda->nv->nvrtcGetErrorString(result));
     int status = SID_OK;
     result = cuda->nv->nvrtcCompileProgram(program, r->count, r->arguments);
     if (result == NVRTC_SUCCESS) result = take_image(cuda->nv, program, image, cuda->modules->target[0] == 'c');
@@ -187,7 +190,8 @@ static uint64_t hash_text(uint64_t hash, const char *text) {
 /* The file of a kernel; an empty name where there is no place for a cache. */
 static void cache_path(const sid_cuda *cuda, const recipe *r, char *folder, char *path) {
     const char *root = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    uint64_t hash = 0xcbf29ce484222325 ^ (uint64_t)cuda->modules->version[0] << 16 ^ (uint64_t)cuda->modules->version[1];
+    uint64_t hash =
+        0xcbf29ce484222325 ^ (uint64_t)cuda->modules->version[0] << 16 ^ (uint64_t)cuda->modules->version[1];
     for (int i = 0; i < HEADERS; i++) hash = hash_text(hash, header_texts[i]);
     hash = hash_text(hash, sources[r->file].text);
     for (int i = 0; i < r->count; i++) hash = hash_text(hash, r->arguments[i]);
@@ -195,7 +199,8 @@ static void cache_path(const sid_cuda *cuda, const recipe *r, char *folder, char
     if (root && *root) snprintf(folder, PATH_SIZE, "%s/styleid/kernels", root);
     else if (home && *home) snprintf(folder, PATH_SIZE, "%s/.cache/styleid/kernels", home);
     else return;
-    if (snprintf(path, PATH_SIZE, "%s/%s-%016llx.cubin", folder, cuda->modules->target, (unsigned long long)hash) >= PATH_SIZE)
+    if (snprintf(path, PATH_SIZE, "%s/%s-%016llx.cubin", folder, cuda->modules->target, (unsigned long long)hash) >=
+        PATH_SIZE)
         *path = 0;
 }
 

@@ -47,19 +47,21 @@ typedef struct {
     const void *values;
 } attribute;
 
-static int set_all(const sid_planner *planner, cudnnBackendDescriptor_t descriptor, const attribute *attributes, size_t count) {
+static int set_all(const sid_planner *planner, cudnnBackendDescriptor_t descriptor, const attribute *attributes,
+                   size_t count) {
     const sid_nvidia *nv = planner->nv;
     for (size_t i = 0; i < count; i++) {
         const attribute *a = &attributes[i];
-        SID_TRY(check(nv, nv->cudnnBackendSetAttribute(descriptor, a->name, a->type, a->count, a->values), "an attribute"));
+        SID_TRY(check(nv, nv->cudnnBackendSetAttribute(descriptor, a->name, a->type, a->count, a->values),
+                      "an attribute"));
     }
     return check(nv, nv->cudnnBackendFinalize(descriptor), "a descriptor");
 }
 
 /* A finished descriptor with the attributes of the array. */
-#define MAKE(shop, descriptor, type, attributes)                                                     \
-    do {                                                                                             \
-        SID_TRY(create(shop, descriptor, type));                                                     \
+#define MAKE(shop, descriptor, type, attributes)                                                                 \
+    do {                                                                                                         \
+        SID_TRY(create(shop, descriptor, type));                                                                 \
         SID_TRY(set_all((shop)->planner, *(descriptor), attributes, sizeof(attributes) / sizeof *(attributes))); \
     } while (0)
 
@@ -202,8 +204,9 @@ static int try_configuration(workshop *shop, sid_plan *plan, cudnnBackendDescrip
     cudnnBackendDescriptor_t engine, candidate;
     int64_t count, workspace = 0;
     SID_TRY(create(shop, &engine, CUDNN_BACKEND_ENGINE_DESCRIPTOR));
-    if (nv->cudnnBackendGetAttribute(configuration, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count,
-                                     &engine) || is_excluded(shop, engine))
+    if (nv->cudnnBackendGetAttribute(configuration, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+                                     &count, &engine) ||
+        is_excluded(shop, engine))
         return SID_OK;
     const attribute attributes[] = {
         {CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &configuration},
@@ -214,7 +217,8 @@ static int try_configuration(workshop *shop, sid_plan *plan, cudnnBackendDescrip
     if (nv->cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &candidate)) return SID_OK;
     if (set_all(planner, candidate, attributes, 2) == SID_OK &&
         !nv->cudnnBackendGetAttribute(candidate, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count,
-                                      &workspace) && workspace <= MOST_WORKSPACE) {
+                                      &workspace) &&
+        workspace <= MOST_WORKSPACE) {
         plan->plan = candidate;
         plan->workspace = (size_t)workspace;
     } else {
@@ -234,7 +238,8 @@ static int try_mode(workshop *shop, sid_plan *plan, cudnnBackendDescriptor_t gra
         {CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &planner->properties},
     };
     SID_TRY(create(shop, &heuristics, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR));
-    if (set_all(planner, heuristics, attributes, planner->properties ? 3 : 2) != SID_OK) return SID_OK; /* nothing proposed */
+    if (set_all(planner, heuristics, attributes, planner->properties ? 3 : 2) != SID_OK)
+        return SID_OK; /* nothing proposed */
     for (int64_t i = 0; i < MOST_CONFIGURATIONS; i++)
         SID_TRY(create(shop, &configurations[i], CUDNN_BACKEND_ENGINECFG_DESCRIPTOR));
     if (planner->nv->cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
@@ -260,7 +265,8 @@ static int make(workshop *shop, sid_plan *plan) {
     }
     if (plan->plan) return SID_OK;
     return sid_fail(SID_EINTERNAL,
-                    "cuDNN has no engine for the %s convolution (%lld, %lld, %lld, %lld) -> %lld channels, kernel %lld, stride %lld",
+                    "cuDNN has no engine for the %s convolution (%lld, %lld, %lld, %lld) -> %lld channels, kernel "
+                    "%lld, stride %lld",
                     sid_dtype_name(s->dtype), (long long)s->n, (long long)s->h, (long long)s->w, (long long)s->in,
                     (long long)s->out, (long long)s->kernel, (long long)s->stride);
 }
@@ -292,7 +298,8 @@ int sid_plan_run(const sid_planner *planner, const sid_plan *plan, const sid_pla
     };
     int status = create(&shop, &pack, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
     if (status == SID_OK) status = set_all(planner, pack, attributes, 3);
-    if (status == SID_OK) status = check(nv, nv->cudnnBackendExecute(planner->handle, plan->plan, pack), "a convolution");
+    if (status == SID_OK)
+        status = check(nv, nv->cudnnBackendExecute(planner->handle, plan->plan, pack), "a convolution");
     destroy_all(&shop);
     return status;
 }

@@ -1,5 +1,5 @@
-/* cuDNN's plans for convolutions. Needs no device where the device's properties are given, so that every plan of a model can
- * be made in a test. */
+/* cuDNN's plans for convolutions. Needs no device where the device's properties are given, so that every plan of a
+ * model can be made in a test. */
 #ifndef SID_CUDA_PLAN_H
 #define SID_CUDA_PLAN_H
 
@@ -18,7 +18,7 @@ typedef struct {
 
 typedef struct {
     const sid_nvidia *nv;
-    cudnnHandle_t handle;               /* NULL where properties are given */
+    cudnnHandle_t handle;                /* NULL where properties are given */
     cudnnBackendDescriptor_t properties; /* of a device that need not be there; NULL: the handle's */
 } sid_planner;
 

@@ -39,8 +39,8 @@ static int find(sid_cuda *cuda, sid_planned **list, const sid_planned_kind *kind
     return SID_OK;
 }
 
-int sid_planned_find(sid_cuda *cuda, sid_planned **list, const sid_planned_kind *kind, const void *key, const void *layer,
-                     sid_planned **found) {
+int sid_planned_find(sid_cuda *cuda, sid_planned **list, const sid_planned_kind *kind, const void *key,
+                     const void *layer, sid_planned **found) {
     pthread_mutex_lock(&cuda->tables);
     sid_cuda_enter(cuda);
     int status = find(cuda, list, kind, key, layer);

@@ -13,12 +13,12 @@ typedef struct sid_planned {
 typedef struct {
     size_t size, key_size; /* of the whole thing; of its key, which has no padding */
     int (*open)(sid_cuda *cuda, const void *layer, sid_planned *planned); /* its key is there, the rest zeros */
-    void (*close)(sid_cuda *cuda, sid_planned *planned); /* also of one that could not be opened */
+    void (*close)(sid_cuda *cuda, sid_planned *planned);                  /* also of one that could not be opened */
 } sid_planned_kind;
 
 /* *found: what the list has for the key, or a new one. It stays valid while the caller is in a run, or measures. */
-int sid_planned_find(sid_cuda *cuda, sid_planned **list, const sid_planned_kind *kind, const void *key, const void *layer,
-                     sid_planned **found);
+int sid_planned_find(sid_cuda *cuda, sid_planned **list, const sid_planned_kind *kind, const void *key,
+                     const void *layer, sid_planned **found);
 void sid_planned_close(sid_cuda *cuda, sid_planned **list, const sid_planned_kind *kind);
 
 #endif

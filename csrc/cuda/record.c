@@ -1,7 +1,7 @@
 /* Launches, and runs recorded as graphs.
  *
- * The first run of a key is plain. The second is captured: every launch and library call appends an entry. From the third
- * on the model's code walks as usual, but what it asks for is only compared with the entries: a kernel with other
+ * The first run of a key is plain. The second is captured: every launch and library call appends an entry. From the
+ * third on the model's code walks as usual, but what it asks for is only compared with the entries: a kernel with other
  * parameters is patched in the graph, anything else drops the recording, and the run is asked for once more. Nothing is
  * executed before end() launches the graph, so giving up is always clean. */
 #include <stdlib.h>
@@ -113,8 +113,8 @@ static int append(recording *r, const entry *e, const void *bytes) {
 static int launch(const sid_cuda *cuda, const sid_kernel *kernel, sid_grid grid, const void *parameters) {
     void *pointers[] = {(void *)parameters};
     return sid_cuda_check(cuda,
-                          cuda->nv->cuLaunchKernel(sid_kernel_function(kernel), grid.x, grid.y, grid.z, grid.threads, 1, 1, 0,
-                                                   cuda->stream, pointers, NULL),
+                          cuda->nv->cuLaunchKernel(sid_kernel_function(kernel), grid.x, grid.y, grid.z, grid.threads, 1,
+                                                   1, 0, cuda->stream, pointers, NULL),
                           sid_kernel_name(kernel));
 }
 
@@ -134,7 +134,8 @@ static int last_node(const sid_cuda *cuda, CUgraphNode *node) {
 static entry *expected(sid_recorder *recorder, const entry *e) {
     recording *r = recorder->current;
     entry *next = recorder->cursor < r->count ? &r->entries[recorder->cursor] : NULL;
-    if (next && next->kernel == e->kernel && memcmp(&next->grid, &e->grid, sizeof e->grid) == 0 && next->size == e->size) {
+    if (next && next->kernel == e->kernel && memcmp(&next->grid, &e->grid, sizeof e->grid) == 0 &&
+        next->size == e->size) {
         recorder->cursor++;
         return next;
     }
@@ -199,7 +200,8 @@ int sid_record_call(sid_exec *exec, const sid_library_call *call) {
     int status = SID_OK;
     if (!replayed(cuda, &e, call->identity)) {
         status = call->call(exec, call->arguments);
-        if (status == SID_OK && cuda->recorder->mode == CAPTURE) status = append(cuda->recorder->current, &e, call->identity);
+        if (status == SID_OK && cuda->recorder->mode == CAPTURE)
+            status = append(cuda->recorder->current, &e, call->identity);
     }
     sid_cuda_leave(cuda);
     pthread_mutex_unlock(&cuda->lock);
@@ -285,7 +287,8 @@ static int choose_mode(sid_cuda *cuda, uint64_t key) {
 int sid_cuda_begin(sid_exec *exec, uint64_t key) {
     sid_cuda *cuda = sid_cuda_of(exec);
     if (getpid() != cuda->process)
-        return sid_fail(SID_EVALUE, "a model on %s cannot be used after fork(): load it in the new process", cuda->name);
+        return sid_fail(SID_EVALUE, "a model on %s cannot be used after fork(): load it in the new process",
+                        cuda->name);
     pthread_mutex_lock(&cuda->lock);
     sid_cuda_enter(cuda);
     int status = choose_mode(cuda, key);
@@ -340,7 +343,8 @@ int sid_cuda_end(sid_exec *exec, int status, int *again) {
     }
     recorder->mode = PLAIN;
     if (status == SID_OK && !*again)
-        status = sid_cuda_check(cuda, cuda->nv->cuEventRecord(cuda->ends[cuda->runs++ % SID_PACE_EVENTS], cuda->stream), "a run");
+        status = sid_cuda_check(cuda, cuda->nv->cuEventRecord(cuda->ends[cuda->runs++ % SID_PACE_EVENTS], cuda->stream),
+                                "a run");
     exec->run = NULL;
     sid_cuda_leave(cuda);
     pthread_mutex_unlock(&cuda->lock);
@@ -353,7 +357,9 @@ int sid_cuda_pace(sid_backend *backend, size_t runs) {
     pthread_mutex_lock(&cuda->lock);
     sid_cuda_enter(cuda);
     if (cuda->runs > runs && runs < SID_PACE_EVENTS)
-        status = sid_cuda_check(cuda, cuda->nv->cuEventSynchronize(cuda->ends[(cuda->runs - 1 - runs) % SID_PACE_EVENTS]), "a run");
+        status =
+            sid_cuda_check(cuda, cuda->nv->cuEventSynchronize(cuda->ends[(cuda->runs - 1 - runs) % SID_PACE_EVENTS]),
+                           "a run");
     sid_cuda_leave(cuda);
     pthread_mutex_unlock(&cuda->lock);
     return status;

@@ -219,9 +219,7 @@ static int has_own_keys(const sid_injection *in, int layer) {
 static int injects_keys(const sid_injection *in, int layer) {
     return in->style_count && (style_layer(in, 0, layer)->key || style_layer(in, 0, layer)->value);
 }
-static int injects_query(const sid_injection *in, int layer) {
-    return in->content && in->content->layers[layer].query;
-}
+static int injects_query(const sid_injection *in, int layer) { return in->content && in->content->layers[layer].query; }
 
 /* The keys and values of one style: those that its bank has; the layer's own for the rest. */
 static int style_source(sid_exec *exec, sid_keys *source, const sid_tap *tap, size_t style, int number,

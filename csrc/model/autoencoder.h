@@ -11,7 +11,8 @@ typedef struct {
     void (*close)(sid_backend *backend, void *network);
     int (*encode)(sid_exec *exec, const void *network, sid_planes *latents, const sid_planes *images);
     int (*decode)(sid_exec *exec, const void *network, sid_planes *images, const sid_planes *latents);
-    /* planes, of the latents' shape: the logarithm of the posterior's variance, unscaled. NULL: there is no posterior. */
+    /* planes, of the latents' shape: the logarithm of the posterior's variance, unscaled. NULL: there is no posterior.
+     */
     int (*log_variance)(sid_exec *exec, const void *network, sid_planes *planes, const sid_planes *images);
 } sid_autoencoder;
 

@@ -21,8 +21,7 @@ int sid_resnet_open(sid_builder *builder, sid_resnet *r, const char *prefix) {
     sid_linear_part own = {r->out, all, 0, r->out, 0, r->in}, skipped = {r->out, all, 0, r->out, r->in, r->skip};
     SID_TRY(sid_name(name, "%s.conv_shortcut", prefix));
     SID_TRY(sid_linear_open_part(builder, &r->shortcut, name, &own, SID_CONV1X1));
-    if (r->skip)
-        SID_TRY(sid_linear_open_part(builder, &r->skip_shortcut, name, &skipped, SID_CONV1X1 | SID_NO_BIAS));
+    if (r->skip) SID_TRY(sid_linear_open_part(builder, &r->skip_shortcut, name, &skipped, SID_CONV1X1 | SID_NO_BIAS));
     return SID_OK;
 }
 
@@ -69,7 +68,8 @@ int sid_resnet_run(sid_exec *exec, const sid_resnet *r, sid_tensor *dst, sid_ten
 }
 
 /* Number `number` of a transformer block: all but the keys. */
-static int attention_open(sid_builder *builder, sid_attention_part *part, const char *block, int number, size_t channels) {
+static int attention_open(sid_builder *builder, sid_attention_part *part, const char *block, int number,
+                          size_t channels) {
     char name[SID_NAME_SIZE];
     SID_TRY(sid_name(name, "%s.norm%d", block, number));
     SID_TRY(sid_norm_open(builder, &part->norm, name, channels));
@@ -79,7 +79,8 @@ static int attention_open(sid_builder *builder, sid_attention_part *part, const 
     return sid_linear_open(builder, &part->out, name, channels, channels, SID_PLAIN);
 }
 
-static int keys_open(sid_builder *builder, sid_linear **keys, const char *block, int number, size_t in, size_t channels) {
+static int keys_open(sid_builder *builder, sid_linear **keys, const char *block, int number, size_t in,
+                     size_t channels) {
     char stacked[2][SID_NAME_SIZE];
     size_t outs[] = {channels, channels};
     SID_TRY(sid_name(stacked[0], "%s.attn%d.to_k", block, number));
@@ -121,9 +122,10 @@ int sid_transformer_open(sid_builder *builder, sid_transformer *t, const char *p
 
 void sid_transformer_close(sid_backend *backend, sid_transformer *t) {
     sid_norm *norms[] = {&t->norm, &t->attention1.norm, &t->attention2.norm, &t->norm3};
-    sid_linear **linears[] = {&t->project_in,       &t->project_out,      &t->attention1.query, &t->attention1.keys,
-                              &t->attention1.out,   &t->attention2.query, &t->attention2.keys,  &t->attention2.out,
-                              &t->hidden,           &t->gate,             &t->forward};
+    sid_linear **linears[] = {
+        &t->project_in,       &t->project_out,     &t->attention1.query, &t->attention1.keys, &t->attention1.out,
+        &t->attention2.query, &t->attention2.keys, &t->attention2.out,   &t->hidden,          &t->gate,
+        &t->forward};
     for (size_t i = 0; i < sizeof norms / sizeof *norms; i++) sid_norm_close(backend, norms[i]);
     for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) sid_linear_close(backend, linears[i]);
 }

@@ -4,7 +4,9 @@
 
 #define EVALUATION 1 /* stands for the function */
 
-static int crosses(const sid_bank *bank, const sid_backend *backend) { return bank && bank->on_host && !backend->memory.is_host; }
+static int crosses(const sid_bank *bank, const sid_backend *backend) {
+    return bank && bank->on_host && !backend->memory.is_host;
+}
 
 static int is_plain(const sid_tap *tap, const sid_backend *backend, size_t samples) {
     const sid_injection *injection = tap->injection;

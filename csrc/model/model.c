@@ -125,9 +125,8 @@ static int encode_embedded(sid_model *model, float *context, const float *embedd
     sid_loan in, out = {0};
     int status = sid_loan_open(&in, &outside, embedded, size, 1);
     if (status == SID_OK) status = sid_loan_open(&out, &outside, context, size, 0);
-    text_arguments a = {model->clip,
-                        sid_dense(out.block, SID_F32, n, 1, length, channels),
-                        {in.block, n * length, channels, 1, 1}};
+    text_arguments a = {
+        model->clip, sid_dense(out.block, SID_F32, n, 1, length, channels), {in.block, n * length, channels, 1, 1}};
     if (status == SID_OK) status = sid_run(&model->runner, 0, run_text, &a);
     int closed = sid_loan_close(&out, &outside, status == SID_OK);
     sid_loan_close(&in, &outside, 0);

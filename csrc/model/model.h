@@ -37,7 +37,8 @@ int sid_model_predict(sid_model *model, sid_planes *noise, const sid_planes *lat
                       const sid_context *context, const sid_tap *tap);
 /* latents = VAE mean(images) * scaling_factor; images in [-1, 1]. */
 int sid_model_encode(sid_model *model, sid_planes *latents, const sid_planes *images);
-/* planes, of the latents' shape: the logarithm of the variance of the VAE's posterior; SID_EVALUE where there is none. */
+/* planes, of the latents' shape: the logarithm of the variance of the VAE's posterior; SID_EVALUE where there is none.
+ */
 int sid_model_log_variance(sid_model *model, sid_planes *planes, const sid_planes *images);
 /* images, not clamped. */
 int sid_model_decode(sid_model *model, sid_planes *images, const sid_planes *latents);

@@ -26,8 +26,7 @@ typedef struct {
     half encoder, decoder;
 } taesd;
 
-static int open_conv(sid_builder *builder, sid_conv **conv, const char *half_name, size_t place,
-                     sid_conv_shape shape) {
+static int open_conv(sid_builder *builder, sid_conv **conv, const char *half_name, size_t place, sid_conv_shape shape) {
     char name[SID_NAME_SIZE];
     SID_TRY(sid_name(name, "vae.%s.layers.%zu", half_name, place));
     return sid_conv_open(builder, conv, name, shape);

@@ -18,11 +18,11 @@ typedef struct {
 /* What is injected into a batch of one, in the layers that the banks have features of. Where a bank has no queries,
  * keys or values of a layer, the layer's own stay. All styles have the same kinds of features. */
 typedef struct {
-    const sid_bank *content;       /* queries; NULL: none */
-    const sid_bank *const *styles; /* keys and values, concatenated */
-    const float *weights;          /* [style_count]: each style's share of the attention */
-    size_t style_count;            /* at most SID_MAX_STYLES */
-    size_t layers;                 /* the model's decoder layers */
+    const sid_bank *content;          /* queries; NULL: none */
+    const sid_bank *const *styles;    /* keys and values, concatenated */
+    const float *weights;             /* [style_count]: each style's share of the attention */
+    size_t style_count;               /* at most SID_MAX_STYLES */
+    size_t layers;                    /* the model's decoder layers */
     const float *gamma, *temperature; /* [steps][layers], the host's */
     const uint8_t *where;             /* NULL, or [steps][layers]: whether a step injects into a layer; the host's */
     const sid_region *regions;        /* NULL, or [layers], the same at all steps */
@@ -46,8 +46,8 @@ typedef struct {
 typedef struct {
     size_t step;                    /* feature slot */
     const sid_attention_hook *hook; /* NULL: none */
-    sid_bank *const *saved; /* one bank per sample of the batch, all of the same layers, to keep features in;
-                             * NULL: none are kept */
+    sid_bank *const *saved;         /* one bank per sample of the batch, all of the same layers, to keep features in;
+                                     * NULL: none are kept */
     const sid_injection *injection; /* NULL: none */
 } sid_tap;
 

@@ -8,7 +8,8 @@
 
 #define TILE 80    /* latent pixels a side, at most */
 #define OVERLAP 16 /* of neighbouring tiles, at least */
-#define MARGIN 4   /* latent pixels at a tile's inner edges that are not used, because they know nothing of what follows */
+#define MARGIN \
+    4 /* latent pixels at a tile's inner edges that are not used, because they know nothing of what follows */
 
 /* ---- how an axis is cut ---- */
 
@@ -131,8 +132,8 @@ int sid_map_planes(sid_runner *runner, const sid_map *map, sid_planes *dst, cons
     return status;
 }
 
-int sid_map_scratch(sid_runner *runner, const sid_map *map, size_t *bytes, const sid_planes *dst,
-                    const sid_planes *src, int tiled) {
+int sid_map_scratch(sid_runner *runner, const sid_map *map, size_t *bytes, const sid_planes *dst, const sid_planes *src,
+                    int tiled) {
     sid_planes unused = *dst;
     task t = task_of(map, &unused, src);
     return sid_run_scratch(runner, bytes, is_cut(&t, tiled) ? run_tile : run_whole, &t);

@@ -14,7 +14,7 @@ typedef struct {
  * tile times the tile's share. */
 int sid_map_planes(sid_runner *runner, const sid_map *map, sid_planes *dst, const sid_planes *src, int tiled);
 /* Its scratch bytes; of dst and src only the shapes are read. */
-int sid_map_scratch(sid_runner *runner, const sid_map *map, size_t *bytes, const sid_planes *dst,
-                    const sid_planes *src, int tiled);
+int sid_map_scratch(sid_runner *runner, const sid_map *map, size_t *bytes, const sid_planes *dst, const sid_planes *src,
+                    int tiled);
 
 #endif

@@ -20,8 +20,8 @@ size_t sid_unet_context_size(const sid_unet *unet);
  * context (n, 1, tokens, context_size) in the backend's dtype. They depend on the context alone. */
 int sid_unet_context(sid_exec *exec, const sid_unet *unet, sid_tensor *keys, const sid_tensor *context);
 
-/* What the ResNets add for a timestep: all of them in one row of sid_unet_time_size() floats. waves (1, channels, 1, 1):
- * the timestep's sinusoids, which are filled on the host. */
+/* What the ResNets add for a timestep: all of them in one row of sid_unet_time_size() floats. waves (1, channels, 1,
+ * 1): the timestep's sinusoids, which are filled on the host. */
 size_t sid_unet_time_size(const sid_unet *unet);
 size_t sid_unet_wave_count(const sid_unet *unet);
 void sid_unet_waves(float *waves, size_t count, int timestep);

@@ -8,8 +8,8 @@
 #include "model/model.h"
 
 typedef struct {
-    PyObject *model_type;  /* Model */
-    PyObject *model_error; /* ModelError */
+    PyObject *model_type;        /* Model */
+    PyObject *model_error;       /* ModelError */
     PyObject *device_array_type; /* DeviceArray */
 } sid_state;
 

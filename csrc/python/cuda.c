@@ -21,7 +21,8 @@ PyObject *sid_py_cuda_driver(PyObject *module, PyObject *arguments, PyObject *ke
 }
 
 static PyObject *version_text(int version) {
-    return version ? PyUnicode_FromFormat("%d.%d.%d", version / 10000, version / 100 % 100, version % 100) : Py_NewRef(Py_None);
+    return version ? PyUnicode_FromFormat("%d.%d.%d", version / 10000, version / 100 % 100, version % 100)
+                   : Py_NewRef(Py_None);
 }
 
 PyObject *sid_py_cuda_libraries(PyObject *module, PyObject *arguments, PyObject *keywords) {
@@ -29,20 +30,22 @@ PyObject *sid_py_cuda_libraries(PyObject *module, PyObject *arguments, PyObject 
     const char *nvrtc, *cublaslt, *cudnn;
     sid_cuda_versions versions;
     int status;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "sss:cuda_libraries", names, &nvrtc, &cublaslt, &cudnn)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "sss:cuda_libraries", names, &nvrtc, &cublaslt, &cudnn))
+        return NULL;
     Py_BEGIN_ALLOW_THREADS;
     status = sid_cuda_libraries(nvrtc, cublaslt, cudnn);
     Py_END_ALLOW_THREADS;
     if (status != SID_OK) return fail(module, status);
     sid_cuda_describe(&versions);
-    return Py_BuildValue("{sNsNsN}", "NVRTC", version_text(versions.nvrtc), "cuBLASLt", version_text(versions.cublaslt), "cuDNN",
-                         version_text(versions.cudnn));
+    return Py_BuildValue("{sNsNsN}", "NVRTC", version_text(versions.nvrtc), "cuBLASLt", version_text(versions.cublaslt),
+                         "cuDNN", version_text(versions.cudnn));
 }
 
 static PyObject *describe_device(int device) {
     sid_cuda_device found;
     if (sid_cuda_describe_device(&found, device) != SID_OK) return NULL;
-    return Py_BuildValue("{sssisn}", "name", found.name, "architecture", found.architecture, "total", (Py_ssize_t)found.total);
+    return Py_BuildValue("{sssisn}", "name", found.name, "architecture", found.architecture, "total",
+                         (Py_ssize_t)found.total);
 }
 
 PyObject *sid_py_cuda_devices(PyObject *module, PyObject *unused) {

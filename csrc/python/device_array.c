@@ -129,7 +129,8 @@ static PyObject *device_array_shape(PyObject *self, void *closure) {
     device_array *a = of(self);
     (void)closure;
     PyObject *tuple = PyTuple_New((Py_ssize_t)a->rank);
-    for (size_t i = 0; tuple && i < a->rank; i++) PyTuple_SET_ITEM(tuple, (Py_ssize_t)i, PyLong_FromSize_t(a->shape[i]));
+    for (size_t i = 0; tuple && i < a->rank; i++)
+        PyTuple_SET_ITEM(tuple, (Py_ssize_t)i, PyLong_FromSize_t(a->shape[i]));
     return tuple;
 }
 
@@ -165,7 +166,8 @@ static PyObject *device_array_interface(PyObject *self, void *closure) {
     const char *type = a->element == SID_FLOAT32 ? "<f4" : a->element == SID_FLOAT16 ? "<f2" : "<u2";
     PyObject *shape = finish(a) ? NULL : device_array_shape(self, closure);
     return shape ? Py_BuildValue("{sNsss(NO)sisOsO}", "shape", shape, "typestr", type, "data",
-                                 PyLong_FromVoidPtr(a->block), Py_True, "version", 3, "strides", Py_None, "stream", Py_None)
+                                 PyLong_FromVoidPtr(a->block), Py_True, "version", 3, "strides", Py_None, "stream",
+                                 Py_None)
                  : NULL;
 }
 
@@ -255,7 +257,8 @@ int sid_device_array_read(sid_array *array, int *on_device, const sid_state *sta
 #define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))function, flags, doc}
 static PyMethodDef methods[] = {
     METHOD("__array__", device_array_array, METH_VARARGS | METH_KEYWORDS, "A NumPy array of the same content."),
-    METHOD("__dlpack__", device_array_dlpack, METH_VARARGS | METH_KEYWORDS, "For torch.from_dlpack() and the like: no copy."),
+    METHOD("__dlpack__", device_array_dlpack, METH_VARARGS | METH_KEYWORDS,
+           "For torch.from_dlpack() and the like: no copy."),
     METHOD("__dlpack_device__", device_array_dlpack_device, METH_NOARGS, "(2, the GPU's number)"),
     METHOD("__reduce__", device_array_reduce, METH_NOARGS, "Pickled it is a NumPy array."),
     METHOD("copy", device_array_copy, METH_NOARGS, "A NumPy array of the same content."),

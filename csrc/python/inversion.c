@@ -229,8 +229,7 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
     inversion->bank.steps = steps;
     fit_bank(inversion, config, layers);
     for (size_t kind = 0; kind < SID_FEATURES; kind++)
-        if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, layers, &element))
-            return -1;
+        if (layers->count && need & 1u << kind && read_kind(inversion, data, kind, name, layers, &element)) return -1;
     if (inversion->bank.on_host < 0) inversion->bank.on_host = 1;
     for (sid_dtype dtype = SID_F32; dtype < SID_DTYPE_COUNT; dtype++)
         if (feature_elements[dtype] == element) inversion->bank.dtype = dtype;

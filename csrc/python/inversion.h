@@ -30,8 +30,8 @@ typedef struct {
     sid_replay replay;
 } sid_inversion;
 
-/* count empty ones, to be closed in any case; NULL with an exception. on_host: whether new features are put in the host's
- * memory even where the model has a device with its own. */
+/* count empty ones, to be closed in any case; NULL with an exception. on_host: whether new features are put in the
+ * host's memory even where the model has a device with its own. */
 sid_inversion *sid_inversions_new(size_t count, const sid_state *state, PyObject *model, int on_host);
 void sid_inversions_close(sid_inversion *inversions, size_t count);
 

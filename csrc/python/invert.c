@@ -60,11 +60,8 @@ static PyObject *export_inversions(sid_inversion *inversions, size_t n, const si
 static sid_inversion *inversions_of(const sid_request *r, const sid_array *z, const unsigned *keep, sid_dtype dtype,
                                     size_t slots, int on_host, sid_bank **banks) {
     sid_inversion *inversions = sid_inversions_new(z->shape[0], r->state, r->model_object, on_host);
-    sid_keeping kept = {.config = &r->config->unet,
-                        .layers = &r->layers,
-                        .dtype = dtype,
-                        .steps = r->schedule->steps,
-                        .slots = slots};
+    sid_keeping kept = {
+        .config = &r->config->unet, .layers = &r->layers, .dtype = dtype, .steps = r->schedule->steps, .slots = slots};
     for (size_t i = 0; inversions && i < z->shape[0]; i++) {
         banks[i] = &inversions[i].bank;
         kept.features = keep[i];
@@ -104,7 +101,8 @@ static int invert_lent(sid_model *model, const sid_array *z, const sid_inverting
 }
 
 /* Inverts z in place. */
-static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype, size_t refine, int on_host) {
+static PyObject *invert(sid_request *r, sid_array *z, const unsigned *keep, sid_dtype dtype, size_t refine,
+                        int on_host) {
     size_t n = z->shape[0];
     sid_bank *banks[MAX_BATCH];
     PyObject *result = NULL;
@@ -140,9 +138,9 @@ done:
 }
 
 PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model",        "latents",       "context",  "steps", "schedule", "layers",
-                            "keep",         "feature_dtype", "progress", "hook",  "negative", "guidance",
-                            "on_attention", "watched",       "sink",     "refine", "on_host", NULL};
+    static char *names[] = {"model",        "latents",       "context",  "steps",  "schedule", "layers",
+                            "keep",         "feature_dtype", "progress", "hook",   "negative", "guidance",
+                            "on_attention", "watched",       "sink",     "refine", "on_host",  NULL};
     sid_request_objects o = {.progress = Py_None, .hook = Py_None, .sink = Py_None};
     PyObject *latents_object, *keep_object, *dtype_object, *refine_object = NULL, *result = NULL;
     sid_request r = {0};
@@ -154,8 +152,8 @@ PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords) {
 
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOO|OOOO$OOOOp:invert", names, &o.model, &latents_object,
                                      &o.context, &o.steps, &o.schedule, &o.layers, &keep_object, &dtype_object,
-                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention, &o.watched, &o.sink,
-                                     &refine_object, &on_host) ||
+                                     &o.progress, &o.hook, &o.negative, &o.guidance, &o.on_attention, &o.watched,
+                                     &o.sink, &refine_object, &on_host) ||
         (refine_object && sid_read_size(&refine, refine_object, "refine", 0, MAX_REFINE)) ||
         sid_request_read(&r, module, &o) || read_batch(&latents, keep, latents_object, keep_object, &r.config->unet) ||
         sid_read_dtype(&dtype, dtype_object, "feature_dtype") || sid_array_copy(&z, &latents))

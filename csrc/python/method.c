@@ -100,8 +100,8 @@ static int check_sizes(const sampling *s) {
     const sid_planes *content = &s->sources.content;
     size_t h = s->z.shape[2], w = s->z.shape[3];
     if (!s->request.layers.count || (content->h == h && content->w == w)) return 0;
-    PyErr_Format(PyExc_ValueError, "content: its latents are %zu x %zu, but latent is %zu x %zu", content->h, content->w,
-                 h, w);
+    PyErr_Format(PyExc_ValueError, "content: its latents are %zu x %zu, but latent is %zu x %zu", content->h,
+                 content->w, h, w);
     return -1;
 }
 
@@ -118,8 +118,8 @@ static int sampling_read(sampling *s, PyObject *module, PyObject *args, PyObject
 
     if (!PyArg_ParseTupleAndKeywords(args, keywords, format, names, &o.model, &latent, &o.context, &o.steps,
                                      &o.schedule, &o.layers, &content, &styles, &weights, &o.gamma, &o.temperature,
-                                     &o.progress, &o.hook, &o.negative, &o.guidance, &inject, &regions,
-                                     &o.on_attention, &o.watched, &skip, &where) ||
+                                     &o.progress, &o.hook, &o.negative, &o.guidance, &inject, &regions, &o.on_attention,
+                                     &o.watched, &skip, &where) ||
         sid_request_read(r, module, &o) || sid_read_latents(&given, latent, "latent", 1, &r->config->unet))
         return -1;
     int failed = sid_array_copy(&s->z, &given);
@@ -250,8 +250,8 @@ done:
 }
 
 PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"model", "content",     "style", "context",  "steps",     "schedule", "layers",
-                            "gamma", "temperature", "adain", "progress", NULL};
+    static char *names[] = {"model",  "content", "style",       "context", "steps",    "schedule",
+                            "layers", "gamma",   "temperature", "adain",   "progress", NULL};
     sid_request_objects o = {.progress = Py_None};
     PyObject *content_object, *style_object, *result = NULL;
     sid_request r = {0};

@@ -120,7 +120,8 @@ static PyMethodDef functions[] = {
              "encode, invert, adain and inject_styles; an image."),
     FUNCTION(cuda_driver, "(path)", "Opens NVIDIA's driver; 1000 * major + 10 * minor of the CUDA that it supports."),
     FUNCTION(cuda_libraries, "(nvrtc, cublaslt, cudnn)", "Opens the libraries at these paths; their versions."),
-    {"cuda_devices", sid_py_cuda_devices, METH_NOARGS, "cuda_devices()\n--\n\nName, architecture and memory of each GPU."},
+    {"cuda_devices", sid_py_cuda_devices, METH_NOARGS,
+     "cuda_devices()\n--\n\nName, architecture and memory of each GPU."},
     FUNCTION(cuda_free_memory, "(device)", "Bytes of a GPU's memory that are free."),
     {NULL, NULL, 0, NULL},
 };

@@ -51,8 +51,7 @@ static int read_key_biases(sid_regions *regions, PyObject *sequence, const sid_i
         char name[48];
         PyOS_snprintf(name, sizeof name, "regions['key_bias'][%zu]", i);
         const terms expected = {name, 0, -INFINITY, FLT_MAX};
-        if (read_layers(arrays, PyTuple_GET_ITEM(sequence, (Py_ssize_t)i), &expected, layers, &styles[i]))
-            return -1;
+        if (read_layers(arrays, PyTuple_GET_ITEM(sequence, (Py_ssize_t)i), &expected, layers, &styles[i])) return -1;
         for (size_t l = 0; l < layers->count; l++)
             regions->layers[layers->numbers[l]].key_bias[i] = arrays[layers->numbers[l]].data;
     }
@@ -73,8 +72,7 @@ static int read_all(sid_regions *regions, PyObject *object, const sid_inversion 
     PyObject *bias = entry(object, "bias"), *cover = bias ? entry(object, "cover") : NULL;
     PyObject *key_bias = cover ? entry(object, "key_bias") : NULL;
     PyObject *sequence = key_bias ? sid_read_sequence(key_bias, "regions['key_bias']", "dictionaries") : NULL;
-    int failed = !sequence ||
-                 read_layers(regions->bias, bias, &of_bias, layers, &inversions[0]) ||
+    int failed = !sequence || read_layers(regions->bias, bias, &of_bias, layers, &inversions[0]) ||
                  read_layers(regions->cover, cover, &of_cover, layers, &inversions[0]) ||
                  read_key_biases(regions, sequence, inversions + 1, layers);
     for (size_t layer = 0; layer < SID_MAX_LAYERS; layer++) {

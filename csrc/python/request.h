@@ -44,7 +44,7 @@ typedef struct {
     const sid_bank *style_banks[SID_MAX_STYLES];
     sid_planes content, styles[SID_MAX_STYLES]; /* zT of each, on the host */
     sid_regions *regions;                       /* NULL: everywhere */
-    sid_replay replays[1 + SID_MAX_STYLES]; /* their latents are the host's */
+    sid_replay replays[1 + SID_MAX_STYLES];     /* their latents are the host's */
     size_t replay_count;
     sid_injection injection;
 } sid_sources;

@@ -19,7 +19,8 @@ static int read_dtype(sid_dtype *dtype, PyObject *object, const char *name, PyOb
             return 0;
         }
     if (!PyErr_Occurred())
-        PyErr_Format(error, "weight %s: expected dtype 'F32', 'F16' or 'BF16', got %R", name, object ? object : Py_None);
+        PyErr_Format(error, "weight %s: expected dtype 'F32', 'F16' or 'BF16', got %R", name,
+                     object ? object : Py_None);
     return -1;
 }
 

@@ -6,8 +6,8 @@
 #include "style/schedule.h"
 
 /* One move in place: x0 = (z - sqrt(1 - from) e) / sqrt(from), z = sqrt(to) x0 + sqrt(1 - to) e.
- * prediction: the model's raw output (count), epsilon or v: e = sqrt(from) v + sqrt(1 - from) z. The level of a v is that
- * of the latent, which in the inversion of `diffusers` is not that of the evaluated timestep. */
+ * prediction: the model's raw output (count), epsilon or v: e = sqrt(from) v + sqrt(1 - from) z. The level of a v is
+ * that of the latent, which in the inversion of `diffusers` is not that of the evaluated timestep. */
 int sid_ddim_move(sid_exec *exec, float *z, const float *prediction, size_t count, sid_prediction kind,
                   const sid_move *move);
 

@@ -14,13 +14,13 @@ typedef struct {
 } sid_move;
 
 typedef struct {
-    size_t steps;                            /* evaluations of the inversion */
+    size_t steps; /* evaluations of the inversion */
     sid_move inversion[SID_TRAIN_STEPS];
-    size_t sampling_steps;                   /* evaluations of the sampling: steps, or one less */
+    size_t sampling_steps; /* evaluations of the sampling: steps, or one less */
     sid_move sampling[SID_TRAIN_STEPS];
-    int first_layer;                         /* layers first_layer .. 11 are injected by default */
-    float adain_epsilon;                     /* added to the content's standard deviation */
-    int truncate;                            /* 8-bit output: truncated, or else rounded half to even */
+    int first_layer;     /* layers first_layer .. 11 are injected by default */
+    float adain_epsilon; /* added to the content's standard deviation */
+    int truncate;        /* 8-bit output: truncated, or else rounded half to even */
 } sid_schedule;
 
 /* steps: 2 .. 1000. */

@@ -38,7 +38,9 @@ static void state_close(state *s) {
     sid_memory_give(memory_of(s), s->negative.data);
 }
 
-static int copy(state *s, float *to, const float *from) { return sid_copy(&s->outside, to, from, s->count * sizeof *to); }
+static int copy(state *s, float *to, const float *from) {
+    return sid_copy(&s->outside, to, from, s->count * sizeof *to);
+}
 
 static int report(state *s, size_t step, size_t steps) {
     const sid_progress *p = s->progress;
@@ -55,8 +57,8 @@ static int report(state *s, size_t step, size_t steps) {
     return elsewhere ? sid_write(&s->outside, s->z->data, p->latents, size) : SID_OK;
 }
 
-/* The latents after so many steps are numbers. Where they are not in the host's memory only the last ones are looked at,
- * so that steps can be in flight: what is not finite stays so. */
+/* The latents after so many steps are numbers. Where they are not in the host's memory only the last ones are looked
+ * at, so that steps can be in flight: what is not finite stays so. */
 static int check(state *s, size_t done, size_t steps) {
     char what[64];
     if (done < steps && !memory_of(s)->is_host) return SID_OK;
@@ -163,8 +165,7 @@ int sid_denoise(sid_model *model, sid_planes *z, const sid_sampling *how) {
     sid_lent_regions *lent = NULL;
     state s;
     int status = state_open(&s, model, z, how->prompt, how->progress);
-    if (status == SID_OK)
-        status = sid_regions_lend(&lent, s.outside.backend, config, how->injection, z->h, z->w);
+    if (status == SID_OK) status = sid_regions_lend(&lent, s.outside.backend, config, how->injection, z->h, z->w);
     injection.regions = sid_regions_of(lent);
     if (status == SID_OK) status = check(&s, 0, steps);
     for (size_t i = 0; i < steps && status == SID_OK; i++)

@@ -122,10 +122,8 @@ static int invert(transfer *t) {
     for (size_t i = 0; i < 2 / n; i++, t->part.before += t->how->schedule->steps) {
         sid_planes z = s[i].z;
         z.n = n;
-        sid_inverting how = {.schedule = t->how->schedule,
-                             .prompt = t->how->prompt,
-                             .banks = &t->banks[i],
-                             .progress = &progress};
+        sid_inverting how = {
+            .schedule = t->how->schedule, .prompt = t->how->prompt, .banks = &t->banks[i], .progress = &progress};
         SID_TRY(sid_invert(t->model, &z, &how));
     }
     return SID_OK;

@@ -19,8 +19,8 @@ typedef struct {
     const sid_progress *progress;     /* counts evaluations of single images, and gets no latents */
 } sid_transferring;
 
-/* Encodes and inverts both images, as one batch where their sizes agree, then sid_inject_styles(). The images' sides are
- * multiples of sid_vae_factor() * sid_latent_multiple(). */
+/* Encodes and inverts both images, as one batch where their sizes agree, then sid_inject_styles(). The images' sides
+ * are multiples of sid_vae_factor() * sid_latent_multiple(). */
 int sid_transfer(sid_model *model, uint8_t *image, const sid_image *content, const sid_image *style,
                  const sid_transferring *how);
 

@@ -214,7 +214,9 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--ema", action="store_true", help="running means of the UNet's weights, of a single file")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="what is computed in; float16 on GPUs only")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or such as cuda:1; of sweep also all: every GPU (auto)")
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or such as cuda:1; of sweep also all: every GPU (auto)"
+    )
     group.add_argument(
         "--threads", type=int, help="threads to compute with (what the process may use: see styleid info)"
     )

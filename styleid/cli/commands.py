@@ -13,7 +13,7 @@ from styleid.cli.common import mix as mix_of
 from styleid.cli.study_commands import run_evaluate, run_merge, run_reproduce, run_sweep
 from styleid.cli.transfer import run_transfer
 from styleid.files.disk import check_writable
-from styleid.images import check_output, load_image, save_image
+from styleid.images import check_output, save_image
 from styleid.inversions.inversion import Inversion
 from styleid.memory import free_memory
 from styleid.method.calls import inject_styles, invert

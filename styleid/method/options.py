@@ -414,7 +414,7 @@ class Resize(Option):
 
 
 Options = Option | Iterable[Option]
-O = TypeVar("O", bound=Option)
+Kind = TypeVar("Kind", bound=Option)
 
 
 class Chosen:
@@ -436,9 +436,9 @@ class Chosen:
                 raise TypeError(f"options: {kind.__name__} is given twice")
             self._given[kind] = one
 
-    def get(self, kind: type[O]) -> O:
+    def get(self, kind: type[Kind]) -> Kind:
         """What was given of that class, else its defaults."""
-        return cast(O, self._given.get(kind) or kind())
+        return cast(Kind, self._given.get(kind) or kind())
 
 
 def _one_of(name: str, value: object, choices: Sequence[str]) -> None:

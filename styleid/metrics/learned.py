@@ -79,7 +79,9 @@ def cfsd(picture: ImageLike, content: ImageLike, weights: Folder = None) -> floa
     return sets.structural_distance(maps[0].numpy(), maps[1].numpy())
 
 
-def inception_features(pictures: Iterable[ImageLike], kind: Kind = "art", weights: Folder = None) -> NDArray[np.float32]:
+def inception_features(
+    pictures: Iterable[ImageLike], kind: Kind = "art", weights: Folder = None
+) -> NDArray[np.float32]:
     """What FID compares: (n, 2048) float32, one row for each of the pictures, which may differ in size.
 
     Args:

@@ -193,7 +193,9 @@ class Model(VAE):
         origin: Origin | None = None,
     ) -> None:
         with releasing(weight["data"] for weight in weights.values()):
-            super().__init__(config, weights, dtype, threads, device=device, tiling=tiling, source=source, origin=origin)
+            super().__init__(
+                config, weights, dtype, threads, device=device, tiling=tiling, source=source, origin=origin
+            )
         self._tokenizer = tokenizer
         self._stored_context = context
         self.config = cast("Config", Configuration(config))
@@ -274,7 +276,15 @@ class Model(VAE):
         What is kept under it, such as an entry of `styleid.Cache`, is never another model's.
         """
         info = _core.info()
-        parts = [self.fingerprint, describe(self._tokenizer), self.dtype, self.tiling, self.device, info["isa"], info["onednn"]]
+        parts = [
+            self.fingerprint,
+            describe(self._tokenizer),
+            self.dtype,
+            self.tiling,
+            self.device,
+            info["isa"],
+            info["onednn"],
+        ]
         if self._stored_context is not None:
             parts += [str(self._stored_context.shape), hashlib.sha256(self._stored_context.tobytes()).hexdigest()]
         return hashlib.sha256("\n".join([_core.__version__, *parts]).encode()).hexdigest()

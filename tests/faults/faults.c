@@ -36,19 +36,19 @@ static int fails(void *site) {
 
 typedef void *pointer;
 
-#define MAKE(type, failure, made, name, parameters, arguments) \
-    static type(*real_##name) parameters;                      \
-    static type fault_##name parameters {                      \
+#define MAKE(type, failure, made, name, parameters, arguments)  \
+    static type(*real_##name) parameters;                       \
+    static type fault_##name parameters {                       \
         if (fails(__builtin_return_address(0))) return failure; \
-        type result = real_##name arguments;                   \
-        if (made) atomic_fetch_add(&living, 1);                \
-        return result;                                         \
+        type result = real_##name arguments;                    \
+        if (made) atomic_fetch_add(&living, 1);                 \
+        return result;                                          \
     }
-#define END(type, name, parameters, arguments, thing)     \
-    static type(*real_##name) parameters;                 \
-    static type fault_##name parameters {                 \
-        if (thing) atomic_fetch_sub(&living, 1);          \
-        return real_##name arguments;                     \
+#define END(type, name, parameters, arguments, thing) \
+    static type(*real_##name) parameters;             \
+    static type fault_##name parameters {             \
+        if (thing) atomic_fetch_sub(&living, 1);      \
+        return real_##name arguments;                 \
     }
 
 MAKE(pointer, NULL, result, malloc, (size_t size), (size))
@@ -90,11 +90,13 @@ DNNL_DO(dnnl_post_ops_append_binary, (void *a, int b, void *c), (a, b, c))
 DNNL_DO(dnnl_post_ops_append_eltwise, (void *a, int b, float c, float d), (a, b, c, d))
 DNNL_DO(dnnl_post_ops_append_sum, (void *a, float b, int c, int d), (a, b, c, d))
 DNNL_MAKE(dnnl_convolution_forward_primitive_desc_create,
-          (void *a, void *b, int c, int d, void *e, void *f, void *g, void *h, void *i, void *j, void *k, void *l, void *m),
+          (void *a, void *b, int c, int d, void *e, void *f, void *g, void *h, void *i, void *j, void *k, void *l,
+           void *m),
           (a, b, c, d, e, f, g, h, i, j, k, l, m))
 DNNL_MAKE(dnnl_matmul_primitive_desc_create, (void *a, void *b, void *c, void *d, void *e, void *f, void *g),
           (a, b, c, d, e, f, g))
-DNNL_MAKE(dnnl_reorder_primitive_desc_create, (void *a, void *b, void *c, void *d, void *e, void *f), (a, b, c, d, e, f))
+DNNL_MAKE(dnnl_reorder_primitive_desc_create, (void *a, void *b, void *c, void *d, void *e, void *f),
+          (a, b, c, d, e, f))
 DNNL_END(dnnl_primitive_desc_destroy)
 DNNL_MAKE(dnnl_primitive_create, (void *a, void *b), (a, b))
 DNNL_END(dnnl_primitive_destroy)
@@ -107,18 +109,44 @@ static const struct {
     const char *name;
     void *fault, **real;
 } entries[] = {
-    ENTRY(malloc), ENTRY(calloc), ENTRY(strdup), ENTRY(posix_memalign), ENTRY(free), ENTRY(mmap), ENTRY(munmap),
-    ENTRY(PyMem_Malloc), ENTRY(PyMem_Calloc), ENTRY(PyMem_RawMalloc), ENTRY(PyMem_Free), ENTRY(PyMem_RawFree),
-    ENTRY(dnnl_engine_create), ENTRY(dnnl_engine_destroy), ENTRY(dnnl_stream_create), ENTRY(dnnl_stream_destroy),
-    ENTRY(dnnl_memory_create), ENTRY(dnnl_memory_destroy), ENTRY(dnnl_memory_desc_clone),
-    ENTRY(dnnl_memory_desc_create_with_strides), ENTRY(dnnl_memory_desc_create_with_tag),
-    ENTRY(dnnl_memory_desc_destroy), ENTRY(dnnl_post_ops_create), ENTRY(dnnl_post_ops_destroy),
-    ENTRY(dnnl_primitive_attr_create), ENTRY(dnnl_primitive_attr_destroy), ENTRY(dnnl_primitive_attr_set_post_ops),
-    ENTRY(dnnl_primitive_attr_set_scratchpad_mode), ENTRY(dnnl_post_ops_append_binary),
-    ENTRY(dnnl_post_ops_append_eltwise), ENTRY(dnnl_post_ops_append_sum),
-    ENTRY(dnnl_convolution_forward_primitive_desc_create), ENTRY(dnnl_matmul_primitive_desc_create),
-    ENTRY(dnnl_reorder_primitive_desc_create), ENTRY(dnnl_primitive_desc_destroy), ENTRY(dnnl_primitive_create),
-    ENTRY(dnnl_primitive_destroy), ENTRY(dnnl_primitive_execute),
+    ENTRY(malloc),
+    ENTRY(calloc),
+    ENTRY(strdup),
+    ENTRY(posix_memalign),
+    ENTRY(free),
+    ENTRY(mmap),
+    ENTRY(munmap),
+    ENTRY(PyMem_Malloc),
+    ENTRY(PyMem_Calloc),
+    ENTRY(PyMem_RawMalloc),
+    ENTRY(PyMem_Free),
+    ENTRY(PyMem_RawFree),
+    ENTRY(dnnl_engine_create),
+    ENTRY(dnnl_engine_destroy),
+    ENTRY(dnnl_stream_create),
+    ENTRY(dnnl_stream_destroy),
+    ENTRY(dnnl_memory_create),
+    ENTRY(dnnl_memory_destroy),
+    ENTRY(dnnl_memory_desc_clone),
+    ENTRY(dnnl_memory_desc_create_with_strides),
+    ENTRY(dnnl_memory_desc_create_with_tag),
+    ENTRY(dnnl_memory_desc_destroy),
+    ENTRY(dnnl_post_ops_create),
+    ENTRY(dnnl_post_ops_destroy),
+    ENTRY(dnnl_primitive_attr_create),
+    ENTRY(dnnl_primitive_attr_destroy),
+    ENTRY(dnnl_primitive_attr_set_post_ops),
+    ENTRY(dnnl_primitive_attr_set_scratchpad_mode),
+    ENTRY(dnnl_post_ops_append_binary),
+    ENTRY(dnnl_post_ops_append_eltwise),
+    ENTRY(dnnl_post_ops_append_sum),
+    ENTRY(dnnl_convolution_forward_primitive_desc_create),
+    ENTRY(dnnl_matmul_primitive_desc_create),
+    ENTRY(dnnl_reorder_primitive_desc_create),
+    ENTRY(dnnl_primitive_desc_destroy),
+    ENTRY(dnnl_primitive_create),
+    ENTRY(dnnl_primitive_destroy),
+    ENTRY(dnnl_primitive_execute),
 };
 #define ENTRIES (sizeof entries / sizeof *entries)
 

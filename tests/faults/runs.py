@@ -99,7 +99,9 @@ def pieces(model):
     sampled = _core.sample(model, **arguments, negative=tiny.CONTEXT + 1, guidance=2.0, progress=lambda *_: None)
     images = model.decode(model.encode(IMAGE[np.newaxis]))
     context = model.encode_tokens(TOKENS)
-    return np.concatenate([np.ravel(a).astype(np.float64) for a in (sampled, images, context, model.log_variance(images))])
+    return np.concatenate(
+        [np.ravel(a).astype(np.float64) for a in (sampled, images, context, model.log_variance(images))]
+    )
 
 
 RUNS = {"open": None, "transfer": transfer, "recompute": recompute, "pieces": pieces}

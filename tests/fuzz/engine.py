@@ -76,7 +76,9 @@ def layers(random):
 
 
 def features(random):
-    key = lambda random: random.choice((None, "a", -1, *NUMBERS))
+    def key(random):
+        return random.choice((None, "a", -1, *NUMBERS))
+
     return {
         rarely(random, layer, key): rarely(random, array(random, STEPS, 16, 16))
         for layer in range(2, 2 + random.randrange(3))
@@ -171,9 +173,7 @@ def sizes(_):
                 assert str(error)
 
     def number(random):
-        value = rarely(
-            random, random.choice((random.randrange(-1, 9) * 2, random.choice(NUMBERS), -1, None, 0.5, "8"))
-        )
+        value = rarely(random, random.choice((random.randrange(-1, 9) * 2, random.choice(NUMBERS), -1, None, 0.5, "8")))
         # What lies between is measured, which takes seconds, and primitives for maps of millions of pixels.
         return 8 if isinstance(value, int) and 1003 < value <= 1 << 31 else value
 

@@ -134,7 +134,13 @@ def lora(place):
     width = config["unet"]["channels"][0]
     down, up = np.ones((2, width), np.float32), np.ones((width, 2), np.float32)
     kohya = layer.replace("unet.", "lora_unet_").replace(".", "_")
-    settings = {"r": 2, "lora_alpha": 3, "alpha_pattern": {"to_q": 5.5}, "rank_pattern": {"^attn1.to_k": 3}, "use_rslora": True}
+    settings = {
+        "r": 2,
+        "lora_alpha": 3,
+        "alpha_pattern": {"to_q": 5.5},
+        "rank_pattern": {"^attn1.to_k": 3},
+        "use_rslora": True,
+    }
     peft = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
     corpus = [
         save(peft),

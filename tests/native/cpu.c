@@ -1,6 +1,6 @@
 /* CPU backends of every level for tests/ops.py. */
-#include "core/err.h"
 #include "cpu/cpu.h"
+#include "core/err.h"
 #include "cpu/primitive.h"
 
 #define EXPORT __attribute__((visibility("default")))

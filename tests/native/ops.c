@@ -1,5 +1,5 @@
-/* What tests/ops.py calls by ctypes: a backend's memory, and its operations through core/ops.h, each in a run of its own
- * with dirty scratch of exactly the measured size. */
+/* What tests/ops.py calls by ctypes: a backend's memory, and its operations through core/ops.h, each in a run of its
+ * own with dirty scratch of exactly the measured size. */
 #include "core/ops.h"
 
 #include <string.h>
@@ -11,8 +11,20 @@
 #define GUARD SID_ALIGN
 
 enum {
-    CONV, LINEAR, GROUP_NORM, LAYER_NORM, ATTENTION, COMBINE, BLEND_ROWS, FROM_PLANES, TO_PLANES, MIX, TILE_TAKE, TILE_ADD,
-    COPY, ZERO
+    CONV,
+    LINEAR,
+    GROUP_NORM,
+    LAYER_NORM,
+    ATTENTION,
+    COMBINE,
+    BLEND_ROWS,
+    FROM_PLANES,
+    TO_PLANES,
+    MIX,
+    TILE_TAKE,
+    TILE_ADD,
+    COPY,
+    ZERO
 };
 
 /* The arguments of any operation; those that it has no use for are not read. Mirrored in tests/ops.py. */
@@ -36,22 +48,35 @@ typedef struct {
 static int pass(sid_exec *exec, const void *arguments) {
     const operation *o = arguments;
     switch (o->op) {
-    case CONV: return sid_conv2d(exec, o->dst, o->x, o->part, o->post);
-    case LINEAR: return sid_linear_map(exec, o->dst, o->x, o->part, o->post);
-    case GROUP_NORM: return sid_group_normalize(exec, o->dst, o->norm);
-    case LAYER_NORM: return sid_layer_normalize(exec, o->dst, o->x, o->floats[0], o->floats[1], o->a);
-    case ATTENTION: return sid_attend(exec, o->dst, o->attention);
-    case COMBINE: return sid_combine(exec, o->dst, o->a, o->x, o->b, o->y);
-    case BLEND_ROWS: return sid_blend_rows(exec, o->dst, o->floats[0], o->x, o->y);
-    case FROM_PLANES: return sid_from_planes(exec, o->dst, o->planes, o->curve);
-    case TO_PLANES: return sid_to_planes(exec, o->planes, o->x, o->curve);
+    case CONV:
+        return sid_conv2d(exec, o->dst, o->x, o->part, o->post);
+    case LINEAR:
+        return sid_linear_map(exec, o->dst, o->x, o->part, o->post);
+    case GROUP_NORM:
+        return sid_group_normalize(exec, o->dst, o->norm);
+    case LAYER_NORM:
+        return sid_layer_normalize(exec, o->dst, o->x, o->floats[0], o->floats[1], o->a);
+    case ATTENTION:
+        return sid_attend(exec, o->dst, o->attention);
+    case COMBINE:
+        return sid_combine(exec, o->dst, o->a, o->x, o->b, o->y);
+    case BLEND_ROWS:
+        return sid_blend_rows(exec, o->dst, o->floats[0], o->x, o->y);
+    case FROM_PLANES:
+        return sid_from_planes(exec, o->dst, o->planes, o->curve);
+    case TO_PLANES:
+        return sid_to_planes(exec, o->planes, o->x, o->curve);
     case MIX:
         return sid_mix(exec, o->floats[0], o->floats[1], o->count, o->factors[0], o->factors[1], o->factors[2],
                        o->factors[3]);
-    case TILE_TAKE: return sid_tile_take(exec, o->floats[0], o->floats[1], o->window);
-    case TILE_ADD: return sid_tile_add(exec, o->floats[0], o->floats[1], o->window, o->floats[2], o->floats[3]);
-    case COPY: return sid_copy(exec, o->floats[0], o->floats[1], o->count);
-    case ZERO: return sid_zero(exec, o->floats[0], o->count);
+    case TILE_TAKE:
+        return sid_tile_take(exec, o->floats[0], o->floats[1], o->window);
+    case TILE_ADD:
+        return sid_tile_add(exec, o->floats[0], o->floats[1], o->window, o->floats[2], o->floats[3]);
+    case COPY:
+        return sid_copy(exec, o->floats[0], o->floats[1], o->count);
+    case ZERO:
+        return sid_zero(exec, o->floats[0], o->count);
     }
     return sid_fail(SID_EINTERNAL, "no such operation");
 }
@@ -61,7 +86,8 @@ static int poison(sid_exec *exec, char *block, size_t size) {
     char nans[4096];
     memset(nans, 0xff, sizeof nans);
     for (size_t first = 0; first < size; first += sizeof nans)
-        SID_TRY(exec->backend->write(exec, block + first, nans, size - first < sizeof nans ? size - first : sizeof nans));
+        SID_TRY(exec->backend->write(exec, block + first, nans,
+                                     size - first < sizeof nans ? size - first : sizeof nans));
     return SID_OK;
 }
 
@@ -140,8 +166,9 @@ EXPORT const char *ops_error(void) { return sid_error(); }
 
 /* The bytes of what tests/ops.py mirrors, in its order. */
 EXPORT size_t ops_size(int which) {
-    const size_t sizes[] = {sizeof(sid_tensor),     sizeof(sid_planes), sizeof(sid_curve),       sizeof(sid_window),
-                            sizeof(sid_keys),       sizeof(sid_attention), sizeof(sid_group_norm), sizeof(sid_post),
-                            sizeof(sid_conv_shape), sizeof(sid_linear_shape), sizeof(sid_weight), sizeof(operation)};
+    const size_t sizes[] = {sizeof(sid_tensor),       sizeof(sid_planes), sizeof(sid_curve),
+                            sizeof(sid_window),       sizeof(sid_keys),   sizeof(sid_attention),
+                            sizeof(sid_group_norm),   sizeof(sid_post),   sizeof(sid_conv_shape),
+                            sizeof(sid_linear_shape), sizeof(sid_weight), sizeof(operation)};
     return sizes[which];
 }

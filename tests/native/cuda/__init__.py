@@ -11,7 +11,17 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 LIBRARIES = ("libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.13", "libcudnn.so.9")
-FLAGS = ["-std=c11", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-D_GNU_SOURCE"]
+FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-D_GNU_SOURCE",
+]
 
 
 def build(folder):
@@ -23,7 +33,19 @@ def build(folder):
     sources = sorted(map(str, HERE.glob("fake_*.c")))
     compiler = os.environ.get("CC", "cc").split()
     subprocess.run(
-        [*compiler, *FLAGS, f"-I{CSRC}", f"-I{HERE}", emulation, *sources, "-o", str(library), "-lpthread", "-ldl", "-lm"],
+        [
+            *compiler,
+            *FLAGS,
+            f"-I{CSRC}",
+            f"-I{HERE}",
+            emulation,
+            *sources,
+            "-o",
+            str(library),
+            "-lpthread",
+            "-ldl",
+            "-lm",
+        ],
         check=True,
     )
     for name in LIBRARIES:

@@ -1,5 +1,6 @@
-/* A backend for tests/ops.py of nothing but own kernels, on a device without a driver: its memory is the host's, and a launch
- * runs at once, in the kernel that the system's compiler made of its source (emu.h). It has no products and convolutions. */
+/* A backend for tests/ops.py of nothing but own kernels, on a device without a driver: its memory is the host's, and a
+ * launch runs at once, in the kernel that the system's compiler made of its source (emu.h). It has no products and
+ * convolutions. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* The fakes of NVIDIA's libraries share a driver: streams that do nothing before something waits for them, and memory that
- * only the work in them may touch. */
+/* The fakes of NVIDIA's libraries share a driver: streams that do nothing before something waits for them, and memory
+ * that only the work in them may touch. */
 #ifndef FAKE_H
 #define FAKE_H
 

@@ -33,7 +33,9 @@ struct cublasLtContext {
 };
 
 EXPORT size_t cublasLtGetVersion(void) { return (size_t)fake_setting("CUDA", 13) * 10000; }
-EXPORT const char *cublasLtGetStatusString(cublasStatus_t status) { return status ? "a failure of the fake cuBLASLt" : "success"; }
+EXPORT const char *cublasLtGetStatusString(cublasStatus_t status) {
+    return status ? "a failure of the fake cuBLASLt" : "success";
+}
 
 #define MAY_FAIL()                                \
     do {                                          \
@@ -64,7 +66,8 @@ EXPORT cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-EXPORT cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t given, int attribute, const void *value, size_t size) {
+EXPORT cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t given, int attribute, const void *value,
+                                                     size_t size) {
     product *p = given;
     void *member = attribute == CUBLASLT_MATMUL_DESC_TRANSA           ? (void *)&p->transpose_a
                    : attribute == CUBLASLT_MATMUL_DESC_EPILOGUE       ? (void *)&p->epilogue
@@ -77,8 +80,8 @@ EXPORT cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t given,
     return CUBLAS_STATUS_SUCCESS;
 }
 
-EXPORT cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *made, int type, uint64_t rows, uint64_t columns,
-                                                 int64_t stride) {
+EXPORT cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *made, int type, uint64_t rows,
+                                                 uint64_t columns, int64_t stride) {
     MAY_FAIL();
     layout *l = *made = calloc(1, sizeof *l);
     *l = (layout){type, rows, columns, stride};
@@ -101,28 +104,32 @@ EXPORT cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t
     return CUBLAS_STATUS_SUCCESS;
 }
 
-EXPORT cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t given, int attribute, const void *value,
-                                                           size_t size) {
+EXPORT cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t given, int attribute,
+                                                           const void *value, size_t size) {
     preference *p = given;
     int matrix = attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES;
-    if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES && size == sizeof p->workspace) memcpy(&p->workspace, value, size);
+    if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES && size == sizeof p->workspace)
+        memcpy(&p->workspace, value, size);
     else if (matrix >= 0 && matrix < 4 && size == sizeof *p->alignments) memcpy(&p->alignments[matrix], value, size);
     else return CUBLAS_STATUS_INVALID_VALUE;
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* D (m x n) = A^T (k x m, transposed) B (k x n) + beta C, one floating type for A and B, float32 or the same for C and D. */
+/* D (m x n) = A^T (k x m, transposed) B (k x n) + beta C, one floating type for A and B, float32 or the same for C and
+ * D. */
 static int fits(const product *p, const layout *a, const layout *b, const layout *c, const layout *d) {
     int types = a->type == b->type && c->type == d->type && (d->type == a->type || d->type == CUDA_R_32F) &&
                 (a->type == CUDA_R_32F || a->type == CUDA_R_16F || a->type == CUDA_R_16BF);
     int bias = p->epilogue == CUBLASLT_EPILOGUE_DEFAULT ||
                (p->epilogue == CUBLASLT_EPILOGUE_BIAS && p->bias && p->bias_type == d->type);
-    return p->compute == CUBLAS_COMPUTE_32F && p->scale == CUDA_R_32F && p->transpose_a == CUBLAS_OP_T && types && bias &&
-           a->rows == b->rows && a->columns == d->rows && b->columns == d->columns && c->rows == d->rows && c->columns == d->columns;
+    return p->compute == CUBLAS_COMPUTE_32F && p->scale == CUDA_R_32F && p->transpose_a == CUBLAS_OP_T && types &&
+           bias && a->rows == b->rows && a->columns == d->rows && b->columns == d->columns && c->rows == d->rows &&
+           c->columns == d->columns;
 }
 
-EXPORT cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t p, cublasLtMatrixLayout_t a,
-                                                     cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+EXPORT cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t p,
+                                                     cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                                     cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                                      cublasLtMatmulPreference_t given, int requested,
                                                      cublasLtMatmulHeuristicResult_t *results, int *count) {
     const preference *wanted = given;
@@ -131,7 +138,8 @@ EXPORT cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cu
     MAY_FAIL();
     *count = 0;
     if (requested < 1 || !fits(p, a, b, c, d)) return CUBLAS_STATUS_NOT_SUPPORTED;
-    algorithm chosen = {of_d->rows, of_d->columns, of_a->rows, {0}, wanted->workspace >= SMALLEST_WORKSPACE ? SMALLEST_WORKSPACE : 0};
+    algorithm chosen = {
+        of_d->rows, of_d->columns, of_a->rows, {0}, wanted->workspace >= SMALLEST_WORKSPACE ? SMALLEST_WORKSPACE : 0};
     memcpy(chosen.alignments, wanted->alignments, sizeof chosen.alignments);
     *results = (cublasLtMatmulHeuristicResult_t){.workspaceSize = chosen.workspace, .state = CUBLAS_STATUS_SUCCESS};
     memcpy(&results->algo, &chosen, sizeof chosen);
@@ -153,7 +161,8 @@ static sid_dtype dtype_of(int type) { return type == CUDA_R_32F ? SID_F32 : type
 static float *columns_of(const layout *l, const void *data) {
     float *floats = malloc(l->rows * l->columns * sizeof *floats), *next = floats;
     for (uint64_t j = 0; j < l->columns; j++)
-        for (uint64_t i = 0; i < l->rows; i++) *next++ = sid_load(data, dtype_of(l->type), (size_t)j * (size_t)l->stride + i);
+        for (uint64_t i = 0; i < l->rows; i++)
+            *next++ = sid_load(data, dtype_of(l->type), (size_t)j * (size_t)l->stride + i);
     return floats;
 }
 
@@ -187,7 +196,8 @@ static void check_matrix(const layout *l, const void *data, uint32_t alignment, 
     size_t size = sid_dtype_size(dtype_of(l->type));
     if (!fake_is_device(data, ((l->columns - 1) * (size_t)l->stride + l->rows) * size))
         fake_refuse("cublasLtMatmul: %s is not memory of the device", name);
-    if ((uintptr_t)data % alignment) fake_refuse("cublasLtMatmul: %s is less aligned than its algorithm was chosen for", name);
+    if ((uintptr_t)data % alignment)
+        fake_refuse("cublasLtMatmul: %s is less aligned than its algorithm was chosen for", name);
 }
 
 EXPORT cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t p, const void *alpha, const void *a,
@@ -195,8 +205,17 @@ EXPORT cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                                      const void *beta, const void *c, cublasLtMatrixLayout_t c_layout, void *d,
                                      cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo, void *workspace,
                                      size_t workspace_size, CUstream stream) {
-    call t = {*(layout *)a_layout, *(layout *)b_layout, *(layout *)c_layout, *(layout *)d_layout, *(product *)p,
-              *(const float *)alpha, *(const float *)beta, a, b, c, d};
+    call t = {*(layout *)a_layout,
+              *(layout *)b_layout,
+              *(layout *)c_layout,
+              *(layout *)d_layout,
+              *(product *)p,
+              *(const float *)alpha,
+              *(const float *)beta,
+              a,
+              b,
+              c,
+              d};
     algorithm chosen;
     (void)handle;
     MAY_FAIL();

@@ -1,8 +1,9 @@
-/* libcuda.so.1 on the host. Device memory is a reserved range without any access, except while a stream's work is done: host
- * code that touches a device's address dies there. New memory is full of NaNs, memory given back is gone, its end is watched.
- * Kernels are libraries that fake_nvrtc.c compiled for the host.
+/* libcuda.so.1 on the host. Device memory is a reserved range without any access, except while a stream's work is done:
+ * host code that touches a device's address dies there. New memory is full of NaNs, memory given back is gone, its end
+ * is watched. Kernels are libraries that fake_nvrtc.c compiled for the host.
  *
- * STYLEID_FAKE_DEVICES, _ARCHITECTURE, _DRIVER and _MEMORY (MiB) say what the machine has; fake_fail() makes calls fail. */
+ * STYLEID_FAKE_DEVICES, _ARCHITECTURE, _DRIVER and _MEMORY (MiB) say what the machine has; fake_fail() makes calls
+ * fail. */
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -59,10 +60,10 @@ int fake_failure(const char *function) {
     failure.status = 0;
     return status;
 }
-#define MAY_FAIL()                                   \
-    do {                                             \
-        int failed_with = fake_failure(__func__);    \
-        if (failed_with) return failed_with;         \
+#define MAY_FAIL()                                \
+    do {                                          \
+        int failed_with = fake_failure(__func__); \
+        if (failed_with) return failed_with;      \
     } while (0)
 
 /* ---- contexts ---- */
@@ -74,8 +75,8 @@ static struct CUctx_st contexts[16];
 static _Thread_local CUcontext current[64];
 static _Thread_local int depth;
 
-#define NEEDS_CONTEXT() \
-    do { \
+#define NEEDS_CONTEXT()                                \
+    do {                                               \
         if (!depth) return CUDA_ERROR_INVALID_CONTEXT; \
     } while (0)
 
@@ -118,7 +119,8 @@ static void set_access(int protection) {
 
 static void check_end(const block *b) {
     for (size_t i = b->size; i < b->mapped; i++)
-        if ((unsigned char)b->start[i] != GUARD) fake_refuse("the memory behind a block of %zu bytes was written to", b->size);
+        if ((unsigned char)b->start[i] != GUARD)
+            fake_refuse("the memory behind a block of %zu bytes was written to", b->size);
 }
 
 static void check_ends(void) {
@@ -131,12 +133,14 @@ static CUresult allocate(CUdeviceptr *address, size_t size) {
         range = mmap(NULL, RANGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (range == MAP_FAILED) fake_refuse("no address space");
     }
-    if (!size || memory_used + mapped > memory_total() || range_used + mapped + PAGE > RANGE) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (!size || memory_used + mapped > memory_total() || range_used + mapped + PAGE > RANGE)
+        return CUDA_ERROR_OUT_OF_MEMORY;
     block *b = calloc(1, sizeof *b);
     *b = (block){blocks, range + range_used, size, mapped};
     range_used += mapped + PAGE;
     memory_used += mapped;
-    if (mprotect(b->start, mapped, PROT_READ | PROT_WRITE) != 0) fake_refuse("no memory for a block of %zu bytes", size);
+    if (mprotect(b->start, mapped, PROT_READ | PROT_WRITE) != 0)
+        fake_refuse("no memory for a block of %zu bytes", size);
     memset(b->start, 0xff, size);
     memset(b->start + size, GUARD, mapped - size);
     if (!accessible) mprotect(b->start, mapped, PROT_NONE);
@@ -152,7 +156,8 @@ static void release(void *start) {
     if (!b) fake_refuse("memory is given back that was not taken, or twice");
     mprotect(b->start, b->mapped, PROT_READ);
     check_end(b);
-    if (mmap(b->start, b->mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+    if (mmap(b->start, b->mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
+        MAP_FAILED)
         fake_refuse("no address space");
     memory_used -= b->mapped;
     *place = b->next;
@@ -181,10 +186,10 @@ struct CUgraphExec_st {
 };
 struct CUstream_st {
     list queue;
-    CUgraph capture; /* NULL: nothing is captured */
-    int spoiled;     /* whether the capture met what cannot be captured */
+    CUgraph capture;                /* NULL: nothing is captured */
+    int spoiled;                    /* whether the capture met what cannot be captured */
     unsigned long long done, asked; /* pieces of work */
-    CUgraphNode dependency; /* of the capture, which cuStreamGetCaptureInfo_v2 shows */
+    CUgraphNode dependency;         /* of the capture, which cuStreamGetCaptureInfo_v2 shows */
 };
 struct CUevent_st {
     CUstream stream; /* NULL: not recorded */
@@ -316,7 +321,8 @@ static void run_launch(void *arguments) {
     l->function->run(l->grid, l->threads, 0, l->parameters);
 }
 
-static CUresult prepare_launch(launch *l, CUfunction function, const unsigned shape[6], unsigned shared, void **parameters) {
+static CUresult prepare_launch(launch *l, CUfunction function, const unsigned shape[6], unsigned shared,
+                               void **parameters) {
     if (!shape[0] || !shape[1] || !shape[2] || shape[1] > 65535 || shape[2] > 65535 || !shape[3] || shape[3] > 1024 ||
         shape[4] != 1 || shape[5] != 1 || shared > 48 << 10 || !parameters || function->size > sizeof l->parameters)
         return CUDA_ERROR_INVALID_VALUE;
@@ -387,7 +393,8 @@ EXPORT CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
     LOCKED(launch_graph(exec, stream));
 }
 
-EXPORT CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode given, const CUDA_KERNEL_NODE_PARAMS *p) {
+EXPORT CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode given,
+                                                  const CUDA_KERNEL_NODE_PARAMS *p) {
     const unsigned shape[6] = {p->gridDimX, p->gridDimY, p->gridDimZ, p->blockDimX, p->blockDimY, p->blockDimZ};
     node *n = exec->nodes.first;
     launch l;
@@ -484,7 +491,8 @@ struct CUmemPoolHandle_st {
 EXPORT CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties) {
     NEEDS_CONTEXT();
     MAY_FAIL();
-    if (properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED || properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+    if (properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED ||
+        properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
         return CUDA_ERROR_INVALID_VALUE;
     *pool = calloc(1, sizeof **pool);
     return CUDA_SUCCESS;
@@ -711,10 +719,17 @@ EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
     long architecture = fake_setting("ARCHITECTURE", 80);
     (void)device;
     switch (attribute) {
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = (int)architecture / 10; break;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = (int)architecture % 10; break;
-    case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED: *value = 1; break;
-    default: return CUDA_ERROR_INVALID_VALUE;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
+        *value = (int)architecture / 10;
+        break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
+        *value = (int)architecture % 10;
+        break;
+    case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED:
+        *value = 1;
+        break;
+    default:
+        return CUDA_ERROR_INVALID_VALUE;
     }
     return CUDA_SUCCESS;
 }

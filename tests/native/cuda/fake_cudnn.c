@@ -1,5 +1,5 @@
-/* libcudnn's backend API on the host, for the graphs that csrc/cuda/plan.c builds: a convolution, then what is added, then
- * perhaps the positive part. Its engines have the notes that a good choice has to look at. */
+/* libcudnn's backend API on the host, for the graphs that csrc/cuda/plan.c builds: a convolution, then what is added,
+ * then perhaps the positive part. Its engines have the notes that a good choice has to look at. */
 #include "fake.h"
 
 #include <stdbool.h>
@@ -32,7 +32,9 @@ static char last_error[256];
 
 EXPORT size_t cudnnGetVersion(void) { return 91000; }
 EXPORT size_t cudnnGetCudartVersion(void) { return (size_t)fake_setting("CUDA", 13) * 1000; }
-EXPORT const char *cudnnGetErrorString(cudnnStatus_t status) { return status ? "a failure of the fake cuDNN" : "success"; }
+EXPORT const char *cudnnGetErrorString(cudnnStatus_t status) {
+    return status ? "a failure of the fake cuDNN" : "success";
+}
 EXPORT void cudnnGetLastErrorString(char *text, size_t size) { snprintf(text, size, "%s", last_error); }
 
 static cudnnStatus_t refuse(const char *why) {
@@ -76,7 +78,8 @@ static void let_go(descriptor *d) {
     if (--d->users) return;
     for (int i = 0; i < d->count; i++) {
         attribute *a = &d->attributes[i];
-        for (int64_t k = 0; a->type == CUDNN_TYPE_BACKEND_DESCRIPTOR && k < a->count; k++) let_go(((descriptor **)a->values)[k]);
+        for (int64_t k = 0; a->type == CUDNN_TYPE_BACKEND_DESCRIPTOR && k < a->count; k++)
+            let_go(((descriptor **)a->values)[k]);
         free(a->values);
     }
     free(d);
@@ -93,13 +96,17 @@ static size_t size_of(int type) {
     case CUDNN_TYPE_DOUBLE:
     case CUDNN_TYPE_HANDLE:
     case CUDNN_TYPE_VOID_PTR:
-    case CUDNN_TYPE_BACKEND_DESCRIPTOR: return 8;
-    case CUDNN_TYPE_BOOLEAN: return sizeof(bool);
-    default: return sizeof(int);
+    case CUDNN_TYPE_BACKEND_DESCRIPTOR:
+        return 8;
+    case CUDNN_TYPE_BOOLEAN:
+        return sizeof(bool);
+    default:
+        return sizeof(int);
     }
 }
 
-EXPORT cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t given, int name, int type, int64_t count, const void *values) {
+EXPORT cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t given, int name, int type, int64_t count,
+                                              const void *values) {
     descriptor *d = given;
     size_t size = size_of(type) * (size_t)count;
     MAY_FAIL();
@@ -161,14 +168,17 @@ static const char *read_graph(graph *g, const descriptor *d) {
     const descriptor *last = part(operations[0], CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y);
     for (; next < a->count && is_operation(operations[next], CUDNN_POINTWISE_ADD); next++) {
         const descriptor *added = part(operations[next], CUDNN_ATTR_OPERATION_POINTWISE_BDESC);
-        if (part(operations[next], CUDNN_ATTR_OPERATION_POINTWISE_XDESC) != last || !is_virtual(last)) return "a broken chain";
-        if (!is_bias(added) && (g->bias || g->residual)) return "a residual after the bias: only engines compiled at run time";
+        if (part(operations[next], CUDNN_ATTR_OPERATION_POINTWISE_XDESC) != last || !is_virtual(last))
+            return "a broken chain";
+        if (!is_bias(added) && (g->bias || g->residual))
+            return "a residual after the bias: only engines compiled at run time";
         if (is_bias(added)) g->bias = added;
         else g->residual = added;
         last = part(operations[next], CUDNN_ATTR_OPERATION_POINTWISE_YDESC);
     }
     if (next < a->count && is_operation(operations[next], CUDNN_POINTWISE_RELU_FWD)) {
-        if (part(operations[next], CUDNN_ATTR_OPERATION_POINTWISE_XDESC) != last || !is_virtual(last)) return "a broken chain";
+        if (part(operations[next], CUDNN_ATTR_OPERATION_POINTWISE_XDESC) != last || !is_virtual(last))
+            return "a broken chain";
         last = part(operations[next++], CUDNN_ATTR_OPERATION_POINTWISE_YDESC);
         g->relu = 1;
     }
@@ -182,7 +192,8 @@ static int64_t dim(const descriptor *tensor, int i) { return integer(tensor, CUD
 static const char *check_tensor(const descriptor *t) {
     int64_t c = dim(t, 1), h = dim(t, 2), w = dim(t, 3), expected[4] = {c * h * w, 1, w * c, c};
     for (int i = 0; i < 4; i++)
-        if (integer(t, CUDNN_ATTR_TENSOR_STRIDES, i) != expected[i] || dim(t, i) < 1) return "a tensor that is not NHWC";
+        if (integer(t, CUDNN_ATTR_TENSOR_STRIDES, i) != expected[i] || dim(t, i) < 1)
+            return "a tensor that is not NHWC";
     return NULL;
 }
 
@@ -196,11 +207,14 @@ static const char *check_graph(const graph *g) {
         int64_t before = integer(g->geometry, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, i);
         int64_t after = integer(g->geometry, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, i);
         int64_t stride = integer(g->geometry, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, i);
-        if (dim(g->y, 2 + i) != (dim(g->x, 2 + i) + before + after - dim(g->w, 2 + i)) / stride + 1) return "a wrong output size";
+        if (dim(g->y, 2 + i) != (dim(g->x, 2 + i) + before + after - dim(g->w, 2 + i)) / stride + 1)
+            return "a wrong output size";
     }
     if (number(g->geometry, CUDNN_ATTR_CONVOLUTION_COMP_TYPE) != CUDNN_DATA_FLOAT) return "sums that are not float32";
-    if (number(g->w, CUDNN_ATTR_TENSOR_DATA_TYPE) != type || number(g->bias, CUDNN_ATTR_TENSOR_DATA_TYPE) != type) return "mixed types";
-    if (dim(g->x, 1) != dim(g->w, 1) || dim(g->w, 0) != dim(g->y, 1) || dim(g->bias, 1) != dim(g->y, 1) || dim(g->x, 0) != dim(g->y, 0))
+    if (number(g->w, CUDNN_ATTR_TENSOR_DATA_TYPE) != type || number(g->bias, CUDNN_ATTR_TENSOR_DATA_TYPE) != type)
+        return "mixed types";
+    if (dim(g->x, 1) != dim(g->w, 1) || dim(g->w, 0) != dim(g->y, 1) || dim(g->bias, 1) != dim(g->y, 1) ||
+        dim(g->x, 0) != dim(g->y, 0))
         return "shapes that do not fit";
     for (int i = 0; g->residual && i < 4; i++)
         if (dim(g->residual, i) != dim(g->y, i)) return "a residual of another shape";
@@ -226,7 +240,8 @@ EXPORT cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t given) {
     return CUDNN_STATUS_SUCCESS;
 }
 
-/* ---- engines: 0 is not deterministic, 1 compiled at run time, 2 of tensor cores, 3 refuses, 4 is good for everything ---- */
+/* ---- engines: 0 is not deterministic, 1 compiled at run time, 2 of tensor cores, 3 refuses, 4 is good for everything
+ * ---- */
 
 enum { ENGINES = 5 };
 
@@ -244,25 +259,28 @@ static cudnnStatus_t get_engine(const descriptor *d, int name, int64_t *count, i
 }
 
 /* Mode A proposes all but the last engine, which the fallback adds. */
-static cudnnStatus_t get_results(const descriptor *heuristics, int64_t asked, int64_t *count, descriptor **configurations) {
+static cudnnStatus_t get_results(const descriptor *heuristics, int64_t asked, int64_t *count,
+                                 descriptor **configurations) {
     int fallback = number(heuristics, CUDNN_ATTR_ENGINEHEUR_MODE) == CUDNN_HEUR_MODE_FALLBACK;
     *count = fallback ? 1 : ENGINES - 1;
     for (int64_t i = 0; i < *count && i < asked; i++) {
         const descriptor *g = part(heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH);
         configurations[i]->engine = fallback ? ENGINES - 1 : (int)i;
-        cudnnBackendSetAttribute(configurations[i], CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g);
+        cudnnBackendSetAttribute(configurations[i], CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH,
+                                 CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g);
         configurations[i]->finished = 1;
     }
     return CUDNN_STATUS_SUCCESS;
 }
 
-EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t given, int name, int type, int64_t asked, int64_t *count,
-                                              void *to) {
+EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t given, int name, int type, int64_t asked,
+                                              int64_t *count, void *to) {
     descriptor *d = given;
     (void)type;
     MAY_FAIL();
     if (name == CUDNN_ATTR_ENGINEHEUR_RESULTS) return get_results(d, asked, count, to);
-    if (name == CUDNN_ATTR_ENGINE_NUMERICAL_NOTE || name == CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE) return get_engine(d, name, count, to);
+    if (name == CUDNN_ATTR_ENGINE_NUMERICAL_NOTE || name == CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE)
+        return get_engine(d, name, count, to);
     *count = 1;
     if (name == CUDNN_ATTR_ENGINECFG_ENGINE) (*(descriptor **)to)->engine = d->engine;
     else if (name == CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) *(int64_t *)to = WORKSPACE;
@@ -315,7 +333,8 @@ static void run_convolution(void *arguments) {
         int64_t sample = pixel / (t->oh * t->ow), row = pixel / t->ow % t->oh, column = pixel % t->ow;
         for (int64_t o = 0; o < t->out; o++) {
             size_t i = (size_t)(pixel * t->out + o);
-            float sum = at(t, x + sample * image, w + o * taps * t->in, row * t->stride - t->before, column * t->stride - t->before);
+            float sum = at(t, x + sample * image, w + o * taps * t->in, row * t->stride - t->before,
+                           column * t->stride - t->before);
             if (t->residual) sum += sid_load(t->residual, t->y_dtype, i);
             sum += sid_load(t->bias, t->dtype, (size_t)o);
             sid_store(t->y, t->y_dtype, i, t->relu && sum < 0 ? 0 : sum);
@@ -333,30 +352,48 @@ static sid_dtype dtype_of(const descriptor *tensor) {
 /* The pointer of a tensor in a variant pack. */
 static void *pointer(const descriptor *pack, const descriptor *tensor) {
     const attribute *ids = find(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
-    int64_t id = integer(tensor, CUDNN_ATTR_TENSOR_UNIQUE_ID, 0), alignment = integer(tensor, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, 0);
-    size_t size = sid_dtype_size(dtype_of(tensor)) * (size_t)(dim(tensor, 0) * dim(tensor, 1) * dim(tensor, 2) * dim(tensor, 3));
+    int64_t id = integer(tensor, CUDNN_ATTR_TENSOR_UNIQUE_ID, 0),
+            alignment = integer(tensor, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, 0);
+    size_t size =
+        sid_dtype_size(dtype_of(tensor)) * (size_t)(dim(tensor, 0) * dim(tensor, 1) * dim(tensor, 2) * dim(tensor, 3));
     for (int64_t i = 0; i < ids->count; i++) {
         if (((const int64_t *)ids->values)[i] != id) continue;
         void *data = ((void *const *)values(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS))[i];
         if (!fake_is_device(data, size)) fake_refuse("cuDNN: tensor %ld is not memory of the device", (long)id);
-        if ((uintptr_t)data % (uintptr_t)alignment) fake_refuse("cuDNN: tensor %ld is less aligned than it says", (long)id);
+        if ((uintptr_t)data % (uintptr_t)alignment)
+            fake_refuse("cuDNN: tensor %ld is less aligned than it says", (long)id);
         return data;
     }
     fake_refuse("cuDNN: no pointer for tensor %ld", (long)id);
 }
 
-EXPORT cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan, cudnnBackendDescriptor_t pack) {
+EXPORT cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
+                                         cudnnBackendDescriptor_t pack) {
     const descriptor *configuration = part(plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
     graph g;
     MAY_FAIL();
     if (read_graph(&g, part(configuration, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH))) return refuse("a broken plan");
     if (!fake_is_device(*(void *const *)values(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE), WORKSPACE))
         fake_refuse("cuDNN: the workspace is too small");
-    convolution t = {dim(g.x, 0), dim(g.x, 2), dim(g.x, 3), dim(g.x, 1), dim(g.y, 1), dim(g.y, 2), dim(g.y, 3), dim(g.w, 2),
+    convolution t = {dim(g.x, 0),
+                     dim(g.x, 2),
+                     dim(g.x, 3),
+                     dim(g.x, 1),
+                     dim(g.y, 1),
+                     dim(g.y, 2),
+                     dim(g.y, 3),
+                     dim(g.w, 2),
                      integer(g.geometry, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, 0),
-                     integer(g.geometry, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, 0), dtype_of(g.x), dtype_of(g.y), g.relu,
-                     pointer(pack, g.x), pointer(pack, g.w), pointer(pack, g.bias), g.residual ? pointer(pack, g.residual) : NULL,
+                     integer(g.geometry, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, 0),
+                     dtype_of(g.x),
+                     dtype_of(g.y),
+                     g.relu,
+                     pointer(pack, g.x),
+                     pointer(pack, g.w),
+                     pointer(pack, g.bias),
+                     g.residual ? pointer(pack, g.residual) : NULL,
                      pointer(pack, g.y)};
     if (t.residual == t.y) fake_refuse("cuDNN: the result lies where the residual does");
-    return fake_enqueue(handle->stream, run_convolution, &t, sizeof t) ? CUDNN_STATUS_EXECUTION_FAILED : CUDNN_STATUS_SUCCESS;
+    return fake_enqueue(handle->stream, run_convolution, &t, sizeof t) ? CUDNN_STATUS_EXECUTION_FAILED
+                                                                       : CUDNN_STATUS_SUCCESS;
 }

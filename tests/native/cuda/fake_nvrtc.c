@@ -1,5 +1,5 @@
-/* libnvrtc on the host: "compiles" a kernel's source with the system's C++ compiler and emu.h to a library, which is what
- * fake_cuda.c takes for a cubin. */
+/* libnvrtc on the host: "compiles" a kernel's source with the system's C++ compiler and emu.h to a library, which is
+ * what fake_cuda.c takes for a cubin. */
 #include "fake.h"
 
 #include <fcntl.h>
@@ -40,7 +40,9 @@ EXPORT nvrtcResult nvrtcGetSupportedArchs(int *known) {
     return NVRTC_SUCCESS;
 }
 
-EXPORT const char *nvrtcGetErrorString(nvrtcResult error) { return error ? "a failure of the fake compiler" : "no error"; }
+EXPORT const char *nvrtcGetErrorString(nvrtcResult error) {
+    return error ? "a failure of the fake compiler" : "no error";
+}
 
 static void write_text(const char *folder, const char *name, const char *text) {
     char path[192];
@@ -103,8 +105,9 @@ static int is_option(const char *option) {
 
 EXPORT nvrtcResult nvrtcCompileProgram(nvrtcProgram p, int option_count, const char *const *options) {
     char source[192], library[192], log[192], include[80];
-    char *arguments[64] = {"g++", "-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-w",
-                           "-DSID_EMULATED", "-include", SID_EMULATION};
+    char *arguments[64] = {"g++",        "-std=c++17", "-O2", "-march=native",  "-ffp-contract=fast",
+                           "-fPIC",      "-shared",    "-w",  "-DSID_EMULATED", "-include",
+                           SID_EMULATION};
     int count = 11, failed = fake_failure(__func__);
     size_t size;
     snprintf(source, sizeof source, "%s/%s", p->folder, p->name);

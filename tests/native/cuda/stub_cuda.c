@@ -1,12 +1,17 @@
-/* A libcuda.so.1 that cuDNN can be loaded beside on a machine without a driver: it plans from given properties of a device, and
- * every call fails. */
-#define CALLS(X)                                                                                                        \
-    X(cuCtxGetCurrent) X(cuCtxGetLimit) X(cuCtxPopCurrent) X(cuCtxPushCurrent) X(cuDeviceGet) X(cuDeviceGetCount)       \
-    X(cuGetErrorName) X(cuGetErrorString) X(cuKernelGetAttribute) X(cuKernelGetFunction) X(cuKernelSetAttribute)        \
-    X(cuLaunchCooperativeKernel) X(cuLaunchKernel) X(cuLaunchKernelEx) X(cuLibraryGetKernel) X(cuLibraryLoadData)       \
-    X(cuLibraryLoadFromFile) X(cuLibraryUnload) X(cuLinkAddData) X(cuLinkComplete) X(cuLinkCreate) X(cuLinkDestroy)     \
-    X(cuModuleGetFunction) X(cuModuleLoadData) X(cuModuleUnload) X(cuOccupancyMaxPotentialClusterSize) X(cuStreamGetCtx) \
-    X(cuTensorMapEncodeIm2col) X(cuTensorMapEncodeTiled)
+/* A libcuda.so.1 that cuDNN can be loaded beside on a machine without a driver: it plans from given properties of a
+ * device, and every call fails. */
+/* The formatter moves these lines at every run. */
+/* clang-format off */
+#define CALLS(X)                                                                                                    \
+    X(cuCtxGetCurrent)                                                                                              \
+    X(cuCtxGetLimit) X(cuCtxPopCurrent) X(cuCtxPushCurrent) X(cuDeviceGet) X(cuDeviceGetCount) X(cuGetErrorName)    \
+        X(cuGetErrorString) X(cuKernelGetAttribute) X(cuKernelGetFunction) X(cuKernelSetAttribute)                  \
+            X(cuLaunchCooperativeKernel) X(cuLaunchKernel) X(cuLaunchKernelEx) X(cuLibraryGetKernel)                \
+                X(cuLibraryLoadData) X(cuLibraryLoadFromFile) X(cuLibraryUnload) X(cuLinkAddData) X(cuLinkComplete) \
+                    X(cuLinkCreate) X(cuLinkDestroy) X(cuModuleGetFunction) X(cuModuleLoadData) X(cuModuleUnload)   \
+                        X(cuOccupancyMaxPotentialClusterSize) X(cuStreamGetCtx) X(cuTensorMapEncodeIm2col)          \
+                            X(cuTensorMapEncodeTiled)
+/* clang-format on */
 
 #define NO_DEVICE 100
 #define DEFINE(name) \
