@@ -11,7 +11,9 @@
 // The lane's parts of the warp's queries, straight from memory: they are needed once.
 DEVICE void load_queries(u32 (*parts)[4], const sid_cu_attention &p, int first) {
     int lane = threadIdx.x % 32;
+#pragma unroll
     for (int k = 0; k < SID_DP / 16; k++)
+#pragma unroll
         for (int i = 0; i < 4; i++) {
             int query = first + lane / 4 + i % 2 * 8, channel = k * 16 + lane % 4 * 2 + i / 2 * 8;
             const u16 *q =
@@ -51,6 +53,7 @@ template <int WARPS> DEVICE void attend(const sid_cu_attention &p, u16 *keys, u1
                                    key_logits + other * KEYS);
         }
         float logits[KEYS / 8][4] = {};
+#pragma unroll
         for (int k = 0; k < SID_DP / 16; k++)
             add_logits<KEYS, WIDTH>(logits, query[k], keys + stage * KEYS * WIDTH + k * 16);
         weigh<KEYS>(p, &q, logits, tile, key_logits + stage * KEYS);

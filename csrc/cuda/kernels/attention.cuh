@@ -7,6 +7,7 @@
 #pragma once
 #include "sid.cuh"
 
+// Loops over registers are unrolled by name: a loop that the compiler leaves as one puts them into memory.
 #define LOG2_E 1.4426950408889634f
 #define LOWEST -1e30f
 
@@ -87,17 +88,21 @@ template <int CHANNELS> struct queries {
 
 template <int CHANNELS> DEVICE void start(queries<CHANNELS> *q, int first) {
     q->first = first + threadIdx.x % 32 / 4;
+#pragma unroll
     for (int h = 0; h < 2; h++) {
         q->largest[h] = LOWEST;
         q->sum[h] = 0;
     }
+#pragma unroll
     for (int i = 0; i < CHANNELS / 8; i++)
+#pragma unroll
         for (int j = 0; j < 4; j++) q->values[i][j] = 0;
 }
 
 // logits (16 queries, KEYS) += 16 channels of the queries times those of the keys, which begin at `keys`.
 template <int KEYS, int WIDTH> DEVICE void add_logits(float (*logits)[4], const u32 *query, const u16 *keys) {
     int lane = threadIdx.x % 32;
+#pragma unroll
     for (int n = 0; n < KEYS / 8; n += 2) {
         u32 key[4];
         load_matrices(key, keys + (n * 8 + lane / 16 * 8 + lane % 8) * WIDTH + lane / 8 % 2 * 8);
@@ -113,23 +118,31 @@ DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logit
     int lane = threadIdx.x % 32;
     float top[2] = {LOWEST, LOWEST}, of_query[2], factor[2];
     bool masked = p.causal && tile.first + KEYS > q->first;
+#pragma unroll
     for (int h = 0; h < 2; h++) of_query[h] = query_logit(p, tile.source, q->first + 8 * h);
+#pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
         for (int j = 0; j < 4; j++) {
             int key = n * 8 + lane % 4 * 2 + j % 2, h = j / 2;
             logits[n][j] = logits[n][j] * (p.scale * LOG2_E) + (of_query[h] + key_logits[key]);
             if (masked && tile.first + key > q->first + 8 * h) logits[n][j] = minus_infinity();
             top[h] = fmaxf(top[h], logits[n][j]);
         }
+#pragma unroll
     for (int h = 0; h < 2; h++) {
         top[h] = fmaxf(top[h], shuffle_xor(top[h], 1));
         top[h] = fmaxf(top[h], shuffle_xor(top[h], 2));
         factor[h] = raise(&q->largest[h], top[h]);
         q->sum[h] *= factor[h];
     }
+#pragma unroll
     for (int i = 0; i < CHANNELS / 8; i++)
+#pragma unroll
         for (int j = 0; j < 4; j++) q->values[i][j] *= factor[j / 2];
+#pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
         for (int j = 0; j < 4; j++) {
             logits[n][j] = ex2(logits[n][j] - q->largest[j / 2]);
             q->sum[j / 2] += logits[n][j];
@@ -141,10 +154,12 @@ DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logit
 template <int KEYS, int CHANNELS, int WIDTH>
 DEVICE void add_values(queries<CHANNELS> *q, float (*weights)[4], const u16 *values) {
     int lane = threadIdx.x % 32;
+#pragma unroll
     for (int k = 0; k < KEYS / 16; k++) {
         float (*w)[4] = weights + 2 * k;
         u32 weight[4] = {pack_pair(w[0][0], w[0][1]), pack_pair(w[0][2], w[0][3]), pack_pair(w[1][0], w[1][1]),
                          pack_pair(w[1][2], w[1][3])};
+#pragma unroll
         for (int i = 0; i < CHANNELS / 8; i += 2) {
             u32 value[4];
             load_matrices_transposed(value, values + (k * 16 + lane % 16) * WIDTH + i * 8 + lane / 16 * 8);
@@ -157,6 +172,7 @@ DEVICE void add_values(queries<CHANNELS> *q, float (*weights)[4], const u16 *val
 // Writes the queries' results, channels `channel` and on of a head.
 template <int CHANNELS> DEVICE void finish(const sid_cu_attention &p, queries<CHANNELS> *q, int head, int channel) {
     int lane = threadIdx.x % 32;
+#pragma unroll
     for (int h = 0; h < 2; h++) {
         int query = q->first + 8 * h;
         q->sum[h] += shuffle_xor(q->sum[h], 1);
@@ -164,6 +180,7 @@ template <int CHANNELS> DEVICE void finish(const sid_cu_attention &p, queries<CH
         float inverse = q->sum[h] == 0 ? 0 : 1 / q->sum[h];
         if (query >= p.queries) continue;
         u16 *dst = (u16 *)p.dst + ((i64)blockIdx.z * p.queries + query) * p.dst_stride + head * p.head_size + channel;
+#pragma unroll
         for (int i = 0; i < CHANNELS / 8; i++) {
             int c = i * 8 + lane % 4 * 2;
             u32 pair = pack_pair(q->values[i][2 * h] * inverse, q->values[i][2 * h + 1] * inverse);

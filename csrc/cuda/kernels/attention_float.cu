@@ -32,6 +32,7 @@ DEVICE void add_piece(const sid_cu_attention &p, float *logits, key_tile tile, i
     __syncthreads();
     for (int c = 0; c < PIECE; c++) {
         float x = q[threadIdx.x / 4 * WIDTH + c];
+#pragma unroll
         for (int i = 0; i < OWN; i++) logits[i] += x * keys[(threadIdx.x % 4 + 4 * i) * WIDTH + c];
     }
 }
@@ -40,6 +41,7 @@ DEVICE void add_piece(const sid_cu_attention &p, float *logits, key_tile tile, i
 DEVICE float weigh_floats(const sid_cu_attention &p, float *logits, key_tile tile, int query, const float *key_logits,
                           float *largest, float *sum) {
     float top = LOWEST, of_query = query_logit(p, tile.source, query);
+#pragma unroll
     for (int i = 0; i < OWN; i++) {
         int key = threadIdx.x % 4 + 4 * i;
         logits[i] = logits[i] * p.scale * LOG2_E + (of_query + key_logits[key]);
@@ -50,6 +52,7 @@ DEVICE float weigh_floats(const sid_cu_attention &p, float *logits, key_tile til
     top = fmaxf(top, shuffle_xor(top, 2));
     float factor = raise(largest, top);
     *sum *= factor;
+#pragma unroll
     for (int i = 0; i < OWN; i++) {
         logits[i] = ex2(logits[i] - *largest);
         *sum += logits[i];
@@ -77,10 +80,13 @@ SID_KERNEL(attention_float, sid_cu_attention, THREADS) {
         for (int channel = 0; channel < p.head_size; channel += PIECE)
             add_piece(p, logits, tile, head, channel, query_piece, key_piece);
         float factor = weigh_floats(p, logits, tile, query, key_logits, &largest, &sum);
+#pragma unroll
         for (int i = 0; i < OWN; i++) weights[row * WIDTH + lane + 4 * i] = logits[i];
         __syncthreads();
+#pragma unroll
         for (int i = 0; i < SLICE / 4; i++) result[i] *= factor;
         for (int key = 0; key < KEYS; key++)
+#pragma unroll
             for (int i = 0; i < SLICE / 4; i++)
                 result[i] += weights[row * WIDTH + key] * values[key * SLICE + lane + 4 * i];
     }
@@ -88,6 +94,7 @@ SID_KERNEL(attention_float, sid_cu_attention, THREADS) {
     sum += shuffle_xor(sum, 2);
     if (query >= p.queries) return;
     float *dst = (float *)p.dst + ((i64)blockIdx.z * p.queries + query) * p.dst_stride + head * p.head_size + slice;
+#pragma unroll
     for (int i = 0; i < SLICE / 4; i++)
         if (slice + lane + 4 * i < p.head_size) dst[lane + 4 * i] = sum == 0 ? 0 : result[i] / sum;
 }
