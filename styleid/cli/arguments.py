@@ -177,7 +177,7 @@ def _add_app(command: argparse.ArgumentParser) -> None:
 
 
 def _add_info(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--steps", type=int, default=50, help="of the estimate (50)")
+    command.add_argument("--steps", type=int, default=50, help="of the estimate (default: 50)")
     add_engine(command)
 
 

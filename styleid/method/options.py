@@ -79,8 +79,8 @@ SHAPES_OF_RATES = f"or FROM:TO:SHAPE, decreasing over the steps, SHAPE one of {'
 class Steps:
     """Which timesteps are evaluated."""
 
-    steps: int = field(default=50, metadata=flag("DDIM steps, 2 to 1000 (50)", parse=int))
-    schedule: str = field(default="paper", metadata=flag("which timesteps (paper)", choices=SCHEDULES))
+    steps: int = field(default=50, metadata=flag("DDIM steps, 2 to 1000 (default: 50)", parse=int))
+    schedule: str = field(default="paper", metadata=flag("which timesteps (default: paper)", choices=SCHEDULES))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", whole("steps", self.steps, 2, 1000))
@@ -93,7 +93,7 @@ class Kept:
 
     layers: Iterable[int] | None = field(default=None, metadata=flag(LAYERS, parse=parse_layers))
     keep: str = field(
-        default="both", metadata=flag("query: for contents; keys: for styles (both)", choices=tuple(KEEP))
+        default="both", metadata=flag("query: for contents; keys: for styles (default: both)", choices=tuple(KEEP))
     )
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class Injection:
     inject: bool | str = field(
         default=True,
         metadata=flag(
-            "what is injected: some letters of qkv (qkv)", none=("--no-injection", "touch no attention layer")
+            "what is injected: some letters of qkv (default: qkv)", none=("--no-injection", "touch no attention layer")
         ),
     )
 
@@ -173,18 +173,22 @@ class Text(Option):
         TypeError, ValueError: naming the field, what came and what was expected
     """
 
-    prompt: str | None = field(default=None, metadata=flag("text to invert and sample under (empty, as in the paper)"))
+    prompt: str | None = field(
+        default=None, metadata=flag("text to invert and sample under (default: empty, as in the paper)")
+    )
     negative: str = field(
-        default="", metadata=flag("text that --guidance leads away from (empty)", flag="--negative-prompt")
+        default="", metadata=flag("text that --guidance leads away from (default: empty)", flag="--negative-prompt")
     )
     guidance: float = field(
         default=1.0,
-        metadata=flag("how much of the prompt, against --negative-prompt (1: the prompt alone)", parse=float),
+        metadata=flag("how much of the prompt, against --negative-prompt (default: 1: the prompt alone)", parse=float),
     )
     content_prompt: str | None = field(
-        default=None, metadata=flag("text to invert the content under (that of --prompt)")
+        default=None, metadata=flag("text to invert the content under (default: that of --prompt)")
     )
-    style_prompt: str | None = field(default=None, metadata=flag("text to invert the styles under (that of --prompt)"))
+    style_prompt: str | None = field(
+        default=None, metadata=flag("text to invert the styles under (default: that of --prompt)")
+    )
 
     def __post_init__(self) -> None:
         for name in "prompt", "negative", "content_prompt", "style_prompt":
@@ -215,12 +219,13 @@ class Mix(Option):
     """
 
     weights: Sequence[float] | None = field(
-        default=None, metadata=flag("with several styles: the share of each, such as 1,3 (equal)", parse=parse_numbers)
+        default=None,
+        metadata=flag("with several styles: the share of each, such as 1,3 (default: equal)", parse=parse_numbers),
     )
     masks: Masks | None = field(
         default=None,
         metadata=flag(
-            "an image, bright where in the content to inject; with several styles one for each (everywhere)",
+            "an image, bright where in the content to inject; with several styles one for each (default: everywhere)",
             flag="--mask",
             metavar="FILE",
             action="append",
@@ -229,7 +234,7 @@ class Mix(Option):
     style_masks: Masks | None = field(
         default=None,
         metadata=flag(
-            "an image, bright where in the style to look; with several styles one for each (everywhere)",
+            "an image, bright where in the style to look; with several styles one for each (default: everywhere)",
             flag="--style-mask",
             metavar="FILE",
             action="append",
@@ -267,10 +272,10 @@ class Start(Option):
     """
 
     initial: Initial | None = field(
-        default=None, metadata=flag("what the initial latent is made by (adain)", choices=NAMES)
+        default=None, metadata=flag("what the initial latent is made by (default: adain)", choices=NAMES)
     )
     strength: float = field(
-        default=1.0, metadata=flag("above 0: the part of the steps that is sampled (1)", parse=float)
+        default=1.0, metadata=flag("above 0: the part of the steps that is sampled (default: 1)", parse=float)
     )
 
     def __post_init__(self) -> None:
@@ -300,14 +305,14 @@ class Storage(Option):
     features: str = field(
         default="memory",
         metadata=flag(
-            "where attention features are kept: recompute: nowhere, which takes least memory and more time (memory)",
+            "where attention features are kept: recompute: nowhere, which takes least memory and more time (default: memory)",
             choices=FEATURES,
         ),
     )
     dtype: str = field(
         default="auto",
         metadata=flag(
-            "what attention features are kept in (what is computed in)", flag="--feature-dtype", choices=DTYPES
+            "what attention features are kept in (default: what is computed in)", flag="--feature-dtype", choices=DTYPES
         ),
     )
     cache: str | os.PathLike[str] | Cache | None = field(
@@ -370,8 +375,10 @@ class Accuracy(Option):
         TypeError, ValueError: naming the field, what came and what was expected
     """
 
-    refine: int = field(default=0, metadata=flag("K more evaluations a step (0)", metavar="K", parse=int))
-    seed: int | None = field(default=None, metadata=flag("of a sample of the VAE's posterior (its mean)", parse=int))
+    refine: int = field(default=0, metadata=flag("K more evaluations a step (default: 0)", metavar="K", parse=int))
+    seed: int | None = field(
+        default=None, metadata=flag("of a sample of the VAE's posterior (default: its mean)", parse=int)
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "refine", whole("refine", self.refine, 0, 1000))
@@ -395,7 +402,7 @@ class Resize(Option):
     """
 
     size: Size | None = field(
-        default=None, metadata=flag("N, or HEIGHTxWIDTH (the model's native size)", parse=parse_size)
+        default=None, metadata=flag("N, or HEIGHTxWIDTH (default: the model's native size)", parse=parse_size)
     )
     how: str = field(
         default="crop",
