@@ -17,9 +17,10 @@ from conftest import picture
 from PIL import Image
 
 import styleid
+from styleid.cli.main import main
 from styleid.method.options import Resize, Storage
 from styleid.study import cluster as clusters
-from styleid.study import dispatch
+from styleid.study import dispatch, estimate
 from styleid.study.dispatch import Dispatcher
 from styleid.study.grid import Grid
 from styleid.study.manifest import Manifest
@@ -378,6 +379,34 @@ def test_nothing_is_lost_whatever_happens(seed):
     assert len(samples) == len(set(samples))
     lost = {result.key for result in results} - set(samples)
     assert all({key, f"c{key[0]}", f"s{key[2]}"} & dispatcher.failed.keys() for key in lost)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 50])
+def test_estimate(workers):
+    """The time of a sweep that is played through lies between what computing alone takes, and what one worker would take."""
+    results = make_results(6, 8)
+    for result in results:
+        result.settings = {"guidance": 1, "strength": 1.0}
+        for one in (result.content, result.style):
+            one.steps, one.common = 10, SimpleNamespace(refine=0, features="disk")
+    costs = estimate.Costs(evaluation=1.0, encode=2.0, decode=3.0, measures=0.5, result=1000)
+    found = estimate.play(results, lambda _: 1000, costs, workers, 1e9)
+    assert found.steps["invert"] == 14 and found.steps["sample"] == 48 and found.sent == 48_000
+    alone = 14 * 12 + 48 * 13.5
+    assert alone / workers - 1e-6 <= found.seconds <= alone + 1
+    assert found.moved == 1000 * found.steps["fetch"] and (found.moved == 0) == (workers == 1)
+    small = estimate.play(results, lambda _: 1000, costs, workers, 5000)  # two contents at a time
+    assert small.steps["sample"] == 48 and small.steps["invert"] >= 14
+
+
+def test_estimate_of_a_sweep(place, shared_folder, capsys):
+    command = ["sweep", str(place / "contents"), str(place / "styles"), "-o", str(place / "out"), "--size", "16"]
+    command += ["--steps", "3", "--gamma", "0.3,0.9", "--model", str(shared_folder), "--dtype", "float32", "--estimate"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("18 results of 6 inversions") and len(lines) == 8
+    assert [line.split()[0] for line in lines[4:]] == ["1", "8", "64", "512"]
+    assert not (place / "out/manifest.jsonl").exists()
 
 
 def play(dispatcher, workers, chance, faults=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -14,7 +14,7 @@ import numpy as np
 from styleid import _core
 from styleid.metrics import evaluate
 from styleid.models.model import Model
-from styleid.study.dispatch import Dispatcher, Step
+from styleid.study.dispatch import AT_ONCE, Dispatcher, Step
 from styleid.study.plan import Inverting, Result
 
 WORKERS = 1, 8, 64, 512
@@ -33,6 +33,12 @@ class Costs:
     decode: float
     measures: float
     result: float  # bytes of a result's PNG, at most
+
+    def of(self, step: Step, dispatcher: Dispatcher) -> float:
+        """Seconds of a computing step."""
+        if step.kind == "invert":
+            return self.invert(dispatcher.inversions[step.key])
+        return self.sample(dispatcher.results[step.key])
 
     def invert(self, task: Inverting) -> float:
         """Seconds of an inversion."""
@@ -91,45 +97,69 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+class _Disk:
+    """The inversions of a worker, which removes those that were not used for longest."""
+
+    def __init__(self, room: float) -> None:
+        self.room = room
+        self.held: OrderedDict[str, int] = OrderedDict()
+        self.bytes = 0
+
+    def use(self, step: Step, dispatcher: Dispatcher, size: Callable[[Inverting], int]) -> list[str]:
+        """What a step that is done needs or brings. Returns what had to go for it."""
+        keys = [step.key]
+        if step.kind == "sample":
+            result = dispatcher.results[step.key]
+            keys = [result.content.key, result.style.key]
+        for key in keys:
+            if key not in self.held:
+                self.held[key] = size(dispatcher.inversions[key])
+                self.bytes += self.held[key]
+            self.held.move_to_end(key)
+        gone = []
+        while self.bytes > self.room and len(self.held) > len(keys):
+            key, amount = self.held.popitem(last=False)
+            self.bytes -= amount
+            gone.append(key)
+        return gone
+
+
 def play(
     results: Sequence[Result], size: Callable[[Inverting], int], costs: Costs, workers: int, disk: float
 ) -> Estimate:
     """Plays a sweep through on so many equal workers, each with a disk of its own."""
     dispatcher = Dispatcher(results, size, disk)
-    names = [str(number) for number in range(workers)]
-    free = dict.fromkeys(names, 0.0)  # when a worker has computed what it was given
+    disks = {str(number): _Disk(disk) for number in range(workers)}
+    free = dict.fromkeys(disks, 0.0)  # when a worker has computed what it was given
+    hungry = dict.fromkeys(disks)  # workers that could do more
+    asked = list(disks)  # those of them that may find something
     events: list[tuple[float, int, str, Step]] = []
     order = count()
     steps: Counter[str] = Counter()
     computed = moved = now = 0.0
-    for name in names:
+    for name in disks:
         dispatcher.add_worker(name)
-
-    def feed(name: str) -> None:
-        nonlocal computed, moved
-        while (step := dispatcher.next_step(name)) is not None:
-            steps[step.kind] += 1
-            if step.kind == "fetch":
-                amount = size(dispatcher.inversions[step.key])
-                moved += amount
-                heapq.heappush(events, (now + amount / NETWORK, next(order), name, step))
-                continue
-            task = dispatcher.inversions if step.kind == "invert" else dispatcher.results
-            seconds = costs.invert(task[step.key]) if step.kind == "invert" else costs.sample(task[step.key])  # type: ignore[arg-type]
-            computed += seconds
-            free[name] = max(free[name], now) + seconds
-            heapq.heappush(events, (free[name], next(order), name, step))
-
-    for name in names:
-        feed(name)
-    while events:
+    while True:
+        for name in asked:
+            while (step := dispatcher.next_step(name)) is not None:
+                steps[step.kind] += 1
+                if step.kind == "fetch":
+                    amount = size(dispatcher.inversions[step.key])
+                    moved += amount
+                    heapq.heappush(events, (now + amount / NETWORK, next(order), name, step))
+                    continue
+                seconds = costs.of(step, dispatcher)
+                computed += seconds
+                free[name] = max(free[name], now) + seconds
+                heapq.heappush(events, (free[name], next(order), name, step))
+            if len(dispatcher.workers[name].steps) == AT_ONCE:
+                hungry.pop(name, None)
+        if not events:
+            break
         now, _, name, step = heapq.heappop(events)
-        dispatcher.done(name, step)
-        feed(name)
-        if step.kind == "invert":  # which others may have waited for
-            for other in names:
-                if len(dispatcher.workers[other].steps) < 2:
-                    feed(other)
+        dispatcher.done(name, step, disks[name].use(step, dispatcher, size))
+        hungry[name] = None
+        asked = [name] if step.kind == "sample" else list(hungry)
     sent = steps["sample"] * costs.result
     uses = {
         "computing": computed / workers / now,
