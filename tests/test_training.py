@@ -34,6 +34,13 @@ from training.attention import shared
 
 pytestmark = pytest.mark.torch
 
+@pytest.fixture(autouse=True)
+def gradients():
+    """Other tests of the same process compute without them."""
+    with torch.enable_grad():
+        yield
+
+
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "styleid" / "data" / "default-model"
 
