@@ -34,6 +34,7 @@ from training.attention import shared
 
 pytestmark = pytest.mark.torch
 
+
 @pytest.fixture(autouse=True)
 def gradients():
     """Other tests of the same process compute without them."""
