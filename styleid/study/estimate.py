@@ -22,6 +22,7 @@ NETWORK = 1e9  # bytes a second between two workers, as 10 Gbit/s give
 SCHEDULER = 1e9  # bytes a second of results through the scheduler to the client
 TASK = 1e-3  # seconds of the scheduler and the client for a task
 WRITE = 5e-3  # seconds of the client to write a result
+LARGEST = 200_000  # results times workers that are played through; of more there is the least time alone
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,11 @@ def estimate_text(results: Sequence[Result], model: Model, size: Callable[[Inver
         f"assumed: {rates}, {TASK * 1e3:g} ms a task, {disk / 1e9:.1f} GB of inversions a worker",
         f"{titles}  saturates first",
     ]
+    least = sum(map(costs.invert, inversions.values())) + sum(map(costs.sample, results))
     for workers in WORKERS:
+        if len(results) * workers > LARGEST:
+            lines.append(f"{workers:7}  {_duration(least / workers):>10}  at least: too many steps to play through")
+            continue
         found = play(results, size, costs, workers, disk)
         lines.append(
             f"{workers:7}  {_duration(found.seconds):>10}  {found.steps['invert']:10}  {found.moved / 1e9:7.1f} GB  "
