@@ -46,36 +46,47 @@ static int cpu_attention(sid_exec *exec, sid_tensor *dst, const sid_attention *a
     return SID_OK;
 }
 
+static void *row_of(const sid_tensor *t, size_t row) {
+    return (char *)t->data + row * t->stride * sid_dtype_size(t->dtype);
+}
+
+/* From that row on; y may be NULL. */
+static sid_combination combination_of(const sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y,
+                                      size_t row) {
+    sid_combination c = {.dst = row_of(dst, row), .x = row_of(x, row), .a = a, .b = b};
+    c.dst_dtype = dst->dtype, c.x_dtype = x->dtype;
+    if (y) c.y = row_of(y, row), c.y_dtype = y->dtype;
+    return c;
+}
+
 static int cpu_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y) {
     const sid_kernels *kernels = kernels_of(exec);
     int threads = exec->backend->threads;
     size_t rows = sid_rows(dst), c = dst->c;
     if (sid_measuring(&exec->arena)) return SID_OK;
-    sid_dtype y_dtype = y ? y->dtype : SID_F32;
     if (dst->stride == c && x->stride == c && (!y || y->stride == c)) {
-        kernels->combine(dst->data, dst->dtype, a, x->data, x->dtype, b, y ? y->data : NULL, y_dtype, rows * c,
-                         threads);
+        sid_combination all = combination_of(dst, a, x, b, y, 0);
+        kernels->combine(&all, rows * c, threads);
         return SID_OK;
     }
-    size_t dst_step = dst->stride * sid_dtype_size(dst->dtype), x_step = x->stride * sid_dtype_size(x->dtype);
-    size_t y_step = y ? y->stride * sid_dtype_size(y->dtype) : 0;
 #pragma omp parallel for num_threads(threads)
-    for (size_t row = 0; row < rows; row++)
-        kernels->combine((char *)dst->data + row * dst_step, dst->dtype, a, (const char *)x->data + row * x_step,
-                         x->dtype, b, y ? (const char *)y->data + row * y_step : NULL, y_dtype, c, 1);
+    for (size_t row = 0; row < rows; row++) {
+        sid_combination one = combination_of(dst, a, x, b, y, row);
+        kernels->combine(&one, c, 1);
+    }
     return SID_OK;
 }
 
 static int cpu_blend_rows(sid_exec *exec, sid_tensor *dst, const float *a, const sid_tensor *x, const sid_tensor *y) {
     const sid_kernels *kernels = kernels_of(exec);
-    size_t rows = sid_rows(dst), size = sid_dtype_size(dst->dtype);
+    size_t rows = sid_rows(dst);
     int threads = exec->backend->threads;
     if (sid_measuring(&exec->arena)) return SID_OK;
 #pragma omp parallel for num_threads(threads)
-    for (size_t row = 0; row < rows; row++)
-        kernels->combine((char *)dst->data + row * dst->stride * size, dst->dtype, a[row],
-                         (const char *)x->data + row * x->stride * size, x->dtype, 1 - a[row],
-                         (const char *)y->data + row * y->stride * size, y->dtype, dst->c, 1);
+    for (size_t row = 0; row < rows; row++) {
+        sid_combination one = combination_of(dst, a[row], x, 1 - a[row], y, row);
+        kernels->combine(&one, dst->c, 1);
+    }
     return SID_OK;
 }
 

@@ -6,7 +6,7 @@
 #include "cpu/pointwise_tmpl.h"
 #include "cpu/winograd_tmpl.h"
 
-WINOGRAD(2) /* used where products of bfloat16 are fast, by kernels that are tested against this */
+WINOGRAD(bf16, SID_BF16) /* used where products of bfloat16 are fast, by kernels that are tested against this */
 
 #include "cpu/matmul_tmpl.h"
 
@@ -96,7 +96,7 @@ void sid_kernels_generic(sid_kernels *kernels) {
     fill_norms(kernels);
     fill_pointwise(kernels);
     fill_winograd(kernels);
-    kernels->winograd_input[SID_BF16] = winograd_input_2;
-    kernels->winograd_output[SID_BF16] = winograd_output_2;
+    kernels->winograd_input[SID_BF16] = winograd_input_bf16;
+    kernels->winograd_output[SID_BF16] = winograd_output_bf16;
     kernels->matmul = matmul;
 }

@@ -17,6 +17,14 @@ typedef struct {
     sid_activation activation;
 } sid_matmul;
 
+/* a * x + b * y, accumulated in float32; y may be NULL. */
+typedef struct {
+    void *dst;
+    const void *x, *y;
+    sid_dtype dst_dtype, x_dtype, y_dtype;
+    float a, b;
+} sid_combination;
+
 /* Ordered: a level includes the ones before it. */
 typedef enum {
     SID_ISA_GENERIC,
@@ -37,20 +45,16 @@ typedef struct {
     /* dst, src of rows x c with the given strides. */
     void (*layer_norm)(const sid_tensor *dst, const sid_tensor *src, const float *scale, const float *shift, float eps,
                        int threads);
-    /* dst = a * x + b * y over count elements, accumulated in float32; y may be NULL. */
-    void (*combine)(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b, const void *y,
-                    sid_dtype y_dtype, size_t count, int threads);
+    void (*combine)(const sid_combination *combination, size_t count, int threads); /* count elements */
     void (*from_planes)(const sid_tensor *dst, const sid_planes *planes, const sid_curve *curve, int threads);
     void (*to_planes)(const sid_planes *planes, const sid_tensor *src, const sid_curve *curve, int threads);
-    /* By the dtype of the transformed tiles v: in float32 36 elements, for output tiles of 4x4 pixels, in bfloat16 16,
-     * for 2x2. v [elements][count][channels]: the transformed input tiles of src (n, h, w, channels); channels a
-     * multiple of 16. */
+    /* By the dtype of the transformed tiles v [elements][count][channels]; sid_winograd_side() gives their size. v: the
+     * input tiles of src (n, h, w, channels), transformed; channels a multiple of 16. */
     void (*winograd_input[2])(void *v, const sid_winograd_grid *grid, const void *src, sid_dtype dtype, size_t channels,
                               int threads);
-    /* dst (n, h, w, channels): the tiles m [elements][count][channels] transformed back, + bias + residual (NULL:
-     * none), which is of dst's dtype; of that the positive part where relu is set. */
-    void (*winograd_output[2])(void *dst, sid_dtype dtype, const sid_winograd_grid *grid, const float *m,
-                               size_t channels, const float *bias, const void *residual, int relu, int threads);
+    /* The tiles m [elements][count][channels] transformed back, + bias + residual. */
+    void (*winograd_output[2])(const sid_winograd_maps *maps, const sid_winograd_grid *grid, const float *m,
+                               int threads);
     /* Whether oneDNN multiplies as matmul() does, and faster: then weights are packed for oneDNN. */
     int onednn_products;
     /* Products of one shape; every element is summed in one order, whatever the threads and the rows around it. */

@@ -10,30 +10,29 @@
 
 #define SPAN (4 * CHUNK) /* elements of a thread's turn */
 
-SID_TARGET static void combine_span(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b,
-                                    const void *y, sid_dtype y_dtype, size_t begin, size_t end) {
+SID_TARGET static void combine_span(const sid_combination *c, size_t begin, size_t end) {
+    const float a = c->a, b = c->b;
     float x_buffer[CHUNK], y_buffer[CHUNK], buffer[CHUNK];
     for (size_t first = begin; first < end; first += CHUNK) {
         size_t count = end - first < CHUNK ? end - first : CHUNK;
-        const float *from = read_floats(x_buffer, x, x_dtype, first, count);
-        float *to = floats_of(buffer, dst, dst_dtype, first);
-        if (y) {
-            const float *other = read_floats(y_buffer, y, y_dtype, first, count);
+        const float *from = read_floats(x_buffer, c->x, c->x_dtype, first, count);
+        float *to = floats_of(buffer, c->dst, c->dst_dtype, first);
+        if (c->y) {
+            const float *other = read_floats(y_buffer, c->y, c->y_dtype, first, count);
 #pragma omp simd
             for (size_t i = 0; i < count; i++) to[i] = FMA(a, from[i], b * other[i]);
         } else {
 #pragma omp simd
             for (size_t i = 0; i < count; i++) to[i] = a * from[i];
         }
-        write_floats(dst, dst_dtype, first, count, to);
+        write_floats(c->dst, c->dst_dtype, first, count, to);
     }
 }
 
-static void combine(void *dst, sid_dtype dst_dtype, float a, const void *x, sid_dtype x_dtype, float b, const void *y,
-                    sid_dtype y_dtype, size_t count, int threads) {
+static void combine(const sid_combination *c, size_t count, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (size_t first = 0; first < count; first += SPAN)
-        combine_span(dst, dst_dtype, a, x, x_dtype, b, y, y_dtype, first, count - first < SPAN ? count : first + SPAN);
+        combine_span(c, first, count - first < SPAN ? count : first + SPAN);
 }
 
 SID_TARGET static void convert_span(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t begin,

@@ -8,7 +8,7 @@
 #include "cpu/team.h"
 
 #define MAX_ARGUMENTS 8
-#define MOST_SHAPES 16 /* of a layer: more than most runs have, and few beside those of pictures of every size */
+#define MOST_SHAPES 16 /* of a layer: more than most runs have, and few beside those of images of every size */
 
 int sid_dnnl_fail(const char *what, dnnl_status_t status) {
     const char *why = status == dnnl_out_of_memory       ? "out of memory"

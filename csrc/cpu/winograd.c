@@ -23,7 +23,7 @@ struct sid_winograd {
 };
 
 /* Rows and columns of an input tile, and the elements that it has transformed. */
-static size_t input_of(const sid_winograd *w) { return w->dtype == SID_F32 ? 6 : 4; }
+static size_t input_of(const sid_winograd *w) { return sid_winograd_side(w->dtype) + 2; }
 static size_t elements_of(const sid_winograd *w) { return input_of(w) * input_of(w); }
 
 /* What tiles are transformed to. */
@@ -82,7 +82,7 @@ static void four_taps(double *four, size_t step, const double *x, size_t x_step)
  * what is read and what is written lies in a few streams. */
 static void transform_weights(float *transformed, const float *taps, const sid_winograd *w, size_t width) {
     const size_t in = w->in, out = w->out, input = input_of(w);
-    void (*const transform_line)(double *, size_t, const double *, size_t) = w->dtype == SID_F32 ? six_taps : four_taps;
+    void (*const transform_line)(double *, size_t, const double *, size_t) = input == 6 ? six_taps : four_taps;
 #pragma omp parallel for num_threads(w->product.cpu->base.threads)
     for (size_t o = 0; o < out; o += BLOCK)
         for (size_t i = 0; i < in; i++) {
@@ -212,9 +212,13 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
     if (!measuring) kernels->winograd_input[w->dtype](v, grid, src->data, src->dtype, w->in, threads);
     SID_TRY(kernels->onednn_products ? multiply_onednn(exec, m, v, grid->count, w)
                                      : multiply_own(exec, m, v, grid->count, w));
-    if (!measuring)
-        kernels->winograd_output[w->dtype](dst->data, dst->dtype, grid, m, w->out, w->product.packed.bias,
-                                           post->residual ? post->residual->data : NULL, post->relu, threads);
+    sid_winograd_maps maps = {.dst = dst->data,
+                              .residual = post->residual ? post->residual->data : NULL,
+                              .bias = w->product.packed.bias,
+                              .dtype = dst->dtype,
+                              .channels = w->out,
+                              .relu = post->relu};
+    if (!measuring) kernels->winograd_output[w->dtype](&maps, grid, m, threads);
     sid_arena_release(&exec->arena, mark);
     return SID_OK;
 }
@@ -229,7 +233,7 @@ static size_t chunk_tiles(const sid_winograd *w) {
 
 /* Tiles along a side of so many pixels. */
 static size_t tile_rows(const sid_winograd *w, size_t pixels) {
-    const size_t output = input_of(w) - 2;
+    const size_t output = sid_winograd_side(w->dtype);
     return (pixels + output - 1) / output;
 }
 

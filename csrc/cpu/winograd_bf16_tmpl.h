@@ -5,8 +5,8 @@
 #include "cpu/kernels.h"
 #include "cpu/simd_bf16.h"
 
-#define INPUT 4 /* rows and columns of an input tile */
-#define OUTPUT 2
+#define OUTPUT 2 /* rows and columns of an output tile: sid_winograd_side(SID_BF16), as the registers' number */
+#define INPUT (OUTPUT + 2)
 #define EACH _Pragma("GCC unroll 16") for
 
 SIMD vec load_pixel(const void *map, sid_dtype dtype, size_t at) {
@@ -46,11 +46,14 @@ SIMD void input_tile(uint16_t *v, size_t tile, const sid_winograd_grid *g, const
     }
 }
 
-SIMD void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile,
-                      size_t channels, const float *bias, const void *residual, int relu) {
+/* dtype is the maps', as a constant. */
+SIMD void output_tile(const sid_winograd_maps *maps, const sid_winograd_grid *g, const float *m, size_t tile,
+                      sid_dtype dtype) {
+    const size_t channels = maps->channels;
+    const void *residual = maps->residual;
     sid_tile_place p = sid_place_of(g, tile, OUTPUT);
     for (size_t c = 0; c < channels; c += SID_LANES) {
-        vec d[INPUT * INPUT], added = v_load(bias + c);
+        vec d[INPUT * INPUT], added = v_load(maps->bias + c);
         EACH(size_t i = 0; i < INPUT * INPUT; i++) d[i] = v_load(m + (i * g->count + tile) * channels + c);
         EACH(size_t x = 0; x < INPUT; x++) transform_output(d + x, INPUT);
         EACH(size_t y = 0; y < OUTPUT; y++) transform_output(d + y * INPUT, 1);
@@ -59,9 +62,9 @@ SIMD void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, co
             if (y >= g->h || x >= g->w) continue;
             vec sum = v_add(d[i / OUTPUT * INPUT + i % OUTPUT], added);
             if (residual) sum = v_add(sum, load_pixel(residual, dtype, at));
-            if (relu) sum = v_max(sum, v_set(0));
-            if (dtype == SID_F32) v_store((float *)dst + at, sum);
-            else v_store_bf16((uint16_t *)dst + at, sum);
+            if (maps->relu) sum = v_max(sum, v_set(0));
+            if (dtype == SID_F32) v_store((float *)maps->dst + at, sum);
+            else v_store_bf16((uint16_t *)maps->dst + at, sum);
         }
     }
 }
@@ -72,17 +75,17 @@ SID_TARGET static void input_tile_of(void *v, size_t tile, const sid_winograd_gr
     if (dtype == SID_F32) input_tile(v, tile, g, src, SID_F32, channels);
     else input_tile(v, tile, g, src, SID_BF16, channels);
 }
-SID_TARGET static void output_tile_of(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m,
-                                      size_t tile, size_t channels, const float *bias, const void *residual, int relu) {
-    if (dtype == SID_F32) output_tile(dst, SID_F32, g, m, tile, channels, bias, residual, relu);
-    else output_tile(dst, SID_BF16, g, m, tile, channels, bias, residual, relu);
+SID_TARGET static void output_tile_of(const sid_winograd_maps *maps, const sid_winograd_grid *g, const float *m,
+                                      size_t tile) {
+    if (maps->dtype == SID_F32) output_tile(maps, g, m, tile, SID_F32);
+    else output_tile(maps, g, m, tile, SID_BF16);
 }
 
-WINOGRAD_KERNELS(2, input_tile_of, output_tile_of)
+WINOGRAD_KERNELS(bf16, input_tile_of, output_tile_of)
 
 static void fill_winograd(sid_kernels *kernels) {
-    kernels->winograd_input[SID_BF16] = winograd_input_2;
-    kernels->winograd_output[SID_BF16] = winograd_output_2;
+    kernels->winograd_input[SID_BF16] = winograd_input_bf16;
+    kernels->winograd_output[SID_BF16] = winograd_output_bf16;
 }
 
 #endif

@@ -9,6 +9,21 @@ typedef struct {
     size_t h, w, first, count;
 } sid_winograd_grid;
 
+/* Rows and columns of an output tile, by the dtype of the transformed tiles: F(4x4, 3x3) in float32, F(2x2, 3x3), which
+ * loses less, in bfloat16. An input tile has two more. */
+static inline size_t sid_winograd_side(sid_dtype dtype) { return dtype == SID_F32 ? 4 : 2; }
+
+/* The convolution's result, where the tiles are transformed back to: dst (n, h, w, channels), residual (NULL: none) and
+ * dst of one dtype, bias (channels). Of the sum the positive part where relu is set. */
+typedef struct {
+    void *dst;
+    const void *residual;
+    const float *bias;
+    sid_dtype dtype;
+    size_t channels;
+    int relu;
+} sid_winograd_maps;
+
 /* A tile's sample, and its first output pixel. */
 typedef struct {
     size_t n, y, x;
@@ -20,17 +35,17 @@ static inline sid_tile_place sid_place_of(const sid_winograd_grid *g, size_t at,
     return (sid_tile_place){tile / columns / rows, tile / columns % rows * output, tile % columns * output};
 }
 
-/* The kernels winograd_input_N and winograd_output_N from functions of one tile. */
-#define WINOGRAD_KERNELS(N, INPUT_TILE, OUTPUT_TILE)                                                                   \
-    static void winograd_input_##N(void *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype,              \
-                                   size_t channels, int threads) {                                                     \
-        _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                         \
-            INPUT_TILE(v, i, g, src, dtype, channels);                                                                 \
-    }                                                                                                                  \
-    static void winograd_output_##N(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m,            \
-                                    size_t channels, const float *bias, const void *residual, int relu, int threads) { \
-        _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                         \
-            OUTPUT_TILE(dst, dtype, g, m, i, channels, bias, residual, relu);                                          \
+/* The kernels winograd_input_NAME and winograd_output_NAME from functions of one tile. */
+#define WINOGRAD_KERNELS(NAME, INPUT_TILE, OUTPUT_TILE)                                                           \
+    static void winograd_input_##NAME(void *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype,      \
+                                      size_t channels, int threads) {                                             \
+        _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                    \
+            INPUT_TILE(v, i, g, src, dtype, channels);                                                            \
+    }                                                                                                             \
+    static void winograd_output_##NAME(const sid_winograd_maps *maps, const sid_winograd_grid *g, const float *m, \
+                                       int threads) {                                                             \
+        _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                    \
+            OUTPUT_TILE(maps, g, m, i);                                                                           \
     }
 
 #endif

@@ -84,10 +84,11 @@ INLINE void transform_output(float *x, size_t step, size_t output) {
     else four_outputs(x, step);
 }
 
-/* One tile of the grid. Inlined with a constant `output`, so that the loops over a tile are unrolled. */
+/* One tile of the grid, transformed to the dtype `tiles`. Inlined with that as a constant, so that the loops over a
+ * tile are unrolled. */
 INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
-                       size_t channels, size_t output) {
-    const size_t input = output + 2;
+                       size_t channels, sid_dtype tiles) {
+    const size_t output = sid_winograd_side(tiles), input = output + 2;
     sid_tile_place p = sid_place_of(g, tile, output);
     float d[MOST_INPUT * MOST_INPUT * WIDTH];
     for (size_t c = 0; c < channels; c += WIDTH) {
@@ -105,34 +106,34 @@ INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const v
         for (size_t y = 0; y < input; y++) transform_input(d + y * input * WIDTH, WIDTH, output);
         for (size_t i = 0; i < input * input; i++) {
             size_t place = (i * g->count + tile) * channels + c;
-            if (output == 4) memcpy((float *)v + place, d + i * WIDTH, WIDTH * sizeof *d);
-            else write_floats(v, SID_BF16, place, WIDTH, d + i * WIDTH);
+            if (tiles == SID_F32) memcpy((float *)v + place, d + i * WIDTH, WIDTH * sizeof *d);
+            else write_floats(v, tiles, place, WIDTH, d + i * WIDTH);
         }
     }
 }
 
-/* dst[at ..] = result + bias + residual[at ..], or its positive part, WIDTH channels of one pixel. */
-SID_TARGET static inline void store_pixel(void *dst, sid_dtype dtype, size_t at, const float *result, const float *bias,
-                                          const void *residual, int relu) {
+/* dst[at ..] = result + bias + residual[at ..], or its positive part: WIDTH channels of one pixel, from c on. */
+SID_TARGET static inline void store_pixel(const sid_winograd_maps *maps, size_t at, const float *result, size_t c) {
+    const float *bias = maps->bias + c;
     float sum[WIDTH], buffer[WIDTH];
 #pragma omp simd
     for (size_t i = 0; i < WIDTH; i++) sum[i] = result[i] + bias[i];
-    if (residual) {
-        const float *more = read_floats(buffer, residual, dtype, at, WIDTH);
+    if (maps->residual) {
+        const float *more = read_floats(buffer, maps->residual, maps->dtype, at, WIDTH);
 #pragma omp simd
         for (size_t i = 0; i < WIDTH; i++) sum[i] += more[i];
     }
-    if (relu) {
+    if (maps->relu) {
 #pragma omp simd
         for (size_t i = 0; i < WIDTH; i++) sum[i] = sum[i] > 0 ? sum[i] : 0;
     }
-    if (dtype == SID_F32) memcpy((float *)dst + at, sum, sizeof sum);
-    else write_floats(dst, dtype, at, WIDTH, sum);
+    if (maps->dtype == SID_F32) memcpy((float *)maps->dst + at, sum, sizeof sum);
+    else write_floats(maps->dst, maps->dtype, at, WIDTH, sum);
 }
 
-INLINE void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, size_t tile,
-                        size_t channels, const float *bias, const void *residual, int relu, size_t output) {
-    const size_t input = output + 2;
+INLINE void output_tile(const sid_winograd_maps *maps, const sid_winograd_grid *g, const float *m, size_t tile,
+                        sid_dtype tiles) {
+    const size_t output = sid_winograd_side(tiles), input = output + 2, channels = maps->channels;
     sid_tile_place p = sid_place_of(g, tile, output);
     float d[MOST_INPUT * MOST_INPUT * WIDTH];
     for (size_t c = 0; c < channels; c += WIDTH) {
@@ -142,29 +143,28 @@ INLINE void output_tile(void *dst, sid_dtype dtype, const sid_winograd_grid *g, 
         for (size_t y = 0; y < output; y++) transform_output(d + y * input * WIDTH, WIDTH, output);
         for (size_t y = 0; y < output && p.y + y < g->h; y++)
             for (size_t x = 0; x < output && p.x + x < g->w; x++)
-                store_pixel(dst, dtype, ((p.n * g->h + p.y + y) * g->w + p.x + x) * channels + c,
-                            d + (y * input + x) * WIDTH, bias + c, residual, relu);
+                store_pixel(maps, ((p.n * g->h + p.y + y) * g->w + p.x + x) * channels + c, d + (y * input + x) * WIDTH,
+                            c);
     }
 }
 
-/* The kernels with output tiles of N x N pixels. */
-#define WINOGRAD(N)                                                                                           \
-    SID_TARGET static void input_##N(void *v, size_t tile, const sid_winograd_grid *g, const void *src,       \
-                                     sid_dtype dtype, size_t channels) {                                      \
-        input_tile(v, tile, g, src, dtype, channels, N);                                                      \
-    }                                                                                                         \
-    SID_TARGET static void output_##N(void *dst, sid_dtype dtype, const sid_winograd_grid *g, const float *m, \
-                                      size_t tile, size_t channels, const float *bias, const void *residual,  \
-                                      int relu) {                                                             \
-        output_tile(dst, dtype, g, m, tile, channels, bias, residual, relu, N);                               \
-    }                                                                                                         \
-    WINOGRAD_KERNELS(N, input_##N, output_##N)
+/* The kernels winograd_input_NAME and winograd_output_NAME for transformed tiles of a dtype. */
+#define WINOGRAD(NAME, TILES)                                                                                       \
+    SID_TARGET static void input_##NAME(void *v, size_t tile, const sid_winograd_grid *g, const void *src,          \
+                                        sid_dtype dtype, size_t channels) {                                         \
+        input_tile(v, tile, g, src, dtype, channels, TILES);                                                        \
+    }                                                                                                               \
+    SID_TARGET static void output_##NAME(const sid_winograd_maps *maps, const sid_winograd_grid *g, const float *m, \
+                                         size_t tile) {                                                             \
+        output_tile(maps, g, m, tile, TILES);                                                                       \
+    }                                                                                                               \
+    WINOGRAD_KERNELS(NAME, input_##NAME, output_##NAME)
 
-WINOGRAD(4)
+WINOGRAD(f32, SID_F32)
 
 static void fill_winograd(sid_kernels *kernels) {
-    kernels->winograd_input[SID_F32] = winograd_input_4;
-    kernels->winograd_output[SID_F32] = winograd_output_4;
+    kernels->winograd_input[SID_F32] = winograd_input_f32;
+    kernels->winograd_output[SID_F32] = winograd_output_f32;
 }
 
 #undef S

@@ -1,4 +1,4 @@
-/* Pictures as Python has them (interleaved pixels) <-> as the VAE takes them (planes in [-1, 1]). */
+/* Images as Python has them (interleaved pixels) <-> as the VAE takes them (planes in [-1, 1]). */
 #ifndef SID_STYLE_IMAGE_H
 #define SID_STYLE_IMAGE_H
 

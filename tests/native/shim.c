@@ -56,18 +56,20 @@ EXPORT int shim_group_norm(int isa, void *dst, const sid_tensor *a, const sid_te
     return give_back(scratch, size);
 }
 
+static sid_dtype tiles_of(size_t output) { return output == sid_winograd_side(SID_F32) ? SID_F32 : SID_BF16; }
+
 EXPORT void shim_winograd_input(int isa, void *v, const void *src, int dtype, size_t h, size_t w, size_t first,
                                 size_t count, size_t output, size_t channels, int threads) {
     sid_winograd_grid grid = {h, w, first, count};
-    level(isa).winograd_input[output == 4 ? SID_F32 : SID_BF16](v, &grid, src, (sid_dtype)dtype, channels, threads);
+    level(isa).winograd_input[tiles_of(output)](v, &grid, src, (sid_dtype)dtype, channels, threads);
 }
 
 EXPORT void shim_winograd_output(int isa, void *dst, int dtype, const float *m, const float *bias, const void *residual,
                                  size_t h, size_t w, size_t first, size_t count, size_t output, size_t channels,
                                  int relu, int threads) {
     sid_winograd_grid grid = {h, w, first, count};
-    level(isa).winograd_output[output == 4 ? SID_F32 : SID_BF16](dst, (sid_dtype)dtype, &grid, m, channels, bias,
-                                                                 residual, relu, threads);
+    sid_winograd_maps maps = {dst, residual, bias, (sid_dtype)dtype, channels, relu};
+    level(isa).winograd_output[tiles_of(output)](&maps, &grid, m, threads);
 }
 
 /* Whether the level has such a kernel. */
