@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styleid.images import load_image, save_image
+from styleid.inversions.file import SCHEDULES
 from styleid.inversions.inversion import Inversion
 from styleid.metadata import Metadata
 from styleid.method.calls import inject_styles, invert
@@ -35,7 +36,6 @@ Image = NDArray[np.uint8]
 KEPT_BYTES = 4 << 30  # of inversions
 LONGEST_QUEUE = 8  # visitors who wait for their turn
 LARGEST_FILE = "32mb"
-SCHEDULES = ("paper", "diffusers", "corrected")
 HEIGHT = 360  # pixels of an image on the page
 GRID_GAMMAS = (0.3, 0.6, 0.9)
 GRID_TEMPERATURES = (1.0, 1.5, 2.0)
@@ -173,6 +173,24 @@ def _settings(workshop: Workshop, *values: Any) -> Settings:
     return Settings(model, int(steps), schedule, float(gamma), float(temperature), chosen, bool(adain))
 
 
+def _controls(gr: Any, model: Model, sources: list[str]) -> list[Any]:
+    """What a visitor chooses, in the order of `_settings`; `model` says what is usual."""
+    with gr.Row():
+        gamma = gr.Slider(
+            0, 1, model.recommended.get("gamma", 0.75), step=0.05, label="gamma: how much content is kept"
+        )
+        temperature = gr.Slider(0.5, 3, model.recommended.get("temperature", 1.5), step=0.1, label="temperature")
+        steps = gr.Slider(2, 100, 20, step=1, label="steps")
+    with gr.Row():
+        known = [str(layer) for layer in model.attention_layers]
+        usual = [str(layer) for layer in model.recommended.get("layers", range(6, 12)) if str(layer) in known]
+        layers = gr.CheckboxGroup(known, value=usual, label="layers that are injected")
+        adain = gr.Checkbox(True, label="AdaIN of the initial latent")
+        schedule = gr.Dropdown(list(SCHEDULES), value="corrected", label="schedule")
+        chosen = gr.Dropdown(sources, value=sources[0], label="model")
+    return [chosen, steps, schedule, gamma, temperature, layers, adain]
+
+
 def build(workshop: Workshop) -> gradio.Blocks:
     """The page. ImportError that names the extra where Gradio is missing."""
     try:
@@ -181,7 +199,6 @@ def build(workshop: Workshop) -> gradio.Blocks:
         raise ImportError('the page needs Gradio: pip install "styleid[app]"') from error
 
     first = workshop.model(workshop.sources[0])
-    recommended = first.recommended
     results = Path(mkdtemp(prefix="styleid-app-"))
 
     def checked(content: str | None, style: str | None) -> None:
@@ -221,7 +238,7 @@ def build(workshop: Workshop) -> gradio.Blocks:
         def work(send: Callable[[Any], None]) -> str:
             for gamma in GRID_GAMMAS:
                 for temperature in GRID_TEMPERATURES:
-                    one = Settings(**{**vars(settings), "gamma": gamma, "temperature": temperature})
+                    one = replace(settings, gamma=gamma, temperature=temperature)
                     label = f"gamma {gamma}, T {temperature}"
                     made.append((workshop.transfer(content, style, one, labelled(send, label)), label))
             return "gamma changes from row to row, the temperature from column to column"
@@ -247,20 +264,10 @@ def build(workshop: Workshop) -> gradio.Blocks:
             start = gr.Button("Run", variant="primary", elem_id="run")
             cancel = gr.Button("Cancel", elem_id="cancel")
             every = gr.Button("Grid of gamma and temperature", elem_id="grid")
-        with gr.Row():
-            gamma = gr.Slider(0, 1, recommended.get("gamma", 0.75), step=0.05, label="gamma: how much content is kept")
-            temperature = gr.Slider(0.5, 3, recommended.get("temperature", 1.5), step=0.1, label="temperature")
-            steps = gr.Slider(2, 100, 20, step=1, label="steps")
-        with gr.Row():
-            known = [str(layer) for layer in first.attention_layers]
-            usual = [str(layer) for layer in recommended.get("layers", range(6, 12)) if str(layer) in known]
-            layers = gr.CheckboxGroup(known, value=usual, label="layers that are injected")
-            adain = gr.Checkbox(True, label="AdaIN of the initial latent")
-            schedule = gr.Dropdown(list(SCHEDULES), value="corrected", label="schedule")
-            model = gr.Dropdown(workshop.sources, value=workshop.sources[0], label="model")
+        controls = _controls(gr, first, workshop.sources)
         gallery = gr.Gallery(label="Grid", columns=len(GRID_TEMPERATURES), object_fit="contain", elem_id="gallery")
         download = gr.File(label="Download", interactive=False, elem_id="download")
-        inputs = [content, style, model, steps, schedule, gamma, temperature, layers, adain]
+        inputs = [content, style, *controls]
         shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "engine"}
         running = start.click(run, inputs, [result, download, status], **shared)
         gridding = every.click(grid, inputs, [gallery, status], **shared)

@@ -18,5 +18,5 @@ timeout 590 python3 -m training --images "$images" --init "$init" --out "$work" 
     --device cuda --batch 32 --seconds 500 "$@" 2>&1 | tee "$out/log.txt" || echo "stopped early: the last saved state is packed"
 
 tar c -C "$work" unet context.safetensors model_index.json scheduler | split -b 16000000 -d - "$out/model.tar."
-cp "$work"/work/*.csv "$out"
+(cd "$work" && cp work/*.csv "$out")
 (cd "$out" && sha256sum -- * >SHA256SUMS)
