@@ -191,6 +191,12 @@ def _controls(gr: Any, model: Model, sources: list[str]) -> list[Any]:
     return [chosen, steps, schedule, gamma, temperature, layers, adain]
 
 
+def _check_images(gr: Any, content: str | None, style: str | None) -> None:
+    for name, path in (("a content image", content), ("a style image", style)):
+        if path is None:
+            raise gr.Error(f"Choose {name} first.")
+
+
 def build(workshop: Workshop) -> gradio.Blocks:
     """The page. ImportError that names the extra where Gradio is missing."""
     try:
@@ -201,13 +207,8 @@ def build(workshop: Workshop) -> gradio.Blocks:
     first = workshop.model(workshop.sources[0])
     results = Path(mkdtemp(prefix="styleid-app-"))
 
-    def checked(content: str | None, style: str | None) -> None:
-        for name, path in (("a content image", content), ("a style image", style)):
-            if path is None:
-                raise gr.Error(f"Choose {name} first.")
-
     def run(content: str, style: str, *values: Any) -> Iterator[tuple[Any, Any, str]]:
-        checked(content, style)
+        _check_images(gr, content, style)
 
         def work(send: Callable[[Any], None]) -> tuple[Image, str]:
             settings = _settings(workshop, *values)
@@ -231,7 +232,7 @@ def build(workshop: Workshop) -> gradio.Blocks:
         yield last[0], str(path), last[1]
 
     def grid(content: str, style: str, *values: Any) -> Iterator[tuple[Any, str]]:
-        checked(content, style)
+        _check_images(gr, content, style)
         settings = _settings(workshop, *values)
         made: list[tuple[Image, str]] = []
 
