@@ -30,7 +30,7 @@ from training import (
     scores,
     unet,
 )
-from training.attention import shared
+from training.attention import FEW_TOKENS, attended, shared
 
 pytestmark = pytest.mark.torch
 
@@ -247,6 +247,31 @@ def test_a_step_makes_its_tensors_on_the_model_s_device(folder, tmp_path):
 def test_sharing_repeats_each_style_for_its_contents():
     keys = torch.arange(7.0)[:, None]
     assert shared(keys, (1, 2, 4)).flatten().tolist() == [0, 1, 2, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("tokens", [7, FEW_TOKENS + 1])
+def test_attention_is_pytorch_s(tokens):
+    query, key, value = torch.randn(3, 1, 2, tokens, 8, requires_grad=True)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(attended(query, key, value), wanted)
+
+
+def test_gamma_trades_style_for_content():
+    assert {unet.share_of(name, 0.0) for name in ("style", "content", "colours")} == {1.0}
+    assert unet.share_of("style", 1.0) == 0.25 and unet.share_of("layout", 1.0) == 5.0
+    assert unet.share_of("colours", 1.0) == unet.share_of("spectra", 1.0) == 1.0
+
+
+def test_without_adain_results_are_judged_by_the_content_s_colours(folder):
+    source = crops.Crops(images.read_folder(folder), {}, torch.device("cpu"))
+    vae, random = networks.load_vae(SHIPPED).requires_grad_(False), np.random.default_rng(0)
+    judge = unet.Judge(vae, source)
+    model = method.Denoiser(networks.new_unet(), torch.randn(1, 1, networks.CONTEXT_WIDTH))
+    under_way = rollout.Rollout(model, vae, source, random, 16, 1, 1)
+    for adain, palette in ((True, under_way.style), (False, under_way.content)):
+        under_way.adain = adain
+        found = judge(palette.flip(2, 3), under_way, random)
+        assert found["colours"] < 1e-6 and ("patches" in found) == adain
 
 
 def test_a_rollout_whose_network_knows_the_result_ends_at_it(folder):

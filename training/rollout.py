@@ -16,8 +16,8 @@ from training.crops import Crops
 
 STEPS = 10
 # How often all decoder layers are injected (else the last six), queries are mixed, and the initial latent is AdaIN's.
-ALL_LAYERS, MIXED, ADAIN = 0.3, 0.5, 0.85
-GAMMAS, TEMPERATURES = (0.0, 0.75), (1.0, 2.5)
+ALL_LAYERS, MIXED, ADAIN = 0.5, 0.5, 0.8
+GAMMAS, TEMPERATURES = (0.0, 0.95), (1.0, 2.5)
 
 
 @torch.no_grad()
@@ -69,7 +69,8 @@ class Rollout:
         self.gamma = random.uniform(*GAMMAS) if random.random() < MIXED else 0.0
         self.temperature = random.uniform(*TEMPERATURES)
         self._invert(model, latents)
-        if random.random() < ADAIN:
+        self.adain = random.random() < ADAIN
+        if self.adain:
             self.latent = method.adain(self.latent, self.style_noise)
 
     def of_each(self, styles: torch.Tensor) -> torch.Tensor:

@@ -38,15 +38,19 @@ CLIP, WARMUP_STEPS = 2.0, 20
 # The last ones can draw little but dither.
 LATE_WEIGHT, LAST_MOMENT, LAST_WEIGHT = 2.0, 150, 0.5
 
+# What gamma trades: at gamma 1 style counts a quarter, and content five times.
+STYLE_LOSSES, STYLE_FALL = ("style", "random", "patches"), 0.75
+CONTENT_LOSSES, CONTENT_RISE = ("content", "layout", "edges"), 4.0
+
 
 @dataclass(frozen=True)
 class Weights:
     """Of the parts of the loss."""
 
     plain: float = 0.5
-    colours: float = 30.0
-    style: float = 14.0
-    random: float = 3.0
+    colours: float = 40.0
+    style: float = 20.0
+    random: float = 4.0
     content: float = 0.4
     spectra: float = 8.0
     layout: float = 1.0
@@ -92,16 +96,28 @@ class Judge(torch.nn.Module):
         # Another place of the style at every step, turned and scaled alike.
         view.shift(random)
         style = view(rollout.style_images)
-        return {
-            "colours": losses.colours_distance(drawn, rollout.style),
-            "style": self.perception.style(seen, style),
-            "random": losses.random_filters_distance(seen, style),
+        # Without AdaIN the colours stay the content's: marks are then judged by their luma.
+        palette = rollout.style if rollout.adain else rollout.content
+        marks = (seen, style) if rollout.adain else (losses.grey(seen), losses.grey(style))
+        found = {
+            "colours": losses.colours_distance(drawn, palette),
+            "style": self.perception.style(*marks),
+            "random": losses.random_filters_distance(*marks),
             "content": self.perception.content(seen, content),
             "spectra": losses.spectra_distance(images, rollout.content_decoded, rollout.style_decoded),
             "layout": losses.layout_distance(images, rollout.content_decoded),
-            "patches": self.patches.distance(drawn, rollout.style),
             "edges": self.patches.moved_edges(drawn, rollout.content),
         }
+        if rollout.adain:
+            found["patches"] = self.patches.distance(drawn, rollout.style)
+        return {name: value * share_of(name, rollout.gamma) for name, value in found.items()}
+
+
+def share_of(name: str, gamma: float) -> float:
+    """Of a loss, at this gamma: the more of the content's queries are mixed in, the more of the content should stay."""
+    if name in STYLE_LOSSES:
+        return 1 - STYLE_FALL * gamma
+    return 1 + CONTENT_RISE * gamma if name in CONTENT_LOSSES else 1.0
 
 
 class Injection:
