@@ -36,14 +36,14 @@ class Styleid:
     def evaluate(self, side=SIDE, batch=1):
         self.model.predict_noise(noise(batch, self.channels, side, side), 500)
 
-    def picture(self, seed):
+    def image(self, seed):
         side = self.model.image_size
         return np.random.default_rng(seed).random((side, side, 3), dtype=np.float32)
 
     def injected(self):
         """The mean over the sampling of a short transfer whose inversions are there already."""
         if not hasattr(self, "inversion"):
-            self.inversion = self.styleid.invert(self.picture(2), self.model, steps=3)
+            self.inversion = self.styleid.invert(self.image(2), self.model, steps=3)
         ends = []
         self.styleid.inject_styles(
             self.inversion, self.inversion, self.model, progress=lambda step, total: ends.append(clock())
@@ -51,20 +51,20 @@ class Styleid:
         return float(np.mean(np.diff(ends)))
 
     def encode(self):
-        self.model.encode(self.picture(2))
+        self.model.encode(self.image(2))
 
     def decode(self):
         self.model.decode(noise(1, 4, SIDE, SIDE))
 
     def invert(self, steps):
-        self.styleid.invert(self.picture(2), self.model, steps=steps)
+        self.styleid.invert(self.image(2), self.model, steps=steps)
 
     def transfer(self, steps, given=()):
         """given: whose inversions are there already, "style" and "content"."""
 
         def inversion(name):
             seed, keep = {"content": (2, "query"), "style": (3, "keys")}[name]
-            return self.styleid.invert(self.picture(seed), self.model, steps=steps, keep=keep)
+            return self.styleid.invert(self.image(seed), self.model, steps=steps, keep=keep)
 
         there = {name: inversion(name) for name in given}
         start = clock()

@@ -1,10 +1,10 @@
-"""Pictures in and out: what users have becomes height x width x 3 arrays, and results become files.
+"""Images in and out: what users have becomes height x width x 3 arrays, and results become files.
 
 The rules, for whatever comes in:
 - grey is repeated to three channels; what is transparent is laid on white; palettes are looked up
 - arrays are uint8, uint16 (divided by 65535) or floating point in [0, 1]
-- only what a `size` asks for is resized; docs/pictures.md has the rules of sizes
-- pictures of Pillow's are reduced to 8 bits, and turned as their EXIF orientation says; of an animation the first
+- only what a `size` asks for is resized; docs/images.md has the rules of sizes
+- images of Pillow's are reduced to 8 bits, and turned as their EXIF orientation says; of an animation the first
   frame counts; a colour profile for RGB is applied, so that all numbers mean sRGB
 - files are refused beyond `PIL.Image.MAX_IMAGE_PIXELS`, before they are unpacked
 """
@@ -43,7 +43,7 @@ TURNS = {  # EXIF's orientation -> what makes the image upright
     8: Image.Transpose.ROTATE_90,
 }
 
-# Formats of pictures, and of nothing that runs programs (EPS) or holds other data.
+# Formats of images, and of nothing that runs programs (EPS) or holds other data.
 READABLE = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -57,7 +57,7 @@ WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def to_array(image: ImageLike, name: str = "image", size: Size | None = None, resize: str = "crop") -> Pixels:
-    """Any picture as a C-contiguous (H, W, 3) array: uint8, or float32 in [0, 1].
+    """Any image as a C-contiguous (H, W, 3) array: uint8, or float32 in [0, 1].
 
     Args:
         image: an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL.Image, or the path of a file
@@ -85,18 +85,18 @@ def to_array(image: ImageLike, name: str = "image", size: Size | None = None, re
 def load_image(
     path: str | bytes | os.PathLike[str], size: Size | None = None, resize: str = "crop"
 ) -> NDArray[np.uint8]:
-    """The picture in a file, as (H, W, 3) uint8.
+    """The image in a file, as (H, W, 3) uint8.
 
     Args:
         path: a PNG, JPEG, WebP, TIFF, GIF, BMP or another common format; a pipe is read to its end
-        size: None: the picture's own; else the side of a square, or (height, width)
+        size: None: the image's own; else the side of a square, or (height, width)
         resize: how it gets that size, by Lanczos's filter:
             - "crop": the largest centred part of these proportions is cut out and resized
-            - "fit": the whole picture in its own proportions, as large as fits into `size`: one side may be shorter
-            - "stretch": the whole picture in the proportions of `size`
+            - "fit": the whole image in its own proportions, as large as fits into `size`: one side may be shorter
+            - "stretch": the whole image in the proportions of `size`
 
     Raises:
-        ValueError: the file is no picture, damaged or too large; a size or `resize` of another kind
+        ValueError: the file is no image, damaged or too large; a size or `resize` of another kind
         TypeError: a size of another type
         OSError: the file cannot be opened
     """
@@ -110,10 +110,10 @@ def load_image(
 
 
 def pad(pixels: Padded, multiple: int) -> Padded:
-    """The picture, (H, W, ...), mirrored at its right and lower border until both sides are multiples of a number.
+    """The image, (H, W, ...), mirrored at its right and lower border until both sides are multiples of a number.
 
-    Mirrored, because what is there continues without an edge, has the picture's own statistics, and brings nothing
-    into the attention that is not in the picture. docs/pictures.md compares it with other paddings.
+    Mirrored, because what is there continues without an edge, has the image's own statistics, and brings nothing
+    into the attention that is not in the image. docs/images.md compares it with other paddings.
     """
     height, width = padded_size(pixels.shape[:2], multiple)
     if (height, width) == pixels.shape[:2]:
@@ -267,11 +267,11 @@ def _damage_in(name: object) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise ValueError(f"{name}: not a picture, or in no format that is read here") from None
+        raise ValueError(f"{name}: not an image, or in no format that is read here") from None
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
-            raise  # the operating system's: a disk that fails; but a seek to where no file reaches is the picture's fault
-        raise ValueError(f"{name}: not usable as a picture: {error}") from None
+            raise  # the operating system's: a disk that fails; but a seek to where no file reaches is the image's fault
+        raise ValueError(f"{name}: not usable as an image: {error}") from None
 
 
 def _open(path: str) -> BinaryIO:
@@ -381,5 +381,5 @@ def _registered() -> set[str]:
 def _format(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     suffix = Path(check_path(path)).suffix.lower()
     if suffix not in WRITABLE:
-        raise ValueError(f"{path}: unknown picture format {suffix!r}; expected one of {', '.join(WRITABLE)}")
+        raise ValueError(f"{path}: unknown image format {suffix!r}; expected one of {', '.join(WRITABLE)}")
     return WRITABLE[suffix]

@@ -1,4 +1,4 @@
-"""What several test files use: a tiny random model, its folder, and pictures for it."""
+"""What several test files use: a tiny random model, its folder, and images for it."""
 
 import dataclasses
 import json
@@ -143,6 +143,6 @@ def told(**arguments):
     return own | {"options": [kind(**given) for kind, given in fields.items()]} if fields else own
 
 
-def picture(seed=0, height=16, width=16):
+def random_image(seed=0, height=16, width=16):
     """(height, width, 3) uint8."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)

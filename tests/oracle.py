@@ -388,7 +388,7 @@ class StyleID:
         return range(7 if schedule == "diffusers" else 6, 12)
 
     def transfer(self, content, style, context, steps, schedule, layers=None, adain=True, gamma=0.75, temperature=1.5):
-        """Pictures in, picture out."""
+        """Images in, image out."""
         layers = self.default_layers(schedule) if layers is None else layers
         content, style = (self.invert(self.encode(x), context, steps, schedule) for x in (content, style))
         z = content.latents[-1]
@@ -398,11 +398,11 @@ class StyleID:
         return self.decode(z, schedule)
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------------- images
 
 
-def picture(height, width, seed):
-    """A smooth synthetic picture with some edges: (height, width, 3) uint8."""
+def smooth_image(height, width, seed):
+    """A smooth synthetic image with some edges: (height, width, 3) uint8."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = sum(

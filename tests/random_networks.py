@@ -1,4 +1,4 @@
-"""Seeded random weights under the published names, and pictures, for tests of measures by networks. NumPy alone, so that
+"""Seeded random weights under the published names, and images, for tests of measures by networks. NumPy alone, so that
 tests/references/make_metrics.py gives the well-kept packages the same."""
 
 import numpy as np
@@ -21,7 +21,7 @@ def weights(shapes, seed=0):
     return values
 
 
-def picture(seed, height, width):
+def smooth_image(seed, height, width):
     """(height, width, 3) uint8: smooth, with some noise."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width] / max(height, width)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import configuration, picture, write_folder
+from conftest import configuration, random_image, write_folder
 
 import styleid
 from styleid import _core
@@ -64,7 +64,9 @@ class Soak:
         return model
 
     def transfer(self, model, pair, **options):
-        return styleid.transfer(picture(1, *pair[0]), picture(2, *pair[1]), model, **({"steps": STEPS} | options))
+        return styleid.transfer(
+            random_image(1, *pair[0]), random_image(2, *pair[1]), model, **({"steps": STEPS} | options)
+        )
 
     def check(self, model, pair):
         """The bytes that this pair had at first, with any number of threads."""

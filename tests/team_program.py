@@ -22,9 +22,9 @@ def model(dtype="float32", threads=4):
 def digest(model, side=32, progress=None):
     """Of everything that an engine computes: a transfer, latents, a context."""
     result = hashlib.sha256()
-    pictures = [np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8) for seed in (1, 2)]
+    images = [np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8) for seed in (1, 2)]
     ones = np.ones((STEPS, 4), np.float32)
-    arguments = pictures[0], pictures[1], tiny.CONTEXT, STEPS, "paper", (2, 3), ones, ones
+    arguments = images[0], images[1], tiny.CONTEXT, STEPS, "paper", (2, 3), ones, ones
     result.update(_core.transfer(model, *arguments, progress=progress))
     z = tiny.latents(height=side // 2, width=side // 2 + 2)
     result.update(model.predict_noise(z, 1, tiny.CONTEXT))

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import picture, told
+from conftest import random_image, told
 from PIL import Image
 
 import styleid
@@ -18,17 +18,17 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def inversions(model):
-    """Of two pictures: a content's and a style's."""
-    return [styleid.invert(picture(seed), model, steps=STEPS) for seed in (0, 1)]
+    """Of two images: a content's and a style's."""
+    return [styleid.invert(random_image(seed), model, steps=STEPS) for seed in (0, 1)]
 
 
 def invert(model, **options):
-    return styleid.invert(picture(1), model, **told(**({"steps": STEPS} | options)))
+    return styleid.invert(random_image(1), model, **told(**({"steps": STEPS} | options)))
 
 
 def transfer(model, **options):
     return styleid.transfer(
-        **told(**({"content": picture(0), "style": picture(1), "model": model, "steps": STEPS} | options))
+        **told(**({"content": random_image(0), "style": random_image(1), "model": model, "steps": STEPS} | options))
     )
 
 
@@ -38,7 +38,7 @@ def transfer(model, **options):
 def test_transfer_is_injection_of_inversions(model, inversions):
     whole, parts = transfer(model), styleid.inject_styles(*inversions)
     assert whole.shape == (16, 16, 3) and whole.dtype == np.uint8
-    assert np.abs(whole.astype(int) - parts).max() <= 1  # two pictures in a batch, or one after the other
+    assert np.abs(whole.astype(int) - parts).max() <= 1  # two images in a batch, or one after the other
 
 
 def test_what_is_computed_twice_is_the_same(model):
@@ -54,7 +54,7 @@ def test_a_style_alone_or_in_a_list(inversions):
 
 def test_several_styles(model, inversions):
     content, style = inversions
-    other = styleid.invert(picture(2), model, steps=STEPS)
+    other = styleid.invert(random_image(2), model, steps=STEPS)
     both = styleid.inject_styles(content, [style, other])
     np.testing.assert_array_equal(both, styleid.inject_styles(content, [style, other], options=styleid.Mix([0.5, 0.5])))
     assert not np.array_equal(both, styleid.inject_styles(content, style))
@@ -87,15 +87,15 @@ def test_rates_count_by_step_and_layer(model, name, low, high):
     assert not np.array_equal(transfer(model, **{name: changed}), base)
 
 
-def test_switches_change_the_picture(model):
-    pictures = [transfer(model, adain=adain, inject=inject) for adain in (True, False) for inject in (True, False)]
-    for i, one in enumerate(pictures):
-        assert all(not np.array_equal(one, other) for other in pictures[:i])
+def test_switches_change_the_image(model):
+    images = [transfer(model, adain=adain, inject=inject) for adain in (True, False) for inject in (True, False)]
+    for i, one in enumerate(images):
+        assert all(not np.array_equal(one, other) for other in images[:i])
 
 
 def test_no_injection_is_no_layers(model, inversions):
     np.testing.assert_array_equal(transfer(model, inject=False), transfer(model, layers=()))
-    without = [styleid.invert(picture(i), model, steps=STEPS, keep="none") for i in (0, 1)]
+    without = [styleid.invert(random_image(i), model, steps=STEPS, keep="none") for i in (0, 1)]
     np.testing.assert_array_equal(
         styleid.inject_styles(*inversions, inject=False), styleid.inject_styles(*without, inject=False)
     )
@@ -108,25 +108,27 @@ def test_layers_in_any_order(model):
 
 
 def test_injection_into_some_of_the_kept_layers(model):
-    content, style = (styleid.invert(picture(i), model, steps=STEPS, layers=model.attention_layers) for i in (0, 1))
+    content, style = (
+        styleid.invert(random_image(i), model, steps=STEPS, layers=model.attention_layers) for i in (0, 1)
+    )
     some = styleid.inject_styles(content, style, layers=[6, 7])
     assert np.abs(some.astype(int) - transfer(model)).max() <= 1
 
 
 def test_pieces_kept_for_their_part(model, inversions):
-    content = styleid.invert(picture(0), model, steps=STEPS, keep="query")
-    style = styleid.invert(picture(1), model, steps=STEPS, keep="keys")
+    content = styleid.invert(random_image(0), model, steps=STEPS, keep="query")
+    style = styleid.invert(random_image(1), model, steps=STEPS, keep="keys")
     np.testing.assert_array_equal(styleid.inject_styles(content, style), styleid.inject_styles(*inversions))
 
 
-def test_pictures_of_other_sizes(model):
+def test_images_of_other_sizes(model):
     for height, width in ((32, 48), (16, 32)):
-        out = styleid.transfer(picture(0, 32, 48), picture(1, height, width), model, steps=2)
+        out = styleid.transfer(random_image(0, 32, 48), random_image(1, height, width), model, steps=2)
         assert out.shape == (32, 48, 3)
 
 
-def test_pictures_of_all_kinds(model, tmp_path):
-    array = picture(0)
+def test_images_of_all_kinds(model, tmp_path):
+    array = random_image(0)
     expected = transfer(model)
     Image.fromarray(array).save(tmp_path / "a.png")
     for form in (Image.fromarray(array), tmp_path / "a.png", str(tmp_path / "a.png"), np.asfortranarray(array)):
@@ -135,7 +137,7 @@ def test_pictures_of_all_kinds(model, tmp_path):
 
 
 def test_files_are_fitted_to_the_model(model, tmp_path):
-    Image.fromarray(picture(0, 100, 37)).save(tmp_path / "a.png")
+    Image.fromarray(random_image(0, 100, 37)).save(tmp_path / "a.png")
     square = styleid.load_image(tmp_path / "a.png", 16)
     np.testing.assert_array_equal(transfer(model, content=tmp_path / "a.png"), transfer(model, content=square))
 
@@ -147,7 +149,7 @@ def test_files_are_fitted_to_the_model(model, tmp_path):
 def test_sizes_of_files(model, tmp_path, size, resize, shape):
     """What comes of a file is what load_image makes of it; content and style get the same size."""
     for name, seed in ("a.png", 0), ("b.png", 1):
-        Image.fromarray(picture(seed, 100, 37)).save(tmp_path / name)
+        Image.fromarray(random_image(seed, 100, 37)).save(tmp_path / name)
     paths = tmp_path / "a.png", tmp_path / "b.png"
     out = styleid.transfer(*paths, model, steps=2, options=styleid.Resize(size, how=resize))
     assert out.shape == (*shape, 3)
@@ -159,7 +161,7 @@ def test_sizes_of_files(model, tmp_path, size, resize, shape):
 
 def test_sizes_of_arrays(model):
     """Arrays keep their own size unless one is asked for."""
-    image = picture(0, 100, 37)
+    image = random_image(0, 100, 37)
     assert styleid.invert(image, model, steps=2, keep="none", options=styleid.Resize(how="fit")).size == (100, 37)
     for size in 16, (40, 24):
         asked = styleid.invert(image, model, steps=2, keep="none", options=styleid.Resize(size))
@@ -170,14 +172,14 @@ def test_sizes_of_arrays(model):
 
 def test_the_default_model_is_taken_where_none_is_given(model, monkeypatch):
     monkeypatch.setattr(styleid.method.plan, "default_model", lambda: model)
-    np.testing.assert_array_equal(styleid.transfer(picture(0), picture(1), steps=STEPS), transfer(model))
-    assert styleid.invert(picture(0), steps=2).model is model
+    np.testing.assert_array_equal(styleid.transfer(random_image(0), random_image(1), steps=STEPS), transfer(model))
+    assert styleid.invert(random_image(0), steps=2).model is model
 
 
 def test_model_methods(model):
-    latent = model.encode(picture())
+    latent = model.encode(random_image())
     assert latent.shape == (1, 4, 8, 8) and latent.dtype == np.float32
-    assert model.encode(Image.fromarray(picture(0, 18, 20))).shape == (1, 4, 9, 10)
+    assert model.encode(Image.fromarray(random_image(0, 18, 20))).shape == (1, 4, 9, 10)
     assert model.decode(latent).shape == (16, 16, 3) and model.decode(latent).dtype == np.uint8
     noise = model.predict_noise(latent, 500)
     assert noise.shape == latent.shape and noise.dtype == np.float32
@@ -252,7 +254,7 @@ def test_threads_share_a_model(model):
 
 NAN = np.full((16, 16, 3), np.nan)
 
-BAD_PICTURES = [
+BAD_IMAGES = [
     (TypeError, None),
     (TypeError, 3),
     (TypeError, [[1, 2], [3, 4]]),
@@ -267,8 +269,8 @@ BAD_PICTURES = [
 ]
 
 
-@pytest.mark.parametrize("error, bad", BAD_PICTURES)
-def test_bad_pictures(model, error, bad):
+@pytest.mark.parametrize("error, bad", BAD_IMAGES)
+def test_bad_images(model, error, bad):
     with pytest.raises(error, match="^image: "):
         styleid.invert(bad, model, steps=STEPS)
     for name in "content", "style":
@@ -286,7 +288,7 @@ def test_latents_of_an_unusable_size_say_which_are_right(model):
 )
 def test_bad_sizes(model, error, name, bad):
     with pytest.raises(error, match=f"^{name}: "):
-        styleid.invert(picture(), model, **told(**{name: bad}))
+        styleid.invert(random_image(), model, **told(**{name: bad}))
     with pytest.raises(error, match=f"^{name}: "):
         transfer(model, **{name: bad})
 
@@ -382,7 +384,7 @@ def test_limits_of_the_rates(model):
 def test_mixed_inversions(model, other_model, inversions):
     content, style = inversions
     others = {
-        "fingerprint": styleid.invert(picture(1), other_model, steps=STEPS),
+        "fingerprint": styleid.invert(random_image(1), other_model, steps=STEPS),
         "schedule": invert(model, schedule="diffusers"),
         "steps": invert(model, steps=4),
     }
@@ -407,7 +409,7 @@ def test_inversions_that_kept_too_little(model, inversions):
         styleid.inject_styles(content, style, layers=[5])
 
 
-@pytest.mark.parametrize("bad", [None, 3, "a.inv", [None], picture()])
+@pytest.mark.parametrize("bad", [None, 3, "a.inv", [None], random_image()])
 def test_things_that_are_no_inversions(inversions, bad):
     with pytest.raises(TypeError, match="^style"):
         styleid.inject_styles(inversions[0], bad)
@@ -448,7 +450,7 @@ def test_bad_latents(model, error, latents):
 
 
 def test_bad_arguments_of_model_methods(model):
-    latent = model.encode(picture())
+    latent = model.encode(random_image())
     for error, timestep in ((ValueError, -1), (ValueError, 1000), (TypeError, 1.5), (TypeError, None)):
         with pytest.raises(error, match="timestep"):
             model.predict_noise(latent, timestep)

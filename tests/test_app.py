@@ -7,7 +7,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import random_image
 
 from styleid import save_image
 from styleid.app import Settings, Workshop, build
@@ -25,7 +25,7 @@ LAYERS = (6, 7)
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     for number, name in enumerate(("content", "style")):
-        save_image(folder / f"{name}.png", picture(number, 64, 64))
+        save_image(folder / f"{name}.png", random_image(number, 64, 64))
     return folder
 
 
@@ -113,7 +113,7 @@ def test_cancel(browser, images, workshop, monkeypatch):
 
 def test_no_file_of_the_host_is_readable(address, tmp_path):
     secret = tmp_path / "secret.png"
-    save_image(secret, picture(0, 8, 8))
+    save_image(secret, random_image(0, 8, 8))
     for path in ("/etc/passwd", str(secret), "../../etc/passwd"):
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(f"{address}gradio_api/file={path}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import formats
 import numpy as np
 import pytest
-from conftest import picture, told
+from conftest import random_image, told
 from safetensors.numpy import load_file, save_file
 
 import styleid
@@ -38,7 +38,7 @@ def runs(monkeypatch):
 
 
 def invert(model, cache, seed=0, **options):
-    return styleid.invert(picture(seed), model, **told(**({"steps": STEPS, "cache": cache} | options)))
+    return styleid.invert(random_image(seed), model, **told(**({"steps": STEPS, "cache": cache} | options)))
 
 
 def entries(folder):
@@ -66,7 +66,7 @@ def test_whatever_changes_the_inversion_is_another_entry(model, other_model, tmp
         invert(model, tmp_path, **other)
     invert(other_model, tmp_path)
     styleid.invert(
-        picture(0).reshape(32, 8, 3).repeat(2, axis=1), model, steps=STEPS, options=styleid.Storage(cache=tmp_path)
+        random_image(0).reshape(32, 8, 3).repeat(2, axis=1), model, steps=STEPS, options=styleid.Storage(cache=tmp_path)
     )
     assert len(runs) == len(entries(tmp_path)) == len(others) + 3
 
@@ -136,10 +136,10 @@ def test_models_that_differ_in_their_text(tmp_path, runs, change):
     assert (fingerprint == other) == (change != "embedding")
 
 
-def test_pictures_of_one_name(model, tmp_path, runs):
+def test_images_of_one_name(model, tmp_path, runs):
     for seed in 0, 1:
         (tmp_path / str(seed)).mkdir()
-        styleid.save_image(tmp_path / str(seed) / "a.png", picture(seed))
+        styleid.save_image(tmp_path / str(seed) / "a.png", random_image(seed))
         styleid.invert(
             tmp_path / str(seed) / "a.png", model, steps=STEPS, options=styleid.Storage(cache=tmp_path / "cache")
         )
@@ -204,11 +204,13 @@ def test_one_folder_for_many(model, tmp_path):
 
 
 def test_transfer(model, tmp_path, runs):
-    plain = styleid.transfer(picture(0), picture(1), model, steps=STEPS)
+    plain = styleid.transfer(random_image(0), random_image(1), model, steps=STEPS)
     runs.clear()
-    first = styleid.transfer(picture(0), picture(1), model, steps=STEPS, options=styleid.Storage(cache=tmp_path))
+    first = styleid.transfer(
+        random_image(0), random_image(1), model, steps=STEPS, options=styleid.Storage(cache=tmp_path)
+    )
     second = styleid.transfer(
-        picture(0), picture(1), model, steps=STEPS, gamma=0.75, options=styleid.Storage(cache=tmp_path)
+        random_image(0), random_image(1), model, steps=STEPS, gamma=0.75, options=styleid.Storage(cache=tmp_path)
     )
     assert np.abs(first.astype(int) - plain).max() <= 1
     np.testing.assert_array_equal(first, second)
@@ -229,14 +231,14 @@ PROCESS = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import styleid
-from conftest import picture
+from conftest import random_image
 
 model = styleid.load_model({folder!r}, dtype="float32", threads=1)
 calls = []
 print("ready", flush=True)
 sys.stdin.readline()
 for seed in 0, 1:
-    styleid.invert(picture(seed), model, steps=3, options=styleid.Storage({features!r}, cache={cache!r}),
+    styleid.invert(random_image(seed), model, steps=3, options=styleid.Storage({features!r}, cache={cache!r}),
                    progress=lambda *call: (calls.append(call), time.sleep(0.2)))
 print(len(calls), flush=True)
 """
@@ -245,7 +247,7 @@ print(len(calls), flush=True)
 @pytest.mark.long
 @pytest.mark.parametrize("features", ["memory", "disk"])
 def test_processes_wait_for_each_other(shared_folder, model, tmp_path, features):
-    """Two at once: each picture is inverted by one of them, in 4 calls of the progress; one that is killed holds up none."""
+    """Two at once: each image is inverted by one of them, in 4 calls of the progress; one that is killed holds up none."""
     program = PROCESS.format(
         tests=str(Path(__file__).parent), folder=str(shared_folder), cache=str(tmp_path), features=features
     )

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import picture, told
+from conftest import random_image, told
 from PIL import Image
 
 import styleid
@@ -22,10 +22,10 @@ STEPS = ["--steps", "3"]
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, shared_folder):
-    """The current directory, with two pictures and the tiny model."""
+    """The current directory, with two images and the tiny model."""
     monkeypatch.chdir(tmp_path)
     for name, seed in ("content.png", 0), ("style.png", 1):
-        Image.fromarray(picture(seed, 40, 30)).save(name)
+        Image.fromarray(random_image(seed, 40, 30)).save(name)
     (tmp_path / "model").symlink_to(shared_folder)
     return tmp_path
 
@@ -105,8 +105,8 @@ def test_options_of_transfer(place, options, same):
 
 
 def test_masks(place, capsys):
-    """Pictures of the content's proportions are cut as it is; brightness counts."""
-    grey = picture(2, 40, 30)
+    """Images of the content's proportions are cut as it is; brightness counts."""
+    grey = random_image(2, 40, 30)
     Image.fromarray(grey).save("mask.png")
     options = ["--dtype", "float32", "--threads", 1]
     assert transfer(*options, "--mask", "mask.png", "--style-mask", "mask.png") == 0
@@ -133,7 +133,7 @@ def test_masks(place, capsys):
     ("32", "crop", (32, 32, 3)), ("16x48", "crop", (16, 48, 3)), ("48X16", "stretch", (48, 16, 3)), ("33", "fit", (33, 25, 3))
 ])  # fmt: skip
 def test_sizes(place, capsys, size, resize, shape):
-    """The pictures are 40 x 30."""
+    """The images are 40 x 30."""
     assert transfer("--size", size, "--resize", resize) == 0
     assert output().shape == shape
     assert run("evaluate", "out.png", "content.png", "style.png", "--resize", resize) == 0
@@ -156,7 +156,7 @@ def test_formats(place, name):
 
 
 def test_several_styles_and_schedules(place):
-    Image.fromarray(picture(2, 40, 30)).save("other.png")
+    Image.fromarray(random_image(2, 40, 30)).save("other.png")
     assert transfer("--initial", "quantiles", "--gamma", "0.9:0.5:cosine", "--cache", "cache") == 0
     content, style, other = (styleid.load_image(f"{name}.png", 16) for name in ("content", "style", "other"))
     gamma = styleid.decreasing(0.9, 0.5, "cosine")
@@ -172,7 +172,7 @@ def test_several_styles_and_schedules(place):
 def test_sweep(place, capsys):
     (place / "styles").mkdir()
     for seed in 1, 2:
-        Image.fromarray(picture(seed)).save(f"styles/{seed}.png")
+        Image.fromarray(random_image(seed)).save(f"styles/{seed}.png")
     command = ["sweep", "content.png", "styles", "-o", "out", "--model", "model", *STEPS, "--gamma", "0.3,0.9:0.5:sqrt"]
     for _ in range(2):
         assert run(*command) == 0
@@ -222,7 +222,7 @@ def test_as_a_module():
 def test_warnings_take_one_line(place, capsys, monkeypatch):
     def warn(*_, **__):
         warnings.warn("too long", stacklevel=1)
-        return picture()
+        return random_image()
 
     monkeypatch.setattr("styleid.cli.transfer.transfer", warn)
     assert transfer() == 0
@@ -293,11 +293,11 @@ def test_wrong_options(place, capsys, options, message):
     "name, message",
     [
         ("none.png", "none.png: No such file or directory"),
-        ("text.png", "text.png: not a picture"),
-        ("cut.png", "cut.png: not usable as a picture"),
+        ("text.png", "text.png: not an image"),
+        ("cut.png", "cut.png: not usable as an image"),
     ],
 )
-def test_wrong_pictures(place, capsys, name, message):
+def test_wrong_images(place, capsys, name, message):
     (place / "text.png").write_text("hello")
     (place / "cut.png").write_bytes((place / "content.png").read_bytes()[:500])
     assert run("transfer", name, "style.png", "-o", "out.png", "--model", "model") == 2
@@ -309,8 +309,8 @@ def test_wrong_pictures(place, capsys, name, message):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("out", "unknown picture format ''"),
-        ("out.txt", "unknown picture format '.txt'"),
+        ("out", "unknown image format ''"),
+        ("out.txt", "unknown image format '.txt'"),
         ("folder.png", "is a directory"),
         ("nowhere/out.png", "nowhere does not exist"),
         ("/proc/out.png", "/proc"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import picture
+from conftest import random_image
 from PIL import Image
 
 import styleid
@@ -95,7 +95,7 @@ def place(tmp_path):
         for which in "contents", "styles":
             (tmp_path / which).mkdir(exist_ok=True)
             seed = number + 10 * (which == "styles")
-            Image.fromarray(picture(seed)).save(tmp_path / which / f"{which[0]}{number}.png")
+            Image.fromarray(random_image(seed)).save(tmp_path / which / f"{which[0]}{number}.png")
     return tmp_path
 
 

@@ -1,8 +1,8 @@
-"""CIE L*a*b* against values computed by hand, and pictures that keep their colours."""
+"""CIE L*a*b* against values computed by hand, and images that keep their colours."""
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import random_image
 
 import styleid
 from styleid.colours import from_lab, to_lab
@@ -23,13 +23,13 @@ def test_lab_of_known_colours(rgb, lab):
 
 
 def test_lab_and_back():
-    pixels = picture(0, 64, 64)
+    pixels = random_image(0, 64, 64)
     np.testing.assert_array_equal(from_lab(to_lab(pixels)), pixels)
     np.testing.assert_allclose(to_lab(pixels), to_lab(np.float32(pixels / 255)), atol=1e-4)
 
 
 def test_own_colours_change_nothing():
-    np.testing.assert_array_equal(styleid.keep_colours(picture(0), picture(0)), picture(0))
+    np.testing.assert_array_equal(styleid.keep_colours(random_image(0), random_image(0)), random_image(0))
 
 
 def test_luminance_of_one_and_colours_of_the_other():
@@ -41,4 +41,4 @@ def test_luminance_of_one_and_colours_of_the_other():
 
 def test_different_sizes():
     with pytest.raises(ValueError, match=r"^content: the shape is \(16, 16, 3\), but stylized's is \(8, 8, 3\)"):
-        styleid.keep_colours(picture(0, 8, 8), picture(0))
+        styleid.keep_colours(random_image(0, 8, 8), random_image(0))

@@ -154,7 +154,7 @@ _cuda.open_libraries()
 config = tiny.config()
 weights = tiny.weights(config)
 cpu = _core.Model(config, weights)
-latents, image = tiny.latents(), tiny.picture()[np.newaxis]
+latents, image = tiny.latents(), tiny.random_image()[np.newaxis]
 expected = cpu.predict_noise(latents, 500, tiny.CONTEXT), cpu.encode(image)
 
 def work():
@@ -202,7 +202,7 @@ import conftest, hashlib, pathlib
 root = pathlib.Path(FOLDER) / "model"
 conftest.write_folder(root, conftest.configuration())
 model = styleid.load_model(root, device="cuda", threads=1)
-content, style = (styleid.invert(conftest.picture(seed), model, steps=6) for seed in (0, 1))
+content, style = (styleid.invert(conftest.random_image(seed), model, steps=6) for seed in (0, 1))
 images = [styleid.inject_styles(content, style, model, gamma=gamma) for gamma in (0.2, 0.9)]
 numbers = [content.latents, *(np.asarray(array) for array in style.features["key"].values()), *images]
 print(hashlib.sha256(b"".join(map(np.ndarray.tobytes, numbers))).hexdigest())
@@ -223,7 +223,7 @@ def test_the_kernel_cache(what, tmp_path):
         (tmp_path / "styleid").write_text("a file where the folder should be")
     code = (
         "_cuda.open_libraries()\nmodel = _core.Model(tiny.config(), tiny.weights(tiny.config()), 'float32', 1, 'auto', 0)\n"
-        "print(np.isfinite(model.encode(tiny.picture()[np.newaxis])).all())"
+        "print(np.isfinite(model.encode(tiny.random_image()[np.newaxis])).all())"
     )
     assert run(code, XDG_CACHE_HOME=str(tmp_path)) == "True"
     if what == "damaged":
@@ -241,7 +241,7 @@ model = _core.Model(tiny.config(), tiny.weights(tiny.config()), "float32", 1, "a
 child = os.fork()
 if not child:
     try:
-        model.encode(tiny.picture()[np.newaxis])
+        model.encode(tiny.random_image()[np.newaxis])
     except ValueError as error:
         print(error, flush=True)
     del model
@@ -258,7 +258,7 @@ import conftest, copy, pathlib, pickle
 root = pathlib.Path(FOLDER) / "model"
 conftest.write_folder(root, conftest.configuration())
 gpu, cpu = (styleid.load_model(root, dtype="float32", device=device, threads=1) for device in ("cuda", "cpu"))
-content, style = conftest.picture(0), conftest.picture(1)
+content, style = conftest.random_image(0), conftest.random_image(1)
 there, here = ([styleid.invert(image, model, steps=3) for image in (content, style)] for model in (gpu, cpu))
 
 def near(a, b, tolerance):
@@ -342,7 +342,7 @@ conftest.write_folder(root / "model", conftest.configuration())
 for name in "contents", "styles":
     (root / name).mkdir()
     for seed in 0, 1:
-        Image.fromarray(conftest.picture(seed)).save(root / name / f"{seed}.png")
+        Image.fromarray(conftest.random_image(seed)).save(root / name / f"{seed}.png")
 words = ["sweep", *(str(root / name) for name in ("contents", "styles")), "--model", str(root / "model"), "--steps", "2", "--threads", "1"]
 assert main([*words, "--device", "all", "-o", str(root / "out"), "--quiet"]) == 0
 assert len(list((root / "out").rglob("*.png"))) >= 4

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import random_image
 from PIL import Image
 
 import styleid
@@ -15,7 +15,7 @@ import styleid
 
 @pytest.fixture(scope="module")
 def inversion(model):
-    return styleid.invert(picture(0, 16, 32), model, steps=3)
+    return styleid.invert(random_image(0, 16, 32), model, steps=3)
 
 
 def decoded(shown):
@@ -23,13 +23,13 @@ def decoded(shown):
 
 
 def test_an_image():
-    image = picture(0, 16, 32)
+    image = random_image(0, 16, 32)
     for same in image, Image.fromarray(image), (image / 255).astype(np.float32):
         np.testing.assert_array_equal(decoded(styleid.show(same)), image)
 
 
 def test_a_row_with_titles(inversion):
-    image = picture(1, 24, 20)
+    image = random_image(1, 24, 20)
     shown = decoded(styleid.show([inversion, image], ["inversion", "style"]))
     np.testing.assert_array_equal(shown[-24:, -20:], image)
     np.testing.assert_array_equal(shown[-24:-8, :32], inversion.thumbnail())
@@ -39,7 +39,7 @@ def test_bad_images(inversion):
     with pytest.raises(ValueError, match="^images: expected at least one"):
         styleid.show([])
     with pytest.raises(ValueError, match="^titles: expected one for each of 1 images, got 2"):
-        styleid.show(picture(0), ["a", "b"])
+        styleid.show(random_image(0), ["a", "b"])
     with pytest.raises(TypeError, match="^images: "):
         styleid.show(3)
     with pytest.raises(ValueError, match="^images: an inversion that was loaded"):

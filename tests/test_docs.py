@@ -10,7 +10,7 @@ from pathlib import Path
 import formats
 import numpy
 import pytest
-from conftest import picture
+from conftest import random_image
 from PIL import Image
 
 import styleid
@@ -54,7 +54,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.stem)
 def test_snippets(page, tiny_folder, tmp_path, monkeypatch):
-    """All of a page in turn, with a tiny model in the default one's place, and pictures of the names that are used."""
+    """All of a page in turn, with a tiny model in the default one's place, and images of the names that are used."""
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -62,7 +62,7 @@ def test_snippets(page, tiny_folder, tmp_path, monkeypatch):
     loading._load_default.cache_clear()
     names = "photo", "painting", "etching"
     for seed, name in enumerate(names):
-        Image.fromarray(picture(seed, 40, 40)).save(f"{name}.jpg")
+        Image.fromarray(random_image(seed, 40, 40)).save(f"{name}.jpg")
     model = styleid.load_model()
     content, first, second = (styleid.invert(f"{name}.jpg", model, steps=3) for name in names)
     known = {"styleid": styleid, "numpy": numpy, "model": model, "folder": tiny_folder}
@@ -95,7 +95,7 @@ def public():
 
 @pytest.mark.parametrize("name, item", [pytest.param(*each, id=each[0]) for each in public()])
 def test_docstrings(name, item):
-    """Every argument is named; arrays have a shape and a type; what takes arrays, pictures or files says what it raises."""
+    """Every argument is named; arrays have a shape and a type; what takes arrays, images or files says what it raises."""
     text = inspect.getdoc(item)
     assert text, "no docstring"
     if not inspect.isfunction(item) or "are theirs" in text:  # those of the functions that the docstring names

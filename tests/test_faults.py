@@ -40,7 +40,7 @@ def test_objects_of_python():
     model, config, z = build(), tiny.config(), tiny.latents(2)
     weights, data = tiny.weights(config), tiny.invert(model)[0]
     sample, inject, transfer = tiny.sample_arguments(data), tiny.sample_arguments(data), tiny.transfer_arguments()
-    image = tiny.picture(16, 16)[np.newaxis]
+    image = tiny.random_image(16, 16)[np.newaxis]
     invert = z, tiny.CONTEXT, tiny.STEPS, "diffusers", tiny.LAYERS, ("both", "query"), "float32"
     calls = [
         lambda: _core.Model(config, weights),

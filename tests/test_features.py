@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import picture, told
+from conftest import random_image, told
 from tiny import STEPS, invert, sample_arguments
 
 import styleid
@@ -140,7 +140,7 @@ OPTIONS = {"steps": 3, "dtype": "float32"}
 
 
 def inverted(model, seed, mode, **options):
-    return styleid.invert(picture(seed), model, **told(features=mode, **(OPTIONS | options)))
+    return styleid.invert(random_image(seed), model, **told(features=mode, **(OPTIONS | options)))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -165,7 +165,7 @@ def test_all_modes_hold_the_same(model, kept, mode, tmp_path):
 
 
 @pytest.mark.parametrize("mode", FEATURES)
-def test_all_modes_give_the_same_picture(model, kept, mode):
+def test_all_modes_give_the_same_image(model, kept, mode):
     expected = styleid.inject_styles(*kept)
     content, style = (inverted(model, seed, mode, dtype=kept[0].feature_dtype) for seed in (0, 1))
     assert (content.mapped, content.recompute) == (mode == "disk", mode == "recompute")
@@ -182,18 +182,18 @@ def test_transfers(model):
     """Also where content and style run as one batch, and with the options that take other ways."""
     calls = []
     for style, options in (
-        (picture(1), {}),
-        (picture(1, 24), {}),
-        (picture(1, 13), {"adain": False}),
-        (picture(1), {"initial": "quantiles", "layers": [5, 7]}),
-        ([picture(1), picture(2)], {"inject": "kv"}),
-        (picture(1), {"inject": False}),
+        (random_image(1), {}),
+        (random_image(1, 24), {}),
+        (random_image(1, 13), {"adain": False}),
+        (random_image(1), {"initial": "quantiles", "layers": [5, 7]}),
+        ([random_image(1), random_image(2)], {"inject": "kv"}),
+        (random_image(1), {"inject": False}),
     ):
-        plain = styleid.transfer(picture(0), style, model, **told(steps=3, **options))
+        plain = styleid.transfer(random_image(0), style, model, **told(steps=3, **options))
         for mode in "disk", "recompute":
             calls.clear()
             again = styleid.transfer(
-                picture(0),
+                random_image(0),
                 style,
                 model,
                 **told(steps=3, features=mode, progress=lambda *call: calls.append(call), **options),
@@ -224,7 +224,7 @@ def test_guided_inversions(shared_folder):
     np.testing.assert_array_equal(memory.query(1, 6), again.query(1, 6))
 
 
-def test_predicted_pictures(model):
+def test_predicted_images(model):
     """x0 = (z - sqrt(1 - a) e) / sqrt(a)"""
     inversion = inverted(model, 0, "memory", schedule="corrected")
     for step, timestep in enumerate(inversion.timesteps):
@@ -255,7 +255,7 @@ def test_mapped_features_are_views_of_the_file(model, kept, tmp_path):
 def test_memory_is_given_back(model, tmp_path):
     """After reading all of a mapped inversion, and during a sampling."""
     big = styleid.invert(
-        picture(0, 128, 128), model, steps=20, keep="both", layers=[6, 7], options=styleid.Storage("disk")
+        random_image(0, 128, 128), model, steps=20, keep="both", layers=[6, 7], options=styleid.Storage("disk")
     )
     styleid.inject_styles(big, big)  # a first time, for the engine's own code
     big.release()
@@ -296,7 +296,7 @@ def test_a_recomputed_inversion_is_small(model, tmp_path):
 def test_nothing_stays_behind(model, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     inversion = inverted(model, 0, "disk")
-    styleid.transfer(picture(0), picture(1), model, steps=3, options=styleid.Storage("disk"))
+    styleid.transfer(random_image(0), random_image(1), model, steps=3, options=styleid.Storage("disk"))
     assert not list(tmp_path.iterdir()) and np.isfinite(inversion.key(0, 6)).all()
 
 
@@ -385,12 +385,12 @@ def test_streams_refuse_what_does_not_fit(tmp_path):
 def test_bad_modes(model):
     for call in (
         lambda *arguments, **options: styleid.invert(*arguments, **told(**options)),
-        lambda *arguments, **options: styleid.transfer(picture(0), *arguments, **told(**options)),
+        lambda *arguments, **options: styleid.transfer(random_image(0), *arguments, **told(**options)),
     ):
         with pytest.raises(
             ValueError, match=r"^features: expected one of \['memory', 'host', 'disk', 'recompute'\], got 'cloud'"
         ):
-            call(picture(1), model, features="cloud")
+            call(random_image(1), model, features="cloud")
 
 
 def test_mapped_files_go_back_while_something_is_made_of_them(tmp_path):
@@ -412,7 +412,7 @@ def test_mapped_files_go_back_while_something_is_made_of_them(tmp_path):
 def test_command_line(model, shared_folder, mode, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, seed in ("c.png", 0), ("s.png", 1):
-        styleid.save_image(name, picture(seed))
+        styleid.save_image(name, random_image(seed))
     common = ["--steps", "3", "--model", str(shared_folder), "--dtype", "float32", "--threads", "1", "--quiet"]
     common += ["--features", mode]
     assert main(["transfer", "c.png", "s.png", "-o", "out.png", *common]) == 0

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import tiny
-from conftest import configuration, picture, write_folder
+from conftest import configuration, random_image, write_folder
 from safetensors.numpy import load_file, save_file
 
 import styleid
@@ -131,7 +131,7 @@ def test_each_stage_is_named(dtype):
     encoder, decoder = (_core.Model(*scaled(1e38, *names), dtype=dtype) for names in (ENCODER, DECODER))
     unet = _core.Model(*scaled(1e38, *UNET), dtype=dtype)
     with pytest.raises(ValueError, match="^encoding: the latents hold NaN or infinity" + advice(dtype)):
-        encoder.encode(tiny.picture(16, 16)[np.newaxis])
+        encoder.encode(tiny.random_image(16, 16)[np.newaxis])
     with pytest.raises(ValueError, match="^encoding"):
         _core.transfer(encoder, **tiny.transfer_arguments())
     z = np.full((1, 4, 4, 4), 1e3, np.float32)
@@ -154,7 +154,7 @@ def test_through_the_package(tmp_path):
     save_file(tensors, path)
     model = load_model(tmp_path / "m", dtype="float32", threads=1)
     with pytest.raises(ValueError, match="step 1 of 4: the latents hold NaN or infinity"):
-        styleid.transfer(picture(0), picture(1), model, steps=4)
+        styleid.transfer(random_image(0), random_image(1), model, steps=4)
 
 
 # ---- what comes from outside ----
@@ -166,7 +166,7 @@ def test_a_hook_that_spoils_the_latents(model, value):
         if step == 2:
             latents.flat[5] = value
 
-    content, style = (styleid.invert(picture(seed), model, steps=4) for seed in (0, 1))
+    content, style = (styleid.invert(random_image(seed), model, steps=4) for seed in (0, 1))
     with pytest.raises(ValueError, match="^on_step: at step 2 it left NaN or infinity in the latents"):
         styleid.inject_styles(content, style, model, options=styleid.Hooks(on_step=spoil))
 

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import EVALUATION_TOLERANCE, Networks, noise, picture, relative_error
+from oracle import EVALUATION_TOLERANCE, Networks, noise, relative_error, smooth_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
@@ -37,7 +37,7 @@ def test_vae():
     networks = Networks(vae=oracle.vae((128, 256, 512, 512), groups=32))
     assert sum(p.numel() for p in networks.vae.parameters()) == 83_653_863
     model, method = networks.engine(threads=2), oracle.StyleID(networks)
-    image, latents = picture(256, 256, seed=1), noise(1, 4, 32, 32)
+    image, latents = smooth_image(256, 256, seed=1), noise(1, 4, 32, 32)
     assert relative_error(model.encode(image[None]), method.encode(image)) <= EVALUATION_TOLERANCE
     expected = networks.vae.decode(torch.from_numpy(latents) / 0.18215).sample
     assert relative_error(model.decode_float(latents), expected) <= EVALUATION_TOLERANCE

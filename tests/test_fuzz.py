@@ -9,7 +9,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from fuzz import engine, files, pictures
+from fuzz import engine, files, images
 from fuzz.mutate import VALUES, change_bytes, change_tree
 from fuzz.runner import ENTRIES, run
 
@@ -46,7 +46,7 @@ def test_inputs_that_are_not_survived_are_named(tmp_path, monkeypatch, fault, me
 
 
 def test_an_input_is_made_again_by_its_number(tmp_path):
-    for entry in files.tensors, pictures.picture:
+    for entry in files.tensors, images.image:
         place = tmp_path / entry.__name__
         place.mkdir()
         make, _ = entry(place)

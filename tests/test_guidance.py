@@ -112,12 +112,14 @@ def model(prompted):
     return styleid.load_model(prompted, dtype="float32", threads=1)
 
 
-def picture(seed):
-    return oracle.picture(32, 32, seed)
+def random_image(seed):
+    return oracle.image(32, 32, seed)
 
 
 def transfer(model, **options):
-    return styleid.transfer(picture(1), picture(2), model, **told(steps=STEPS, layers=LAYERS_OF_PROMPTED, **options))
+    return styleid.transfer(
+        random_image(1), random_image(2), model, **told(steps=STEPS, layers=LAYERS_OF_PROMPTED, **options)
+    )
 
 
 LAYERS_OF_PROMPTED = (3, 5)
@@ -126,8 +128,8 @@ LAYERS_OF_PROMPTED = (3, 5)
 def parts(model, content="", style="", **options):
     """The same in three calls."""
     inversions = [
-        styleid.invert(picture(1), model, steps=STEPS, layers=LAYERS_OF_PROMPTED, options=styleid.Text(content)),
-        styleid.invert(picture(2), model, steps=STEPS, layers=LAYERS_OF_PROMPTED, options=styleid.Text(style)),
+        styleid.invert(random_image(1), model, steps=STEPS, layers=LAYERS_OF_PROMPTED, options=styleid.Text(content)),
+        styleid.invert(random_image(2), model, steps=STEPS, layers=LAYERS_OF_PROMPTED, options=styleid.Text(style)),
     ]
     return styleid.inject_styles(*inversions, model, **told(**options))
 
@@ -167,8 +169,8 @@ def test_transfer_has_a_prompt_for_each_part(model):
 
 def test_a_guided_inversion_is_saved_cached_and_reconstructed(model, tmp_path):
     options = {"prompt": "a", "negative": "b", "guidance": 2.0, "cache": tmp_path / "cache"}
-    guided = styleid.invert(picture(1), model, **told(steps=STEPS, **options))
-    plain = styleid.invert(picture(1), model, **told(steps=STEPS, **(options | {"guidance": 1.5})))
+    guided = styleid.invert(random_image(1), model, **told(steps=STEPS, **options))
+    plain = styleid.invert(random_image(1), model, **told(steps=STEPS, **(options | {"guidance": 1.5})))
     assert not np.array_equal(guided.latent, plain.latent)
     guided.save(tmp_path / "a.safetensors")
     loaded = styleid.Inversion.load(tmp_path / "a.safetensors")
@@ -195,7 +197,7 @@ def test_bad_arguments(model, bad, error, message):
 
 def test_command_line(prompted, model, tmp_path):
     for seed in (1, 2):
-        styleid.save_image(tmp_path / f"{seed}.png", picture(seed))
+        styleid.save_image(tmp_path / f"{seed}.png", random_image(seed))
     content, style, out = (str(tmp_path / name) for name in ("1.png", "2.png", "out.png"))
     common = ["--model", str(prompted), "--threads", "1", "--dtype", "float32", "--layers", "3,5", "--quiet"]
     guidance = ["--prompt", "a", "--guidance", "3", "--negative-prompt", "d"]

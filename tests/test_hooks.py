@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import pytest
 import tiny
-from conftest import picture, told
+from conftest import random_image, told
 
 import styleid
 from styleid import _core
@@ -15,7 +15,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def inversions(model):
-    return [styleid.invert(picture(seed), model, steps=STEPS) for seed in (0, 1, 2)]
+    return [styleid.invert(random_image(seed), model, steps=STEPS) for seed in (0, 1, 2)]
 
 
 def look(*arguments):
@@ -43,7 +43,7 @@ def test_hooks_that_change_nothing(model, inversions, hook):
         styleid.inject_styles(content, styles, **told(on_attention=hook, **both)),
         styleid.inject_styles(content, styles, **told(**both)),
     )
-    inversion = styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
+    inversion = styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
     np.testing.assert_array_equal(inversion.latents, content.latents)
     for kind, layers in inversion.features.items():
         for layer, array in layers.items():
@@ -56,7 +56,9 @@ def test_what_is_seen_in_an_inversion(model):
     def keep(step, layer, *arrays):
         seen[step, layer] = [array.copy() for array in arrays]
 
-    inversion = styleid.invert(picture(0), model, steps=STEPS, layers=(5, 7), options=styleid.Hooks(on_attention=keep))
+    inversion = styleid.invert(
+        random_image(0), model, steps=STEPS, layers=(5, 7), options=styleid.Hooks(on_attention=keep)
+    )
     assert set(seen) == {(step, layer) for step in range(STEPS) for layer in (5, 7)}
     for (step, layer), arrays in seen.items():
         for array, kept in zip(arrays, (inversion.query, inversion.key, inversion.value), strict=True):
@@ -150,7 +152,7 @@ def test_bad_results(model, inversions, result, error, message):
     with pytest.raises(error, match=f"on_attention: .*{message}"):
         styleid.inject_styles(*inversions[:2], options=styleid.Hooks(on_attention=hook))
     with pytest.raises(error, match=f"on_attention: .*{message}"):
-        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
+        styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
 
 
 def test_exceptions_and_signals(model, inversions):
@@ -166,18 +168,21 @@ def test_exceptions_and_signals(model, inversions):
         with pytest.raises(error):
             styleid.inject_styles(*inversions[:2], options=styleid.Hooks(on_attention=hook))
         with pytest.raises(error):
-            styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
+            styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Hooks(on_attention=hook))
         assert len(calls) <= 2
     with pytest.raises(TypeError, match="on_attention: expected a callable"):
-        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_attention=3))
+        styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Hooks(on_attention=3))
     with pytest.raises(ValueError, match="cache: .*on_attention"):
         styleid.invert(
-            picture(0), model, steps=STEPS, options=[styleid.Storage(cache="unused"), styleid.Hooks(on_attention=look)]
+            random_image(0),
+            model,
+            steps=STEPS,
+            options=[styleid.Storage(cache="unused"), styleid.Hooks(on_attention=look)],
         )
 
 
 def test_batches(model):
-    """Each picture in turn."""
+    """Each image in turn."""
     tokens = []
     tiny.invert(
         tiny.model(), latents=tiny.latents(2), keep=("none", "none"), on_attention=lambda *a: tokens.append(a[2].copy())

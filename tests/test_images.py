@@ -1,4 +1,4 @@
-"""Pictures in and out: every way of giving one, every way of getting it wrong."""
+"""Images in and out: every way of giving one, every way of getting it wrong."""
 
 import io
 import os
@@ -119,7 +119,7 @@ def test_huge_array_is_refused_before_it_is_touched():
         to_array(np.broadcast_to(np.uint8(0), (10**6, 10**6, 3)), "style")
 
 
-# ---- Pillow's pictures and files ----
+# ---- Pillow's images and files ----
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
@@ -205,7 +205,7 @@ def test_crop_and_resize_as_in_the_paper(tmp_path):
 
 @pytest.mark.parametrize("size", [(16, 48), (48, 16), (32, 32), (1, 1), (200, 8)])
 def test_other_proportions(size, tmp_path):
-    """The middle of the picture stays in the middle, undistorted."""
+    """The middle of the image stays in the middle, undistorted."""
     image = np.zeros((60, 60, 3), np.uint8)
     image[20:40, 20:40] = 255
     save_image(tmp_path / "a.png", image)
@@ -219,7 +219,7 @@ def test_other_proportions(size, tmp_path):
     "size, shape", [((16, 48), (16, 16)), ((48, 16), (32, 16)), (32, (32, 16)), (1, (1, 1)), (60, (60, 30))]
 )
 def test_fit(size, shape, tmp_path):
-    """All of the picture, undistorted: a square in it stays one."""
+    """All of the image, undistorted: a square in it stays one."""
     image = np.zeros((60, 30, 3), np.uint8)
     image[20:40, 5:25] = 255
     save_image(tmp_path / "a.png", image)
@@ -240,7 +240,7 @@ def test_stretch(tmp_path):
 
 
 @pytest.mark.parametrize("resize", ["crop", "fit", "stretch"])
-def test_all_kinds_of_pictures_are_resized_alike(resize, tmp_path):
+def test_all_kinds_of_images_are_resized_alike(resize, tmp_path):
     image = 96 + noise(50, 83, 3) // 4  # the filter overshoots, but not so far
     save_image(tmp_path / "a.png", image)
     expected = load_image(tmp_path / "a.png", (40, 20), resize)
@@ -262,7 +262,7 @@ def test_nothing_is_resized_unasked():
 @pytest.mark.parametrize("height, width", [(16, 32), (17, 32), (9, 5), (1, 1), (1, 20), (31, 47)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_padding_mirrors(height, width, dtype):
-    """The pixel at n - 1 + i is that at n - 1 - i, back and forth where the picture is small."""
+    """The pixel at n - 1 + i is that at n - 1 - i, back and forth where the image is small."""
     image = noise(height, width, 3).astype(dtype) / (255 if dtype == np.float32 else 1)
     image = image.astype(dtype)
     out = pad(image, 16)
@@ -295,7 +295,7 @@ def test_size_of_a_wrong_type(size):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 @pytest.mark.parametrize("keep", [0.02, 0.3, 0.7])
-def test_truncated_picture(kind, keep, tmp_path):
+def test_truncated_image(kind, keep, tmp_path):
     data = io.BytesIO()
     Image.fromarray(noise(64, 64, 3)).save(data, format=kind)
     (tmp_path / "a").write_bytes(data.getvalue()[: int(data.tell() * keep)])
@@ -304,9 +304,9 @@ def test_truncated_picture(kind, keep, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04pickle", b"%!PS-Adobe-3.0 EPSF-3.0\n", bytes(1000)])
-def test_not_a_picture(content, tmp_path):
+def test_not_a_image(content, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         load_image(tmp_path / "a.png")
 
 
@@ -400,5 +400,5 @@ def test_pixels_before_the_begin_of_the_file(tmp_path):
     place = data.index(struct.pack("<HHI", 273, 4, 1))  # StripOffsets, an unsigned number
     data[place : place + 12] = struct.pack("<HHIi", 273, 9, 1, -8)
     (tmp_path / "a.tif").write_bytes(data)
-    with pytest.raises(ValueError, match="a.tif: not usable as a picture: .*Invalid argument"):
+    with pytest.raises(ValueError, match="a.tif: not usable as an image: .*Invalid argument"):
         load_image(tmp_path / "a.tif")

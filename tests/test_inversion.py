@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import picture, told
+from conftest import random_image, told
 
 import styleid
 from styleid import Inversion
@@ -18,7 +18,7 @@ STEPS = 3
 
 
 def invert(model, **options):
-    return styleid.invert(picture(), model, **told(**({"steps": STEPS, "dtype": "float32"} | options)))
+    return styleid.invert(random_image(), model, **told(**({"steps": STEPS, "dtype": "float32"} | options)))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def same(a, b):
 
 def test_shapes(model, inversion):
     assert inversion.latents.shape == (STEPS + 1, 4, 8, 8) and inversion.latents.dtype == np.float32
-    np.testing.assert_array_equal(inversion.latents[:1], model.encode(picture()))
+    np.testing.assert_array_equal(inversion.latents[:1], model.encode(random_image()))
     np.testing.assert_array_equal(inversion.latent, inversion.latents[-1:])
     assert inversion.timesteps.tolist() == [1, 334, 667]
     assert (inversion.steps, inversion.layers, inversion.latent_size) == (STEPS, (5, 7), (8, 8))
@@ -186,12 +186,12 @@ def test_saving_where_it_cannot_be(inversion, path, tmp_path):
         inversion.save(tmp_path / path)
 
 
-# ---- the picture's size ----
+# ---- the image's size ----
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (20, 16), (17, 33), (5, 40), (1, 1)])
-def test_the_pictures_size_is_kept(model, tmp_path, height, width):
-    image = picture(3, height, width)
+def test_the_images_size_is_kept(model, tmp_path, height, width):
+    image = random_image(3, height, width)
     before = styleid.invert(image, model, steps=2)
     before.save(tmp_path / "a.inv")
     after = Inversion.load(tmp_path / "a.inv")
@@ -201,8 +201,8 @@ def test_the_pictures_size_is_kept(model, tmp_path, height, width):
     assert all(result.shape == image.shape and result.flags.c_contiguous for result in results)
 
 
-def test_latents_are_those_of_the_mirrored_picture(model):
-    image = picture(3, 20, 30)
+def test_latents_are_those_of_the_mirrored_image(model):
+    image = random_image(3, 20, 30)
     mirrored = np.concatenate([image, image[18:6:-1]])
     mirrored = np.concatenate([mirrored, mirrored[:, 28:26:-1]], axis=1)
     padded, whole = (styleid.invert(one, model, steps=2) for one in (image, mirrored))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import picture, told
+from conftest import random_image, told
 
 import styleid
 
@@ -11,7 +11,7 @@ STEPS, HEADS = 3, 2
 
 @pytest.fixture(scope="module")
 def inversions(model):
-    return [styleid.invert(picture(seed), model, steps=STEPS) for seed in (0, 1, 2)]
+    return [styleid.invert(random_image(seed), model, steps=STEPS) for seed in (0, 1, 2)]
 
 
 def expected(query, key, temperature):

@@ -4,7 +4,7 @@ import formats
 import numpy as np
 import pytest
 import torch
-from conftest import configuration, picture
+from conftest import configuration, random_image
 from safetensors.numpy import save_file
 
 import styleid
@@ -191,7 +191,7 @@ def test_text_encoders_changes_need_one(shared_folder, tmp_path):
 def test_command_line(folder, stored, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_file(peft(LINEAR, *pair(stored[f"unet.{LINEAR}.weight"], 0)), "a:b.safetensors")
-    styleid.save_image("p.png", picture())
+    styleid.save_image("p.png", random_image())
     command = ["invert", "p.png", "-o", "i", "--steps", "2", "--size", "16", "--threads", "1", "--model", str(folder)]
     prints = set()
     for loras in [], ["--lora", "a:b.safetensors"], ["--lora", "a:b.safetensors:0.5"]:

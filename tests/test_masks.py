@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import picture, told
+from conftest import random_image, told
 
 import styleid
 from styleid import _core
@@ -15,7 +15,7 @@ LEFT = np.tile(np.arange(16) < 8, (16, 1))  # at every level, whole tokens
 
 @pytest.fixture(scope="module")
 def inversions(model):
-    return [styleid.invert(picture(seed), model, steps=STEPS) for seed in (0, 1, 2)]
+    return [styleid.invert(random_image(seed), model, steps=STEPS) for seed in (0, 1, 2)]
 
 
 # ---- the result ----
@@ -118,7 +118,7 @@ def test_the_initial_latent_of_a_part_of_the_style(inversions):
 
 def test_transfer_takes_masks(model, inversions):
     whole = styleid.transfer(
-        picture(0), picture(1), model, steps=STEPS, options=styleid.Mix(masks=LEFT, style_masks=~LEFT)
+        random_image(0), random_image(1), model, steps=STEPS, options=styleid.Mix(masks=LEFT, style_masks=~LEFT)
     )
     parts = styleid.inject_styles(*inversions[:2], options=styleid.Mix(masks=LEFT, style_masks=~LEFT))
     assert np.abs(whole.astype(int) - parts).max() <= 1
@@ -137,7 +137,7 @@ def test_area_means_by_hand():
 
 
 def test_terms_by_hand(model):
-    """Layers 6 and 7 have 8 x 8 tokens, layer 5 has 4 x 4, of a picture of 16 x 16."""
+    """Layers 6 and 7 have 8 x 8 tokens, layer 5 has 4 x 4, of an image of 16 x 16."""
     mask = np.zeros((16, 16))
     mask[0, 0] = 1
     where = masks.read_masks("masks", [mask, None], 2)
@@ -209,9 +209,9 @@ def test_bad_regions(inversions, change, error, message):
         _core.sample(*fixed, *rates, regions={})
 
 
-def test_masks_of_pictures_that_are_padded(model):
-    """They lie over the picture alone, and are mirrored as it is."""
-    content, style = picture(0, 20, 30), picture(1, 25, 16)
+def test_masks_of_images_that_are_padded(model):
+    """They lie over the image alone, and are mirrored as it is."""
+    content, style = random_image(0, 20, 30), random_image(1, 25, 16)
     whole = [
         np.pad(image, ((0, -len(image) % 16), (0, -image.shape[1] % 16), (0, 0)), mode="reflect")
         for image in (content, style)

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import random_image
 
 import styleid
 from styleid import memory
@@ -105,7 +105,7 @@ def test_of_the_address_space(system, monkeypatch):
 @pytest.mark.parametrize("height, width", [(16, 16), (20, 33)])
 @pytest.mark.parametrize("keep, kinds", [("both", 3), ("query", 1), ("keys", 2), ("none", 0)])
 def test_features_are_predicted_to_the_byte(model, height, width, keep, kinds):
-    inversion = styleid.invert(picture(0, height, width), model, steps=STEPS, keep=keep, layers=(4, 5, 6, 7))
+    inversion = styleid.invert(random_image(0, height, width), model, steps=STEPS, keep=keep, layers=(4, 5, 6, 7))
     kept = sum(array.nbytes for layers in inversion.features.values() for array in layers.values())
     assert memory.of_inversion(model, (height, width), STEPS, (4, 5, 6, 7), kinds, "float32").features == kept
     assert memory.of_inversion(model, (height, width), STEPS, (4, 5, 6, 7), kinds, "bfloat16").features == kept // 2
@@ -157,14 +157,14 @@ def test_the_prediction_is_what_a_run_takes(shared_folder):
 
 @pytest.fixture
 def scarce(system, model):
-    """As much as transfers of 16 x 16 pictures need, and no more."""
+    """As much as transfers of 16 x 16 images need, and no more."""
     need = styleid.predict_memory(model, steps=STEPS).total
     system({"proc/meminfo": f"MemAvailable: {need // 1024 + 1} kB"})
 
 
 def test_too_large_a_wish_is_refused_before_work_starts(model, scarce):
     calls = []
-    small, large = picture(0), picture(0, 64, 64)
+    small, large = random_image(0), random_image(0, 64, 64)
     styleid.transfer(small, small, model, steps=STEPS)
     inversion = styleid.invert(small, model, steps=STEPS)
     styleid.inject_styles(inversion, inversion)
@@ -178,7 +178,7 @@ def test_too_large_a_wish_is_refused_before_work_starts(model, scarce):
 
 
 def test_sampling_is_checked_too(model, system):
-    inversion = styleid.invert(picture(0, 64, 64), model, steps=STEPS)
+    inversion = styleid.invert(random_image(0, 64, 64), model, steps=STEPS)
     system({"proc/meminfo": "MemAvailable: 1 kB"})
     with pytest.raises(MemoryError, match="^this sampling needs"):
         styleid.inject_styles(inversion, inversion)
@@ -189,7 +189,7 @@ def test_scratch_that_is_there_already_is_not_counted_twice(shared_folder, syste
     assert model.engine.idle == 0 or model.engine.idle < model.engine.vae_scratch(64, 64)
     need = styleid.predict_memory(model, 64, steps=STEPS)
     system({"proc/meminfo": f"MemAvailable: {(need.total - need.scratch) // 1024 + 1} kB"})
-    image = picture(0, 64, 64)
+    image = random_image(0, 64, 64)
     with pytest.raises(MemoryError):
         styleid.transfer(image, image, model, steps=STEPS)
     model.engine.encode(image[np.newaxis])
@@ -213,7 +213,7 @@ def test_models_that_are_too_large(shared_folder, system):
 
 
 def test_command_line(shared_folder, tmp_path, monkeypatch, capsys, system):
-    styleid.save_image(tmp_path / "a.png", picture())
+    styleid.save_image(tmp_path / "a.png", random_image())
     paths = [str(tmp_path / "a.png")] * 2
     system(available(4))
     assert cli.main(["info", "--model", str(shared_folder), "--dtype", "float32", "--steps", "3"]) == 0

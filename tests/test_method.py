@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import EVALUATION_TOLERANCE, TRAJECTORY_TOLERANCE, Networks, noise, picture, relative_error
+from oracle import EVALUATION_TOLERANCE, TRAJECTORY_TOLERANCE, Networks, noise, relative_error, smooth_image
 
 import styleid
 from styleid import _core
@@ -198,9 +198,9 @@ def test_adain(epsilon, size, style):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("style_size", [(32, 48), (48, 16)])
-def test_pictures(schedule, style_size):
-    """Pictures in, picture out, in one call: the oracle's but where a level was almost the next one."""
-    content, style = picture(32, 48, seed=1), picture(*style_size, seed=2)
+def test_images(schedule, style_size):
+    """Images in, image out, in one call: the oracle's but where a level was almost the next one."""
+    content, style = smooth_image(32, 48, seed=1), smooth_image(*style_size, seed=2)
     steps, layers = 6, oracle.StyleID.default_layers(schedule)
     actual = _core.transfer(
         engine(), content, style, CONTEXT, steps, schedule, layers, constant(0.75, steps), constant(1.5, steps)
@@ -223,7 +223,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("inject", [True, False])
 def test_public_api(folder, schedule, adain, inject):
     model = styleid.load_model(folder, dtype="float32")
-    content, style = picture(32, 32, seed=1), picture(32, 32, seed=2)
+    content, style = smooth_image(32, 32, seed=1), smooth_image(32, 32, seed=2)
     actual = styleid.transfer(content, style, model, steps=5, schedule=schedule, adain=adain, inject=inject)
     layers = None if inject else ()
     expected = method().transfer(content, style, torch.from_numpy(CONTEXT), 5, schedule, layers, adain)
@@ -232,7 +232,7 @@ def test_public_api(folder, schedule, adain, inject):
 
 def test_public_networks(folder):
     model = styleid.load_model(folder, dtype="float32")
-    image, z = picture(32, 48, seed=1), start(16, 24)
+    image, z = smooth_image(32, 48, seed=1), start(16, 24)
     assert relative_error(model.encode(image), method().encode(image)) <= EVALUATION_TOLERANCE
     expected = method().predict(torch.from_numpy(z), 481, torch.from_numpy(CONTEXT))
     assert relative_error(model.predict_noise(z, 481), expected) <= EVALUATION_TOLERANCE
@@ -333,7 +333,7 @@ def test_weights_of_styles():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_inversion_of_a_batch(schedule):
-    """Two pictures as one batch are two pictures one after the other, each with what was asked for."""
+    """Two images as one batch are two images one after the other, each with what was asked for."""
     z = np.concatenate([start(16, 8), start(16, 8, seed=1)])
     layers = engine().attention_layers
     together = _core.invert(engine(), z, CONTEXT, 5, schedule, layers, ["query", "keys"], "float32")
@@ -359,9 +359,9 @@ def test_features_in_16_bits():
 def test_the_steps_are_one_run(schedule="paper", steps=5):
     """transfer is encode, invert, AdaIN, sample, decode, and inject_styles is the last three of them."""
     model, layers, rates = engine(), (6, 9), (constant(0.75, steps), constant(1.5, steps))
-    pictures = np.stack([picture(32, 32, seed) for seed in range(2)])
-    whole = _core.transfer(model, *pictures, CONTEXT, steps, schedule, layers, *rates)
-    content, style = inverted(model, model.encode(pictures), steps, schedule)
+    images = np.stack([smooth_image(32, 32, seed) for seed in range(2)])
+    whole = _core.transfer(model, *images, CONTEXT, steps, schedule, layers, *rates)
+    content, style = inverted(model, model.encode(images), steps, schedule)
     zT = _core.adain(content["latents"][-1:], style["latents"][-1:], 0.0)
     parts = _core.inject_styles(model, zT, CONTEXT, steps, schedule, layers, content, [style], [1.0], *rates)
     pieces = model.decode(sampled(model, zT, steps, schedule, layers, content, [style]), truncate=True)[0]
@@ -371,7 +371,7 @@ def test_the_steps_are_one_run(schedule="paper", steps=5):
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.bfloat16)])
 def test_same_bytes_every_time(dtype):
-    content, style = picture(32, 32, seed=1), picture(48, 32, seed=2)
+    content, style = smooth_image(32, 32, seed=1), smooth_image(48, 32, seed=2)
     rates = constant(0.75, 5), constant(1.5, 5)
     runs = [
         _core.transfer(engine(dtype=dtype), content, style, CONTEXT, 5, "paper", (6, 7, 11), *rates).tobytes()

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import random_image
 from scipy import ndimage
 
 from styleid import metrics
 
-SAME = picture(0, 24, 32)
+SAME = random_image(0, 24, 32)
 
 
 def test_psnr_by_hand():
@@ -17,7 +17,7 @@ def test_psnr_by_hand():
     assert metrics.psnr(black, np.full((4, 4, 3), 0.1)) == pytest.approx(20)
 
 
-def test_ssim_of_equal_and_constant_pictures():
+def test_ssim_of_equal_and_constant_images():
     assert metrics.ssim(SAME, SAME) == pytest.approx(1)
     a, b = np.full((16, 16, 3), 0.5), np.full((16, 16, 3), 0.25)
     assert metrics.ssim(a, b) == pytest.approx((2 * 0.125 + 1e-4) / (0.25 + 0.0625 + 1e-4))
@@ -25,7 +25,7 @@ def test_ssim_of_equal_and_constant_pictures():
 
 def test_ssim_by_scipy():
     """scipy's Gaussian of the same extent, its borders cut off."""
-    noisy = np.uint8(picture(1, 24, 32) * 0.3 + SAME * 0.7)
+    noisy = np.uint8(random_image(1, 24, 32) * 0.3 + SAME * 0.7)
     x, y = SAME / 255, noisy / 255
 
     def blur(image):
@@ -46,12 +46,14 @@ def test_gradient_correlation():
     assert metrics.gradient_correlation(step, 255 - step) == pytest.approx(1)  # magnitudes
     assert metrics.gradient_correlation(step, np.roll(step, 4, axis=1)) < 0.5
     assert metrics.gradient_correlation(step, np.zeros_like(step)) == 0
-    x, y = (np.hypot(*np.gradient(i @ [0.299, 0.587, 0.114])).ravel() for i in (SAME / 255, picture(1, 24, 32) / 255))
-    assert metrics.gradient_correlation(SAME, picture(1, 24, 32)) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    x, y = (
+        np.hypot(*np.gradient(i @ [0.299, 0.587, 0.114])).ravel() for i in (SAME / 255, random_image(1, 24, 32) / 255)
+    )
+    assert metrics.gradient_correlation(SAME, random_image(1, 24, 32)) == pytest.approx(np.corrcoef(x, y)[0, 1])
 
 
 def test_histogram_of_one_colour():
-    """A grey picture has u = v = 0 everywhere: each bin by the product of the two kernels."""
+    """A grey image has u = v = 0 everywhere: each bin by the product of the two kernels."""
     histogram = metrics.rgb_uv_histogram(np.full((2, 2, 3), 0.5))
     kernel = 1 / (1 + (np.linspace(-3, 3, 64) / 0.02) ** 2)
     expected = np.outer(kernel, kernel)
@@ -81,20 +83,20 @@ def test_histogram_loss():
 
 
 @pytest.mark.torch
-def test_histogram_of_large_pictures():
+def test_histogram_of_large_images():
     """Half the size is the mean of 2 x 2 pixels; other sizes are interpolated as PyTorch does without smoothing."""
-    large = picture(2, 512, 512)
+    large = random_image(2, 512, 512)
     half = (large / 255).reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(metrics.rgb_uv_histogram(large), metrics.rgb_uv_histogram(half), atol=1e-9)
     torch = pytest.importorskip("torch")
-    image = picture(3, 300, 200) / 255
+    image = random_image(3, 300, 200) / 255
     planes = torch.tensor(image.transpose(2, 0, 1)[np.newaxis])
     expected = torch.nn.functional.interpolate(planes, (256, 256), mode="bilinear", align_corners=False)[0]
-    np.testing.assert_allclose(metrics.pictures._reduced(image), expected.numpy().transpose(1, 2, 0), atol=1e-12)
+    np.testing.assert_allclose(metrics.images._reduced(image), expected.numpy().transpose(1, 2, 0), atol=1e-12)
 
 
 def test_evaluate():
-    content, style = picture(0, 24, 32), picture(1, 16, 16)
+    content, style = random_image(0, 24, 32), random_image(1, 16, 16)
     values = metrics.evaluate(content, content, style)
     assert values["ssim"] == pytest.approx(1) and values["psnr"] == np.inf
     assert values["histogram_loss"] == metrics.histogram_loss(content, style) > 0
@@ -104,5 +106,5 @@ def test_errors():
     for measure in (metrics.psnr, metrics.ssim, metrics.gradient_correlation):
         with pytest.raises(ValueError, match="^reference: the shape is"):
             measure(SAME, SAME[:20])
-    with pytest.raises(ValueError, match="^picture: expected at least 11 pixels"):
+    with pytest.raises(ValueError, match="^image: expected at least 11 pixels"):
         metrics.ssim(SAME[:10], SAME[:10])

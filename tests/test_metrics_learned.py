@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_networks import picture, summary, write_weights
+from random_networks import smooth_image, summary, write_weights
 from scipy import linalg
 
 from styleid import metrics
@@ -26,50 +26,50 @@ def folder(tmp_path_factory):
 
 def test_lpips(folder):
     sizes = (64, 64), (48, 100)
-    found = [metrics.lpips(picture(0, *size), picture(1, *size), folder) for size in sizes]
+    found = [metrics.lpips(smooth_image(0, *size), smooth_image(1, *size), folder) for size in sizes]
     np.testing.assert_allclose(found, EXPECTED["lpips"], rtol=1e-5)
-    assert metrics.lpips(picture(0, 64, 64), picture(0, 64, 64) / 255, folder) == pytest.approx(0, abs=1e-6)
+    assert metrics.lpips(smooth_image(0, 64, 64), smooth_image(0, 64, 64) / 255, folder) == pytest.approx(0, abs=1e-6)
 
 
 def test_vgg_features_and_cfsd(folder):
     network = metrics.learned._network("vgg19", folder)
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for seed, expected in enumerate(EXPECTED["vgg19"]["features"]):
-        image = (picture(seed, 32, 48) / 255 - mean) / deviation
+        image = (smooth_image(seed, 32, 48) / 255 - mean) / deviation
         (maps,) = network(torch.tensor(image.transpose(2, 0, 1)[np.newaxis], dtype=torch.float32))
         np.testing.assert_allclose(summary(maps.detach().numpy()), expected, rtol=1e-4)
-    found = metrics.cfsd(picture(0, 32, 48), picture(1, 32, 48), folder)
+    found = metrics.cfsd(smooth_image(0, 32, 48), smooth_image(1, 32, 48), folder)
     assert found == pytest.approx(EXPECTED["vgg19"]["cfsd"], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["art", "inception"])
 def test_inception_features(folder, kind):
-    features = metrics.inception_features([picture(0, 96, 120), picture(1, 96, 96)], kind, folder)
+    features = metrics.inception_features([smooth_image(0, 96, 120), smooth_image(1, 96, 96)], kind, folder)
     assert features.shape == (2, 2048) and features.dtype == np.float32
     np.testing.assert_allclose(summary(features[0]), EXPECTED["features"][kind], rtol=1e-4)
 
 
 def test_fid(folder):
-    first, second = ([picture(seed, 80, 80) for seed in seeds] for seeds in (range(3), range(3, 5)))
+    first, second = ([smooth_image(seed, 80, 80) for seed in seeds] for seeds in (range(3), range(3, 5)))
     features = [metrics.inception_features(each, "art", folder).astype(float) for each in (first, second)]
     assert metrics.fid(first, second, "art", folder) == pytest.approx(metrics.frechet_distance(*features))
     assert metrics.fid(first, first, "art", folder) == pytest.approx(0, abs=1e-6)
 
 
 def test_evaluate_with_networks(folder):
-    content, style = picture(0, 64, 64), picture(1, 48, 48)
-    values = metrics.evaluate(picture(2, 64, 64), content, style, networks=True, weights=folder)
-    large = [metrics.at_protocol_size(image) for image in (picture(2, 64, 64), content)]
+    content, style = smooth_image(0, 64, 64), smooth_image(1, 48, 48)
+    values = metrics.evaluate(smooth_image(2, 64, 64), content, style, networks=True, weights=folder)
+    large = [metrics.at_protocol_size(image) for image in (smooth_image(2, 64, 64), content)]
     assert large[0].size == (512, 512)
     assert values["lpips"] == metrics.lpips(*large, folder)
-    assert values["cfsd"] == metrics.cfsd(picture(2, 64, 64), content, folder)
+    assert values["cfsd"] == metrics.cfsd(smooth_image(2, 64, 64), content, folder)
     assert list(values) == ["histogram_loss", "ssim", "psnr", "gradient_correlation", "lpips", "cfsd"]
 
 
 def test_protocol_size():
     """As torchvision's Resize(512): the longer side is cut off to whole pixels."""
-    assert metrics.at_protocol_size(picture(0, 100, 151)).size == (773, 512)
-    same = picture(0, 512, 520)
+    assert metrics.at_protocol_size(smooth_image(0, 100, 151)).size == (773, 512)
+    same = smooth_image(0, 512, 520)
     np.testing.assert_array_equal(metrics.at_protocol_size(same), same)
 
 
@@ -77,7 +77,7 @@ def test_protocol_size():
 
 
 def test_frechet_distance_by_scipy():
-    """And by pytorch-fid; for fewer pictures than features, where the root of a singular product loses digits."""
+    """And by pytorch-fid; for fewer images than features, where the root of a singular product loses digits."""
     random = np.random.default_rng(0)
     first, second = (
         random.standard_normal((60, 16)),
@@ -97,7 +97,7 @@ def test_frechet_distance_by_hand():
 
 
 def test_extrapolated_distance():
-    """By art-fid, which takes all each time where pictures are few, so that its result is the plain one."""
+    """By art-fid, which takes all each time where images are few, so that its result is the plain one."""
     random = np.random.default_rng(1)
     first, second = random.standard_normal((10000, 4)), random.standard_normal((10000, 4)) * 1.5 + 0.5
     assert metrics.extrapolated_distance(first, second) == pytest.approx(EXPECTED["extrapolated"]["all"], rel=1e-6)
@@ -133,12 +133,12 @@ def test_structural_distance_by_hand():
 
 
 def test_bad_arguments(folder):
-    small = picture(0, 20, 40)
-    with pytest.raises(ValueError, match="^picture: expected at least 32 pixels"):
+    small = smooth_image(0, 20, 40)
+    with pytest.raises(ValueError, match="^image: expected at least 32 pixels"):
         metrics.lpips(small, small, folder)
     with pytest.raises(ValueError, match="^reference: the shape is"):
-        metrics.cfsd(small, picture(0, 40, 20), folder)
-    with pytest.raises(ValueError, match=r"^pictures\[0\]: expected at least 75"):
+        metrics.cfsd(small, smooth_image(0, 40, 20), folder)
+    with pytest.raises(ValueError, match=r"^images\[0\]: expected at least 75"):
         metrics.inception_features([small], "art", folder)
     with pytest.raises(ValueError, match="^kind: expected"):
         metrics.fid([small], [small], "vgg")
@@ -158,7 +158,7 @@ def test_bad_arguments(folder):
 
 
 def test_weights_that_are_not_there(folder, tmp_path, monkeypatch):
-    image = picture(0, 64, 64)
+    image = smooth_image(0, 64, 64)
     with pytest.raises(ValueError, match="alexnet-owt-7be5be79.pth is missing; it is published as https://"):
         metrics.lpips(image, image, tmp_path)
     (tmp_path / FILES["vgg19"].file).write_bytes(b"not weights")
@@ -171,7 +171,7 @@ def test_weights_that_are_not_there(folder, tmp_path, monkeypatch):
 
 def test_offline(tmp_path, monkeypatch):
     """One clear line; and nothing half-written stays behind."""
-    image = picture(0, 80, 80)
+    image = smooth_image(0, 80, 80)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setenv("no_proxy", "*")
 
@@ -195,11 +195,11 @@ def test_offline(tmp_path, monkeypatch):
 def test_without_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"need PyTorch: pip install styleid\[metrics\]"):
-        metrics.lpips(picture(0, 64, 64), picture(0, 64, 64))
+        metrics.lpips(smooth_image(0, 64, 64), smooth_image(0, 64, 64))
 
 
 def test_what_pytorch_has_kept_is_used(folder, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to(folder)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    sizes = picture(0, 64, 64), picture(1, 64, 64)
+    sizes = smooth_image(0, 64, 64), smooth_image(1, 64, 64)
     assert metrics.lpips(*sizes) == metrics.lpips(*sizes, folder)

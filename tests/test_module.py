@@ -13,7 +13,7 @@ from tiny import (
     STRENGTHS,
     filled,
     invert,
-    picture,
+    random_image,
     sample_arguments,
     transfer_arguments,
 )
@@ -130,18 +130,18 @@ def test_context_of_another_batch(model):
 @pytest.mark.parametrize(
     "bad, error, message",
     [
-        (picture().tolist(), TypeError, "expected uint8 or float32|expected float32 or uint8"),
-        (picture().astype(np.float64), TypeError, "got float64"),
-        (picture().astype(np.int16), TypeError, "got int16"),
-        (picture()[:7], ValueError, r"got uint8 of shape \(.*7, 8, 3\)"),
-        (picture()[..., :2], ValueError, r"got uint8 of shape \(.*8, 8, 2\)"),
-        (picture()[:0], ValueError, r"got uint8 of shape \(.*0, 8, 3\)"),
-        (picture().astype(np.float32), ValueError, "expected numbers from 0 to 1, got"),
+        (random_image().tolist(), TypeError, "expected uint8 or float32|expected float32 or uint8"),
+        (random_image().astype(np.float64), TypeError, "got float64"),
+        (random_image().astype(np.int16), TypeError, "got int16"),
+        (random_image()[:7], ValueError, r"got uint8 of shape \(.*7, 8, 3\)"),
+        (random_image()[..., :2], ValueError, r"got uint8 of shape \(.*8, 8, 2\)"),
+        (random_image()[:0], ValueError, r"got uint8 of shape \(.*0, 8, 3\)"),
+        (random_image().astype(np.float32), ValueError, "expected numbers from 0 to 1, got"),
         (filled(np.zeros((8, 8, 3), np.float32), NAN), ValueError, "expected numbers from 0 to 1, got nan"),
         (huge(2**24, 2**24, 3), ValueError, "at most"),
     ],
 )
-def test_bad_pictures(model, bad, error, message):
+def test_bad_images(model, bad, error, message):
     batch = bad[None] if isinstance(bad, np.ndarray) else [bad]
     with pytest.raises(error, match=f"images: .*({message})"):
         model.encode(batch)
@@ -150,10 +150,10 @@ def test_bad_pictures(model, bad, error, message):
             _core.transfer(model, **(transfer_arguments() | {name: bad}))
 
 
-def test_picture_whose_latent_does_not_fit(model):
-    assert model.encode(picture(6, 8)[None]).shape == (1, 4, 3, 4)
+def test_image_whose_latent_does_not_fit(model):
+    assert model.encode(random_image(6, 8)[None]).shape == (1, 4, 3, 4)
     with pytest.raises(ValueError, match=r"style: .* H and W multiples of 4, got uint8 of shape \(6, 8, 3\)"):
-        _core.transfer(model, **(transfer_arguments() | {"style": picture(6, 8)}))
+        _core.transfer(model, **(transfer_arguments() | {"style": random_image(6, 8)}))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ STRIDED = {
 @pytest.mark.parametrize("layout", STRIDED)
 def test_any_memory_layout(model, inversion, layout):
     restride = STRIDED[layout]
-    z, pixels = tiny.latents(), picture()
+    z, pixels = tiny.latents(), random_image()
     np.testing.assert_array_equal(
         model.predict_noise(restride(z), 1, restride(tiny.CONTEXT)), model.predict_noise(z, 1, tiny.CONTEXT)
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from tiny import STEPS, STRENGTHS, filled, invert, picture, sample_arguments, transfer_arguments
+from tiny import STEPS, STRENGTHS, filled, invert, random_image, sample_arguments, transfer_arguments
 
 from styleid import _core
 
@@ -52,10 +52,10 @@ def test_progress_counts_up(model, inversion):
 
 
 @pytest.mark.parametrize("style", [(8, 8), (8, 12)])
-def test_progress_of_a_transfer_counts_pictures(model, style):
+def test_progress_of_a_transfer_counts_images(model, style):
     calls = []
     _core.transfer(
-        model, **(transfer_arguments() | {"style": picture(*style)}), progress=lambda *call: calls.append(call)
+        model, **(transfer_arguments() | {"style": random_image(*style)}), progress=lambda *call: calls.append(call)
     )
     steps, totals = zip(*calls)
     assert set(totals) == {3 * STEPS} and steps[0] == 0 and steps[-1] == 3 * STEPS
@@ -273,7 +273,7 @@ def test_memory_does_not_grow(model):
         tiny.model()
         z = tiny.latents(height=32, width=32)
         model.predict_noise(z, 1, tiny.CONTEXT)
-        model.decode(model.encode(picture(64, 64)[None]))
+        model.decode(model.encode(random_image(64, 64)[None]))
         invert(model, latents=z)
         _core.transfer(model, **transfer_arguments())
         with pytest.raises(Stop):

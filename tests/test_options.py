@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import picture, told
+from conftest import random_image, told
 from PIL import Image
 
 import styleid
@@ -20,7 +20,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def inversions(model):
-    return [styleid.invert(picture(seed), model, steps=STEPS) for seed in (0, 1, 2)]
+    return [styleid.invert(random_image(seed), model, steps=STEPS) for seed in (0, 1, 2)]
 
 
 def latents(seed, *shape):
@@ -40,8 +40,8 @@ def test_a_constant_function_is_the_number(model, inversions, name, value):
     for rate in (lambda fraction, layer: value, styleid.decreasing(value, value, "cosine")):
         np.testing.assert_array_equal(styleid.inject_styles(*inversions[:2], **told(**{name: rate})), expected)
         np.testing.assert_array_equal(
-            styleid.transfer(picture(0), picture(1), model, **told(steps=STEPS, **{name: rate})),
-            styleid.transfer(picture(0), picture(1), model, steps=STEPS),
+            styleid.transfer(random_image(0), random_image(1), model, **told(steps=STEPS, **{name: rate})),
+            styleid.transfer(random_image(0), random_image(1), model, steps=STEPS),
         )
 
 
@@ -98,7 +98,10 @@ def test_parts_by_name(model, inversions):
     np.testing.assert_array_equal(own, none)  # a share of 0 of the content's queries, own keys and values
     values = styleid.inject_styles(*pair, inject="v")
     assert (
-        np.abs(styleid.transfer(picture(0), picture(1), model, steps=STEPS, inject="v").astype(int) - values).max() <= 1
+        np.abs(
+            styleid.transfer(random_image(0), random_image(1), model, steps=STEPS, inject="v").astype(int) - values
+        ).max()
+        <= 1
     )
     assert all(np.any(values != other) for other in (whole, none, keys_and_values))
 
@@ -106,7 +109,7 @@ def test_parts_by_name(model, inversions):
 def test_parts_need_no_other_features(model, inversions):
     content, style, _ = inversions
     bare, keys, query = (
-        styleid.invert(picture(i), model, steps=STEPS, keep=k) for i, k in ((0, "none"), (1, "keys"), (0, "query"))
+        styleid.invert(random_image(i), model, steps=STEPS, keep=k) for i, k in ((0, "none"), (1, "keys"), (0, "query"))
     )
     layers = content.layers
     np.testing.assert_array_equal(
@@ -123,7 +126,7 @@ def test_parts_need_no_other_features(model, inversions):
 
 
 def test_parts_of_other_sizes(model, inversions):
-    large = styleid.invert(picture(1, 16, 32), model, steps=STEPS)
+    large = styleid.invert(random_image(1, 16, 32), model, steps=STEPS)
     for inject in ("k", "qv"):
         with pytest.raises(
             ValueError, match="^styles.1.: with (keys|values) alone .* latents are 8 x 16.* content's 8 x 8"
@@ -137,7 +140,7 @@ def test_bad_parts(inversions, inject):
     with pytest.raises(ValueError, match=f"^inject: expected True, False or letters of 'qkv', got '{inject}'"):
         styleid.inject_styles(*inversions[:2], inject=inject)
     with pytest.raises(ValueError, match="^inject: expected True"):
-        styleid.transfer(picture(0), picture(1), inversions[0].model, steps=STEPS, inject=inject)
+        styleid.transfer(random_image(0), random_image(1), inversions[0].model, steps=STEPS, inject=inject)
 
 
 # ---- initial latents ----
@@ -236,37 +239,46 @@ def test_bad_latents(inversions):
 
 
 def test_transfer_of_several_styles(model, inversions):
-    whole = styleid.transfer(picture(0), [picture(1), picture(2)], model, steps=STEPS, options=styleid.Mix([1, 3]))
+    whole = styleid.transfer(
+        random_image(0), [random_image(1), random_image(2)], model, steps=STEPS, options=styleid.Mix([1, 3])
+    )
     parts = styleid.inject_styles(inversions[0], inversions[1:], options=styleid.Mix([1, 3]))
     assert np.abs(whole.astype(int) - parts).max() <= 1
-    one = styleid.transfer(picture(0), [picture(1)], model, steps=STEPS)
-    np.testing.assert_array_equal(one, styleid.transfer(picture(0), picture(1), model, steps=STEPS))
+    one = styleid.transfer(random_image(0), [random_image(1)], model, steps=STEPS)
+    np.testing.assert_array_equal(one, styleid.transfer(random_image(0), random_image(1), model, steps=STEPS))
 
 
 def test_progress_over_several_styles(model):
     calls = []
     styleid.transfer(
-        picture(0), [picture(1), picture(2)], model, steps=STEPS, progress=lambda *call: calls.append(call)
+        random_image(0),
+        [random_image(1), random_image(2)],
+        model,
+        steps=STEPS,
+        progress=lambda *call: calls.append(call),
     )
     steps, totals = zip(*calls, strict=True)
     assert set(totals) == {4 * STEPS - 1} and list(steps) == sorted(steps) and steps[-1] == totals[0]
 
 
 def test_styles_of_other_sizes(model, inversions):
-    small = styleid.invert(picture(1, 16, 32), model, steps=STEPS)
+    small = styleid.invert(random_image(1, 16, 32), model, steps=STEPS)
     alone = styleid.inject_styles(inversions[0], small)
     assert alone.shape == (16, 16, 3)
-    assert np.abs(styleid.transfer(picture(0), picture(1, 16, 32), model, steps=STEPS).astype(int) - alone).max() <= 1
+    assert (
+        np.abs(styleid.transfer(random_image(0), random_image(1, 16, 32), model, steps=STEPS).astype(int) - alone).max()
+        <= 1
+    )
     assert styleid.inject_styles(inversions[0], [inversions[1], small]).shape == (16, 16, 3)
     assert styleid.inject_styles(inversions[0], small, options=styleid.Start("quantiles")).shape == (16, 16, 3)
     with pytest.raises(ValueError, match="^initial: needs latents of one size"):
         styleid.inject_styles(inversions[0], small, options=styleid.Start("style"))
 
 
-@pytest.mark.parametrize("styles, weights, name", [([], None, "style"), ([picture(1)] * 2, [1], "weights")])
+@pytest.mark.parametrize("styles, weights, name", [([], None, "style"), ([random_image(1)] * 2, [1], "weights")])
 def test_bad_lists_of_styles(model, styles, weights, name):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
-        styleid.transfer(picture(0), styles, model, steps=STEPS, options=styleid.Mix(weights))
+        styleid.transfer(random_image(0), styles, model, steps=STEPS, options=styleid.Mix(weights))
 
 
 # ---- hooks ----
@@ -279,7 +291,7 @@ def test_hooks_see_every_latent(model, inversions):
         assert steps == STEPS and step == len(seen)
         seen.append(latents.copy())
 
-    inversion = styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_step=look))
+    inversion = styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Hooks(on_step=look))
     np.testing.assert_array_equal(np.concatenate(seen), inversion.latents)
     np.testing.assert_array_equal(inversion.latents, inversions[0].latents)  # looking changes nothing
 
@@ -303,11 +315,11 @@ def test_exceptions_of_hooks_come_through(model, inversions):
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_step=fail))
+        styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Hooks(on_step=fail))
     with pytest.raises(RuntimeError, match="enough"):
         styleid.inject_styles(*inversions[:2], options=styleid.Hooks(on_step=fail))
     with pytest.raises(TypeError, match="on_step"):
-        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Hooks(on_step=3))
+        styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Hooks(on_step=3))
 
 
 # ---- option classes ----
@@ -315,14 +327,16 @@ def test_exceptions_of_hooks_come_through(model, inversions):
 
 def test_options_are_found_by_their_class(model):
     with pytest.raises(TypeError, match="^options: invert takes Text, Storage, Hooks, Accuracy, Resize, got Mix"):
-        styleid.invert(picture(0), model, options=styleid.Mix())
+        styleid.invert(random_image(0), model, options=styleid.Mix())
     with pytest.raises(TypeError, match="^options: Text is given twice"):
-        styleid.transfer(picture(0), picture(1), model, options=[styleid.Text(), styleid.Text()])
+        styleid.transfer(random_image(0), random_image(1), model, options=[styleid.Text(), styleid.Text()])
     for bad in (3, "a", [None]):
         with pytest.raises(TypeError, match="^options: "):
-            styleid.transfer(picture(0), picture(1), model, options=bad)
+            styleid.transfer(random_image(0), random_image(1), model, options=bad)
     with pytest.raises(ValueError, match="^initial: not together with adain=False"):
-        styleid.transfer(picture(0), picture(1), model, steps=STEPS, adain=False, options=styleid.Start("quantiles"))
+        styleid.transfer(
+            random_image(0), random_image(1), model, steps=STEPS, adain=False, options=styleid.Start("quantiles")
+        )
 
 
 def test_defaults_are_what_the_model_recommends(model, shared_folder, tmp_path):
@@ -330,7 +344,7 @@ def test_defaults_are_what_the_model_recommends(model, shared_folder, tmp_path):
     folder = shutil.copytree(shared_folder, tmp_path / "own")
     (folder / "styleid.json").write_text('{"gamma": 0.4, "temperature": 3, "layers": [5]}')
     own = styleid.load_model(folder, dtype="float32", threads=1)
-    content, style = picture(0), picture(1)
+    content, style = random_image(0), random_image(1)
     settings = {"gamma": 0.4, "temperature": 3, "layers": [5]}
     expected = styleid.transfer(content, style, own, steps=STEPS, **settings)
     np.testing.assert_array_equal(styleid.transfer(content, style, own, steps=STEPS), expected)
@@ -343,7 +357,7 @@ def test_defaults_are_what_the_model_recommends(model, shared_folder, tmp_path):
 
 def test_sizes(model):
     """Files and PIL images get the model's, arrays keep theirs."""
-    array = picture(0, 48, 32)
+    array = random_image(0, 48, 32)
     assert styleid.transfer(array, array, model, steps=2).shape == (48, 32, 3)
     image = Image.fromarray(array)
     assert styleid.transfer(image, image, model, steps=2).shape == (16, 16, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import BFLOAT16_TOLERANCE, EVALUATION_TOLERANCE, Networks, noise, picture, relative_error
+from oracle import BFLOAT16_TOLERANCE, EVALUATION_TOLERANCE, Networks, noise, relative_error, smooth_image
 
 pytestmark = pytest.mark.torch
 
@@ -47,7 +47,7 @@ def latents(name, n=1, height=5, width=9):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("n, height, width", [(1, 40, 72), (2, 64, 64)])
 def test_encode(name, n, height, width):
-    images = np.stack([picture(height, width, seed) for seed in range(n)])
+    images = np.stack([smooth_image(height, width, seed) for seed in range(n)])
     assert relative_error(engine(name).encode(images), encoded(networks(name).vae, images)) <= EVALUATION_TOLERANCE
 
 
@@ -62,7 +62,7 @@ def test_decode(name, n, height, width):
 def test_bfloat16_loses_no_more_than_pytorchs():
     vae = networks("taesd").vae
     half, model = copy.deepcopy(vae).bfloat16(), engine("taesd", dtype="bfloat16")
-    images, z = picture(64, 48, seed=1)[None], latents("taesd", height=8, width=6)
+    images, z = smooth_image(64, 48, seed=1)[None], latents("taesd", height=8, width=6)
     exact = encoded(vae, images)
     assert relative_error(model.encode(images), exact) <= BFLOAT16_TOLERANCE * relative_error(
         encoded(half, images), exact
@@ -72,7 +72,7 @@ def test_bfloat16_loses_no_more_than_pytorchs():
 
 
 def test_same_bytes_on_any_number_of_threads():
-    images, z = picture(64, 48, seed=1)[None], latents("taesd")
+    images, z = smooth_image(64, 48, seed=1)[None], latents("taesd")
     one, two = engine("taesd"), engine("taesd", threads=2)
     assert one.encode(images).tobytes() == two.encode(images).tobytes()
     assert one.decode_float(z).tobytes() == two.decode_float(z).tobytes()
@@ -80,4 +80,4 @@ def test_same_bytes_on_any_number_of_threads():
 
 def test_there_is_no_posterior():
     with pytest.raises(ValueError, match="no posterior to sample from"):
-        engine("taesd").log_variance(picture(64, 48, seed=1)[None])
+        engine("taesd").log_variance(smooth_image(64, 48, seed=1)[None])

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import BFLOAT16_TOLERANCE, EVALUATION_TOLERANCE, Networks, noise, picture, relative_error
+from oracle import BFLOAT16_TOLERANCE, EVALUATION_TOLERANCE, Networks, noise, relative_error, smooth_image
 
 pytestmark = pytest.mark.torch
 
@@ -53,7 +53,7 @@ def latents(name, n=1, height=5, width=9):
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_log_variance(name):
-    images = picture(40, 72, seed=1)[None]
+    images = smooth_image(40, 72, seed=1)[None]
     vae = networks(name).vae
     moments = vae._encode(planes(images))
     actual = engine(name).log_variance(images)
@@ -63,7 +63,7 @@ def test_log_variance(name):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("height, width", [(40, 72), (64, 64)])
 def test_encode(name, height, width):
-    images = picture(height, width, seed=1)[None]
+    images = smooth_image(height, width, seed=1)[None]
     actual = engine(name).encode(images)
     assert actual.dtype == np.float32
     assert relative_error(actual, encoded(networks(name).vae, images)) <= EVALUATION_TOLERANCE
@@ -79,14 +79,14 @@ def test_decode(name, height, width):
 
 
 def test_batches():
-    images = np.stack([picture(48, 32, seed) for seed in range(3)])
+    images = np.stack([smooth_image(48, 32, seed) for seed in range(3)])
     assert relative_error(engine("sd").encode(images), encoded(networks("sd").vae, images)) <= EVALUATION_TOLERANCE
     z = latents("sd", n=3)
     assert relative_error(engine("sd").decode_float(z), decoded(networks("sd").vae, z)) <= EVALUATION_TOLERANCE
 
 
-def test_float_pictures():
-    images = picture(32, 32, seed=1)[None]
+def test_float_images():
+    images = smooth_image(32, 32, seed=1)[None]
     floats = engine("sd").encode(images.astype(np.float32) / 255)
     assert relative_error(floats, engine("sd").encode(images)) <= EVALUATION_TOLERANCE
 
@@ -107,7 +107,7 @@ def test_bytes(truncate):
 def test_bfloat16_loses_no_more_than_pytorchs(name):
     vae = networks(name).vae
     half, model = copy.deepcopy(vae).bfloat16(), engine(name, dtype="bfloat16")
-    images, z = picture(64, 48, seed=1)[None], latents(name, height=8, width=6)
+    images, z = smooth_image(64, 48, seed=1)[None], latents(name, height=8, width=6)
     exact = encoded(vae, images)
     assert relative_error(model.encode(images), exact) <= BFLOAT16_TOLERANCE * relative_error(
         encoded(half, images), exact
@@ -117,7 +117,7 @@ def test_bfloat16_loses_no_more_than_pytorchs(name):
 
 
 def test_same_bytes_on_any_number_of_threads():
-    images, z = picture(64, 48, seed=1)[None], latents("sd")
+    images, z = smooth_image(64, 48, seed=1)[None], latents("sd")
     one, two = engine("sd"), engine("sd", threads=2)
     assert one.encode(images).tobytes() == one.encode(images).tobytes() == two.encode(images).tobytes()
     assert one.decode_float(z).tobytes() == two.decode_float(z).tobytes()

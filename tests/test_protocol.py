@@ -1,4 +1,4 @@
-"""The paper's protocol: which pictures are compared, and that the table holds what the measures say."""
+"""The paper's protocol: which images are compared, and that the table holds what the measures say."""
 
 import csv
 from itertools import product
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import random_image
 from PIL import Image
 from random_networks import write_weights
 
@@ -27,10 +27,10 @@ def place(tmp_path):
     for number, name in enumerate(CONTENTS + STYLES):
         folder = tmp_path / ("contents" if name in CONTENTS else "styles")
         folder.mkdir(exist_ok=True)
-        Image.fromarray(picture(number, 16, 16 if name in CONTENTS else 24)).save(folder / f"{name}.png")
+        Image.fromarray(random_image(number, 16, 16 if name in CONTENTS else 24)).save(folder / f"{name}.png")
     (tmp_path / "results").mkdir()
     for number, (content, style) in enumerate(product(CONTENTS, STYLES)):
-        Image.fromarray(picture(10 + number)).save(tmp_path / f"results/{content}_stylized_{style}.png")
+        Image.fromarray(random_image(10 + number)).save(tmp_path / f"results/{content}_stylized_{style}.png")
     return tmp_path
 
 
@@ -60,7 +60,7 @@ def test_means_over_pairs_by_names(place):
 
 @pytest.mark.long
 def test_networks(place, tmp_path, monkeypatch):
-    """LPIPS and FID of pictures of one size, here 80 and not 512; each style counts once for every result."""
+    """LPIPS and FID of images of one size, here 80 and not 512; each style counts once for every result."""
     monkeypatch.setattr(metrics, "PROTOCOL_SIDE", 80)
     weights = write_weights(tmp_path)
     (row,) = evaluate_results(*folders(place), networks=True, weights=weights).table
@@ -97,7 +97,7 @@ def test_sweeps_by_their_manifest(place, model, monkeypatch):
     assert len(both.pairs) == 12
     lines = table_text(both.table).splitlines()
     assert lines[0].split()[:2] == ["folder", "gamma"] and lines[1].split()[-1] == "1" and " +- " in lines[1]
-    # a part of the pictures, given as files; they have moved
+    # a part of the images, given as files; they have moved
     (place / "contents").rename(place / "moved")
     (_, pairs), _ = find_pairs(place / "swept", [place / "moved/b.png"], place / "styles")
     assert {pair.content for pair in pairs} == {place / "moved/b.png"} and len(pairs) == 2
@@ -124,7 +124,7 @@ def test_command(place, capsys):
 
 def test_errors(place):
     results, contents, styles = folders(place)
-    Image.fromarray(picture(0)).save(results / "a_c.png")
+    Image.fromarray(random_image(0)).save(results / "a_c.png")
     with pytest.raises(ValueError, match="^results: a_c.png and a_stylized_c.png both fit a.png with c.png"):
         find_pairs(results, contents, styles)
     (results / "a_c.png").unlink()
@@ -136,8 +136,8 @@ def test_errors(place):
     with pytest.raises(ValueError, match="^results: FID needs at least 4 pairs, found 2"):
         evaluate_results(results, contents / "b.png", styles, networks=True)
     for name, where in ("x_y", contents), ("x", contents), ("z", styles), ("y_z", styles):
-        Image.fromarray(picture(0)).save(where / f"{name}.png")
-    Image.fromarray(picture(0)).save(results / "x_y_z.png")
+        Image.fromarray(random_image(0)).save(where / f"{name}.png")
+    Image.fromarray(random_image(0)).save(results / "x_y_z.png")
     with pytest.raises(ValueError, match="^results: x_y_z.png fits"):
         find_pairs(results, contents, styles)
 

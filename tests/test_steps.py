@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import tiny
-from conftest import picture
+from conftest import random_image
 
 import styleid
 from styleid import _core
@@ -19,7 +19,7 @@ SCHEDULES = ["paper", "diffusers", "corrected"]
 def inversions(model):
     return {
         schedule: [
-            styleid.invert(picture(seed), model, steps=STEPS, schedule=schedule, layers=(6, 7)) for seed in (0, 1)
+            styleid.invert(random_image(seed), model, steps=STEPS, schedule=schedule, layers=(6, 7)) for seed in (0, 1)
         ]
         for schedule in SCHEDULES
     }
@@ -80,11 +80,13 @@ def test_refinement_by_hand(schedule, prediction):
 def test_no_refinement_is_the_papers(model, inversions):
     for schedule in SCHEDULES:
         plain = styleid.invert(
-            picture(0), model, steps=STEPS, schedule=schedule, layers=(6, 7), options=styleid.Accuracy(0)
+            random_image(0), model, steps=STEPS, schedule=schedule, layers=(6, 7), options=styleid.Accuracy(0)
         )
         np.testing.assert_array_equal(plain.latents, inversions[schedule][0].latents)
-    whole = styleid.transfer(picture(0), picture(1), model, steps=STEPS, options=styleid.Accuracy(1))
-    content, style = (styleid.invert(picture(seed), model, steps=STEPS, options=styleid.Accuracy(1)) for seed in (0, 1))
+    whole = styleid.transfer(random_image(0), random_image(1), model, steps=STEPS, options=styleid.Accuracy(1))
+    content, style = (
+        styleid.invert(random_image(seed), model, steps=STEPS, options=styleid.Accuracy(1)) for seed in (0, 1)
+    )
     assert np.abs(whole.astype(int) - styleid.inject_styles(content, style)).max() <= 1
     assert np.any(content.latents != inversions["paper"][0].latents)
 
@@ -115,7 +117,7 @@ def test_features_of_a_refined_inversion(model, schedule):
         seen[step] = key.copy()
 
     inversion = styleid.invert(
-        picture(0),
+        random_image(0),
         model,
         steps=STEPS,
         schedule=schedule,
@@ -130,7 +132,7 @@ def test_features_of_a_refined_inversion(model, schedule):
 @pytest.mark.parametrize("refine, error", [(-1, ValueError), (1.5, TypeError), (1001, ValueError)])
 def test_bad_refinements(model, refine, error):
     with pytest.raises(error, match="refine"):
-        styleid.invert(picture(0), model, steps=STEPS, options=styleid.Accuracy(refine))
+        styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Accuracy(refine))
 
 
 # ---- strength ----
@@ -166,8 +168,8 @@ def test_full_strength_is_the_papers(model, inversions, schedule):
         np.testing.assert_array_equal(styleid.inject_styles(*pair, options=styleid.Start(strength=strength)), expected)
     weak = styleid.inject_styles(*pair, options=styleid.Start(strength=0.6))
     whole = styleid.transfer(
-        picture(0),
-        picture(1),
+        random_image(0),
+        random_image(1),
         model,
         steps=STEPS,
         schedule=schedule,
@@ -198,7 +200,8 @@ def test_layers_at_all_steps(model, inversions):
         np.testing.assert_array_equal(styleid.inject_styles(*pair, layers=layers), expected)
         assert (
             np.abs(
-                styleid.transfer(picture(0), picture(1), model, steps=STEPS, layers=layers).astype(int) - expected
+                styleid.transfer(random_image(0), random_image(1), model, steps=STEPS, layers=layers).astype(int)
+                - expected
             ).max()
             <= 1
         )
@@ -239,13 +242,15 @@ def test_bad_layers_by_step(inversions, layers, message):
 
 
 def test_refined_features_recomputed(model):
-    kept = styleid.invert(picture(0), model, steps=STEPS, options=styleid.Accuracy(1))
-    again = styleid.invert(picture(0), model, steps=STEPS, options=[styleid.Storage("recompute"), styleid.Accuracy(1)])
+    kept = styleid.invert(random_image(0), model, steps=STEPS, options=styleid.Accuracy(1))
+    again = styleid.invert(
+        random_image(0), model, steps=STEPS, options=[styleid.Storage("recompute"), styleid.Accuracy(1)]
+    )
     for step in range(STEPS):
         np.testing.assert_array_equal(again.key(step, 6), kept.key(step, 6))
     with pytest.raises(ValueError, match="^features: .*'diffusers' cannot be recomputed"):
         styleid.invert(
-            picture(0),
+            random_image(0),
             model,
             steps=STEPS,
             schedule="diffusers",
@@ -257,7 +262,7 @@ def test_refined_features_recomputed(model):
 
 
 def test_samples_of_the_posterior(model):
-    image = picture(0)
+    image = random_image(0)
     mean, log_variance = model.encode(image), model.engine.log_variance(image[np.newaxis])
     noise = np.random.default_rng(5).standard_normal(mean.shape, np.float32)
     expected = mean + 0.5 * np.exp(log_variance / 2) * noise  # 0.5: the tiny model's scaling
@@ -267,9 +272,9 @@ def test_samples_of_the_posterior(model):
     np.testing.assert_array_equal(
         styleid.invert(image, model, steps=STEPS, options=styleid.Accuracy(seed=None)).latents[:1], mean
     )
-    whole = styleid.transfer(image, picture(1), model, steps=STEPS, options=styleid.Accuracy(seed=5))
+    whole = styleid.transfer(image, random_image(1), model, steps=STEPS, options=styleid.Accuracy(seed=5))
     parts = styleid.inject_styles(
-        inversion, styleid.invert(picture(1), model, steps=STEPS, options=styleid.Accuracy(seed=5))
+        inversion, styleid.invert(random_image(1), model, steps=STEPS, options=styleid.Accuracy(seed=5))
     )
     np.testing.assert_array_equal(whole, parts)
     for seed in (-1, 0.5, "a"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import random_image
 from PIL import Image
 
 import styleid
@@ -25,7 +25,7 @@ def place(tmp_path):
     """Folders of two contents and two styles; the contents' names differ in the suffix only."""
     for name, seed in ("contents/a.png", 0), ("contents/a.bmp", 1), ("styles/b.png", 2), ("styles/c.png", 3):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(picture(seed)).save(tmp_path / name)
+        Image.fromarray(random_image(seed)).save(tmp_path / name)
     (tmp_path / "contents/notes.txt").touch()
     return tmp_path
 
@@ -87,7 +87,7 @@ def test_all_combinations(place, model):
     assert all("_gamma0.3_" in row["output"] or "_gamma0.9-0.5-cosine_" in row["output"] for row in rows)
 
 
-def test_every_picture_is_inverted_once(place, model, monkeypatch):
+def test_every_image_is_inverted_once(place, model, monkeypatch):
     count = []
     real = styleid.Inversion.save
     monkeypatch.setattr(styleid.Inversion, "save", lambda *arguments: (count.append(1), real(*arguments)))
@@ -134,15 +134,15 @@ def test_results_that_are_not_what_was_written_are_made_again(place, model, done
     assert run(place, model) == rows and not done
 
 
-def test_changed_pictures_are_new_ones(place, model, done):
+def test_changed_images_are_new_ones(place, model, done):
     run(place, model)
-    Image.fromarray(picture(9)).save(place / "contents/a.png")
+    Image.fromarray(random_image(9)).save(place / "contents/a.png")
     done.clear()
     run(place, model)
     assert done.count("inject_styles") == 2
 
 
-def test_renamed_pictures_are_not(place, model, done):
+def test_renamed_images_are_not(place, model, done):
     run(place, model)
     (place / "styles").rename(place / "other")
     done.clear()
@@ -256,7 +256,7 @@ def test_names_of_any_bytes(place, model):
     os.mkdir(folder)
     for number, name in enumerate(NAMES):
         with open(folder + b"/" + name, "wb") as file:
-            Image.fromarray(picture(100 + number)).save(file, format="PNG")
+            Image.fromarray(random_image(100 + number)).save(file, format="PNG")
     rows = sweep(
         [place / "odd", os.fsdecode(folder + b"/" + NAMES[4])], os.fsencode(place / "styles/b.png"), place / "out", model,
         grid=Grid(steps=3), options=styleid.Resize(16),
@@ -271,7 +271,7 @@ def test_names_of_any_bytes(place, model):
 
 
 def test_names_that_differ_in_case_only(place, model):
-    Image.fromarray(picture(50)).save(place / "contents/A.png")
+    Image.fromarray(random_image(50)).save(place / "contents/A.png")
     outputs = [row["output"].lower() for row in run(place, model)]
     assert len(set(outputs)) == len(outputs) == 6
 
@@ -284,7 +284,7 @@ def test_what_is_in_folders(place, model, done, monkeypatch):
     for suffix in ".webp", ".TIF", ".ppm", ".tga":
         with open(place / f"contents/more{suffix}", "wb") as file:
             kind = {".webp": "WEBP", ".TIF": "TIFF", ".ppm": "PPM", ".tga": "TGA"}[suffix]
-            Image.fromarray(picture(ord(suffix[2]))).save(file, format=kind)
+            Image.fromarray(random_image(ord(suffix[2]))).save(file, format=kind)
     decoded = []
     from styleid.study import inputs
 
@@ -355,7 +355,7 @@ def test_stems():
     assert plain_stem(Path("..:?*.png")) == "image"
 
 
-def test_a_picture_of_both_folders_is_inverted_once(place, model, monkeypatch):
+def test_a_image_of_both_folders_is_inverted_once(place, model, monkeypatch):
     count = []
     real = styleid.Inversion.save
     monkeypatch.setattr(styleid.Inversion, "save", lambda *arguments: (count.append(1), real(*arguments)))

@@ -311,12 +311,12 @@ def test_the_distance_of_colours_knows_no_places_but_sees_grey():
 
 def test_a_view_sees_the_border_inside_and_images_alike():
     random = np.random.default_rng(0)
-    picture = images.to_tensor(painted(1, 64, 64))[None]
-    frame = torch.zeros_like(picture)
+    image = images.to_tensor(painted(1, 64, 64))[None]
+    frame = torch.zeros_like(image)
     frame[..., 0], frame[..., -1], frame[..., 0, :], frame[..., -1, :] = 1, 1, 1, 1
     for _ in range(8):
         view = losses.View(64, random, scales=(1, 1))
-        assert torch.equal(view(picture), view(picture.clone()))
+        assert torch.equal(view(image), view(image.clone()))
         seen = view(frame)
         assert seen.shape[2:] == (80, 80)
         inner = seen[..., 4:-4, 4:-4]

@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import Networks, noise, picture, relative_error
+from oracle import Networks, noise, relative_error, smooth_image
 from safetensors.numpy import load_file, save_file
 
 import styleid
@@ -47,7 +47,7 @@ def expected(folder, tiny):
 
 def assert_same(model, other):
     assert model.fingerprint == other.fingerprint
-    image = picture(32, 32, seed=1)
+    image = smooth_image(32, 32, seed=1)
     np.testing.assert_array_equal(model.encode(image), other.encode(image))
     np.testing.assert_array_equal(model.decode(noise(1, 4, 4, 4)), other.decode(noise(1, 4, 4, 4)))
 
@@ -56,7 +56,7 @@ def assert_same(model, other):
 
 
 def test_against_diffusers(expected):
-    vae, image = oracle.tiny_vae(8, encoder=(1, 2, 3, 1), decoder=(3, 1, 2, 1)), picture(32, 48, seed=1)
+    vae, image = oracle.tiny_vae(8, encoder=(1, 2, 3, 1), decoder=(3, 1, 2, 1)), smooth_image(32, 48, seed=1)
     planes = torch.from_numpy(image).float().permute(2, 0, 1)[None] / 127.5 - 1
     assert relative_error(expected.encode(image), vae.encode(planes).latents) <= oracle.EVALUATION_TOLERANCE
     z = noise(1, 4, 4, 6)
@@ -143,12 +143,12 @@ def test_other_numbers_of_levels(folder, tensors, tmp_path):
 
 def test_command_line(folder, tiny, expected, tmp_path, capsys):
     for seed in (1, 2):
-        styleid.save_image(tmp_path / f"{seed}.png", picture(32, 32, seed))
+        styleid.save_image(tmp_path / f"{seed}.png", smooth_image(32, 32, seed))
     paths = [str(tmp_path / name) for name in ("1.png", "2.png", "out.png")]
     run = ["transfer", *paths[:2], "-o", paths[2], "--model", str(folder), "--threads", "1", "--dtype", "float32"]
     run += ["--steps", "2", "--size", "32", "--quiet", "--vae", str(tiny), "--tiling", "off"]
     assert main(run) == 0
-    wanted = styleid.transfer(picture(32, 32, 1), picture(32, 32, 2), expected, steps=2)
+    wanted = styleid.transfer(smooth_image(32, 32, 1), smooth_image(32, 32, 2), expected, steps=2)
     np.testing.assert_array_equal(styleid.load_image(paths[2], None), wanted)
     assert main([*run, "--ema"]) == 2
     assert "ema: only single files" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_tiles_by_the_equation(height, width):
     z = noise(2, 4, height, width)
     expected = blended(whole.decode_float, z, height, width, 1, 2)
     assert relative_error(tiled.decode_float(z), expected) <= oracle.EVALUATION_TOLERANCE
-    image = picture(2 * height, 2 * width, seed=1)
+    image = smooth_image(2 * height, 2 * width, seed=1)
     expected = blended(
         lambda x: whole.encode(x.transpose(0, 2, 3, 1)), image.transpose(2, 0, 1)[None], height, width, 2, 1
     )
@@ -288,12 +288,12 @@ def test_tiles_of_a_network_without_norms(height, width):
     assert relative_error(tiled, whole) <= 1e-3
 
 
-def test_small_pictures_are_whole():
+def test_small_images_are_whole():
     tiled, whole = (engine.decode_float(noise(1, 4, 80, 80)) for engine in engines("kl"))
     np.testing.assert_array_equal(tiled, whole)
 
 
-def test_no_seams_in_the_default_models_pictures():
+def test_no_seams_in_the_default_models_images():
     """Where tiles meet, what they change does not jump; and it is a few levels of 255 everywhere."""
     tiled, whole = (styleid.load_model(threads=1, dtype="float32", tiling=tiling) for tiling in (True, False))
     y, x = np.mgrid[0:128, 0:384] / 384
@@ -321,13 +321,15 @@ def test_auto_is_exact_up_to_a_size():
 
 
 def test_models_pass_it_on(folder, tmp_path):
-    image, caches = picture(176, 16, seed=1), set()
+    image, caches = smooth_image(176, 16, seed=1), set()
     models = {tiling: load(folder, tiling=tiling) for tiling in (True, False, "auto")}
     assert [model.tiling for model in models.values()] == ["on", "off", "auto"]
     np.testing.assert_array_equal(models["auto"].encode(image), models[False].encode(image))
     assert not np.array_equal(models[True].encode(image), models[False].encode(image))
     for model in models.values():  # a cache does not mix them up
-        styleid.invert(picture(32, 32, seed=1), model, steps=2, keep="none", options=styleid.Storage(cache=tmp_path))
+        styleid.invert(
+            smooth_image(32, 32, seed=1), model, steps=2, keep="none", options=styleid.Storage(cache=tmp_path)
+        )
         caches |= set(tmp_path.iterdir())
     assert len(caches) == 3
 
@@ -336,7 +338,7 @@ def test_models_pass_it_on(folder, tmp_path):
 
 
 def test_a_vae_alone_is_the_models(folder, tiny, expected):
-    image, z = picture(32, 32, seed=1), noise(1, 4, 4, 4)
+    image, z = smooth_image(32, 32, seed=1), noise(1, 4, 4, 4)
     for source, model in ((tiny, expected), (folder, load(folder)), (folder / "vae", load(folder))):
         vae = styleid.load_vae(source, dtype="float32", threads=1)
         assert not isinstance(vae, styleid.Model) and isinstance(model, styleid.VAE)
@@ -347,7 +349,7 @@ def test_a_vae_alone_is_the_models(folder, tiny, expected):
 
 def test_a_vae_alone_is_no_model(tiny, folder):
     vae = styleid.load_vae(tiny, threads=1)
-    content = styleid.invert(picture(32, 32, seed=1), load(folder), steps=2)
+    content = styleid.invert(smooth_image(32, 32, seed=1), load(folder), steps=2)
     latent, context = content.latent, content.context
     for call in (
         lambda: vae.engine.predict_noise(latent, 1, context),
@@ -357,7 +359,7 @@ def test_a_vae_alone_is_no_model(tiny, folder):
         with pytest.raises(ValueError, match="^model: expected one with a UNet, got a VAE alone"):
             call()
     with pytest.raises(TypeError, match="^model: expected what styleid.load_model returns, got VAE"):
-        styleid.transfer(picture(32, 32, seed=1), picture(32, 32, seed=2), vae)
+        styleid.transfer(smooth_image(32, 32, seed=1), smooth_image(32, 32, seed=2), vae)
     with pytest.raises(ModelError, match="nowhere"):
         styleid.load_vae("nowhere")
     with pytest.raises(TypeError, match="^source: expected a path, got int"):
@@ -369,7 +371,7 @@ def test_a_vae_alone_is_no_model(tiny, folder):
 def test_previews_are_what_each_evaluation_predicts(folder, schedule, strength):
     """x0 = (z - sqrt(1 - a) e) / sqrt(a), with e from the network itself."""
     model, steps = load(folder), 4
-    content = styleid.invert(picture(20, 32, seed=1), model, steps=steps, schedule=schedule)
+    content = styleid.invert(smooth_image(20, 32, seed=1), model, steps=steps, schedule=schedule)
     seen, shown, slots = [], [], _core.schedule(model.engine, schedule, steps)["sampling"]
     preview = styleid.Preview(lambda *call: shown.append(call), content)
 
@@ -395,7 +397,7 @@ def test_previews_are_what_each_evaluation_predicts(folder, schedule, strength):
 
 def test_previews_now_and_then_by_another_vae(folder, tiny):
     model, steps = load(folder), 6
-    content, shown = styleid.invert(picture(32, 32, seed=1), model, steps=steps, schedule="corrected"), []
+    content, shown = styleid.invert(smooth_image(32, 32, seed=1), model, steps=steps, schedule="corrected"), []
     vae = styleid.load_vae(tiny, dtype="float32", threads=1)
     preview = styleid.Preview(lambda step, steps, image: shown.append((step, image)), content, vae=vae, every=4)
     styleid.inject_styles(content, content, options=styleid.Hooks(on_step=preview))
@@ -411,6 +413,6 @@ def test_previews_now_and_then_by_another_vae(folder, tiny):
     ],
 )
 def test_bad_previews(folder, change, error, message):
-    content = styleid.invert(picture(32, 32, seed=1), load(folder), steps=2, keep="none")
+    content = styleid.invert(smooth_image(32, 32, seed=1), load(folder), steps=2, keep="none")
     with pytest.raises(error, match=f"^{message}"):
         styleid.Preview(**({"show": print, "content": content} | change))

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import random_image
 
 import styleid
 
@@ -18,12 +18,12 @@ STEPS, LAYER = 3, 6
 
 @pytest.fixture(scope="module")
 def content(model):
-    return styleid.invert(picture(0, 16, 32), model, steps=STEPS)
+    return styleid.invert(random_image(0, 16, 32), model, steps=STEPS)
 
 
 @pytest.fixture(scope="module")
 def style(model):
-    return styleid.invert(picture(1, 32, 32), model, steps=STEPS)
+    return styleid.invert(random_image(1, 32, 32), model, steps=STEPS)
 
 
 def test_components(content):
@@ -79,7 +79,7 @@ def test_curves_of_logits(content, style):
 
 def test_layers_by_their_level(model, content):
     """Decoder layers 4 and 5 are at half the resolution, 6 and 7 at the latent's."""
-    all_layers = styleid.invert(picture(0, 16, 32), model, steps=STEPS, layers=model.attention_layers)
+    all_layers = styleid.invert(random_image(0, 16, 32), model, steps=STEPS, layers=model.attention_layers)
     assert [viz.map_size(all_layers, layer) for layer in (4, 7)] == [(4, 8), (8, 16)]
     assert viz.head_count(content, LAYER) == 2
 

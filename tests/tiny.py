@@ -257,14 +257,14 @@ def sample_arguments(inversion):
     }
 
 
-def picture(height=8, width=8):
+def random_image(height=8, width=8):
     return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def transfer_arguments():
     return {
-        "content": picture(),
-        "style": picture(),
+        "content": random_image(),
+        "style": random_image(),
         "context": CONTEXT,
         "steps": STEPS,
         "schedule": "diffusers",

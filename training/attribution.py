@@ -15,7 +15,7 @@ stays under the licence named here.
 
 
 def attribution(manifest: Path) -> str:
-    """The text: one line a image, with title, author, source and file."""
+    """The text: one line an image, with title, author, source and file."""
     with manifest.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     groups = defaultdict(list)

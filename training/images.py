@@ -12,7 +12,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Returns a image as uint8 (h, w, 3), grey ones included; raises ValueError when it cannot serve."""
+    """Returns an image as uint8 (h, w, 3), grey ones included; raises ValueError when it cannot serve."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
@@ -41,7 +41,7 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def resized(pixels: np.ndarray, shorter_side: int) -> np.ndarray:
-    """Scales a image down so that its shorter side has the given length; smaller images stay as they are."""
+    """Scales an image down so that its shorter side has the given length; smaller images stay as they are."""
     height, width = pixels.shape[:2]
     scale = shorter_side / min(height, width)
     if scale >= 1:

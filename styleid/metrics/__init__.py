@@ -1,4 +1,4 @@
-"""Measures of stylized pictures: colours against the style, structure against the content, and whole sets of pictures.
+"""Measures of stylized images: colours against the style, structure against the content, and whole sets of images.
 
 Without a network's weights: `histogram_loss`, `ssim`, `psnr`, `gradient_correlation`, and, of features at hand,
 `frechet_distance`, `extrapolated_distance`, `structural_distance`, `art_fid`. With PyTorch and published weights: `lpips`,
@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from styleid.images import ImageLike, to_array
+from styleid.metrics.images import gradient_correlation, histogram_loss, psnr, rgb_uv_histogram, ssim
 from styleid.metrics.learned import cfsd, fid, inception_features, lpips
-from styleid.metrics.pictures import gradient_correlation, histogram_loss, psnr, rgb_uv_histogram, ssim
 from styleid.metrics.sets import art_fid, extrapolated_distance, frechet_distance, structural_distance
 from styleid.metrics.weights import Folder
 
@@ -49,7 +49,7 @@ def evaluate(
 
     Args:
         stylized, content, style: (H, W, 3), as `styleid.to_array` takes them; content of the size of stylized
-        networks: also `lpips`, of pictures that `at_protocol_size` has resized, and `cfsd`
+        networks: also `lpips`, of images that `at_protocol_size` has resized, and `cfsd`
         weights: as in `styleid.metrics.learned`
 
     Raises:
@@ -63,9 +63,9 @@ def evaluate(
     return values
 
 
-def at_protocol_size(picture: ImageLike) -> ImageLike:
-    """The picture as StyleID's evaluation gives it to LPIPS and FID: the shorter side has 512 pixels (bilinear)."""
-    pixels = to_array(picture, "picture")
+def at_protocol_size(image: ImageLike) -> ImageLike:
+    """The image as StyleID's evaluation gives it to LPIPS and FID: the shorter side has 512 pixels (bilinear)."""
+    pixels = to_array(image, "image")
     height, width = pixels.shape[:2]
     if min(height, width) == PROTOCOL_SIDE:
         return pixels

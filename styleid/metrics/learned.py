@@ -6,8 +6,8 @@ PyTorch's and the hub's caches hold, or else a download. The definitions are tho
 - LPIPS (Zhang et al., CVPR 2018), version 0.1 with AlexNet
 - CFSD on VGG-19's relu3_1 (Chung, Hyun, Heo, CVPR 2024)
 - FID with one of two networks. "art": Inception v3 trained on paintings by Wright and Ommer (ArtFID, GCPR 2022), with
-  torchvision's layers, of pictures in [0, 1] at their own size. "inception": that of the original FID, as pytorch-fid has
-  it: pictures in [-1, 1], resized to 299 x 299 (bilinear, without smoothing)
+  torchvision's layers, of images in [0, 1] at their own size. "inception": that of the original FID, as pytorch-fid has
+  it: images in [-1, 1], resized to 299 x 299 (bilinear, without smoothing)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Kind = Literal["art", "inception"]
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LPIPS_MEAN, LPIPS_DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of pictures in [-1, 1]
+LPIPS_MEAN, LPIPS_DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
 SMALLEST = {"alexnet": 32, "vgg19": 4, "art": 75, "inception": 1}  # sides that the layers leave something of
 FID_SIDE = 299
 
@@ -44,8 +44,8 @@ def _torch() -> Any:
     return torch
 
 
-def lpips(picture: ImageLike, reference: ImageLike, weights: Folder = None) -> float:
-    """The learned perceptual distance of `picture` and `reference`, of one size, at least 32 x 32, at that size:
+def lpips(image: ImageLike, reference: ImageLike, weights: Folder = None) -> float:
+    """The learned perceptual distance of `image` and `reference`, of one size, at least 32 x 32, at that size:
 
     sum over AlexNet's five ReLUs of mean over positions of sum over channels of w_c (x_c / |x| - y_c / |y|)^2
 
@@ -53,7 +53,7 @@ def lpips(picture: ImageLike, reference: ImageLike, weights: Folder = None) -> f
         TypeError, ValueError: as `styleid.to_array`; sizes that differ or are too small; weights that are not there
     """
     torch = _torch()
-    x, y = _pair(picture, reference, "alexnet")
+    x, y = _pair(image, reference, "alexnet")
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (LPIPS_MEAN, LPIPS_DEVIATION))
     network, heads = _network("alexnet", weights), _network("lpips", weights)
     with torch.inference_mode():
@@ -62,35 +62,33 @@ def lpips(picture: ImageLike, reference: ImageLike, weights: Folder = None) -> f
         return float(heads([(each[:1] - each[1:]).square() for each in unit]))
 
 
-def cfsd(picture: ImageLike, content: ImageLike, weights: Folder = None) -> float:
+def cfsd(image: ImageLike, content: ImageLike, weights: Folder = None) -> float:
     """The content feature structural distance of a result to its content: `structural_distance` of VGG-19's relu3_1.
 
-    It compares what is similar to what within each picture, and not features with features. Of two pictures of one size;
+    It compares what is similar to what within each image, and not features with features. Of two images of one size;
     memory grows with height x width, work with its square.
 
     Raises:
         TypeError, ValueError: as `styleid.to_array`; sizes that differ or are too small; weights that are not there
     """
     torch = _torch()
-    x, y = _pair(picture, content, "vgg19")
+    x, y = _pair(image, content, "vgg19")
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
     with torch.inference_mode():
         (maps,) = _network("vgg19", weights)((torch.cat([x, y]) - mean) / deviation)
     return sets.structural_distance(maps[0].numpy(), maps[1].numpy())
 
 
-def inception_features(
-    pictures: Iterable[ImageLike], kind: Kind = "art", weights: Folder = None
-) -> NDArray[np.float32]:
-    """What FID compares: (n, 2048) float32, one row for each of the pictures, which may differ in size.
+def inception_features(images: Iterable[ImageLike], kind: Kind = "art", weights: Folder = None) -> NDArray[np.float32]:
+    """What FID compares: (n, 2048) float32, one row for each of the images, which may differ in size.
 
     Args:
-        pictures: as `styleid.to_array` takes them; for "art" at least 75 x 75
+        images: as `styleid.to_array` takes them; for "art" at least 75 x 75
         kind: "art" or "inception", see above
         weights: see above
 
     Raises:
-        TypeError, ValueError: as `styleid.to_array`; pictures that are too small; weights that are not there
+        TypeError, ValueError: as `styleid.to_array`; images that are too small; weights that are not there
     """
     torch = _torch()
     if kind not in ("art", "inception"):
@@ -98,8 +96,8 @@ def inception_features(
     network = _network(kind, weights)
     rows = []
     with torch.inference_mode():
-        for number, picture in enumerate(pictures):
-            x = _tensor(picture, f"pictures[{number}]", SMALLEST[kind])
+        for number, image in enumerate(images):
+            x = _tensor(image, f"images[{number}]", SMALLEST[kind])
             if kind == "inception":
                 x = (
                     2 * torch.nn.functional.interpolate(x, (FID_SIDE, FID_SIDE), mode="bilinear", align_corners=False)
@@ -110,13 +108,13 @@ def inception_features(
 
 
 def fid(
-    pictures: Iterable[ImageLike], references: Iterable[ImageLike], kind: Kind = "art", weights: Folder = None
+    images: Iterable[ImageLike], references: Iterable[ImageLike], kind: Kind = "art", weights: Folder = None
 ) -> float:
-    """`frechet_distance` of the `inception_features` of two sets, `pictures` and `references`, of at least two pictures each.
+    """`frechet_distance` of the `inception_features` of two sets, `images` and `references`, of at least two images each.
 
     `kind`, `weights` and errors are those of `inception_features`.
     """
-    return sets.frechet_distance(*(inception_features(each, kind, weights) for each in (pictures, references)))
+    return sets.frechet_distance(*(inception_features(each, kind, weights) for each in (images, references)))
 
 
 def _network(name: str, weights: Folder) -> nn.Module:
@@ -137,17 +135,17 @@ def _loaded(name: str, folder: str | None) -> nn.Module:
     return published.load(name, makers[name](), folder)
 
 
-def _tensor(picture: ImageLike, name: str, smallest: int) -> Tensor:
+def _tensor(image: ImageLike, name: str, smallest: int) -> Tensor:
     """(1, 3, h, w) float32 in [0, 1]"""
-    pixels = to_array(picture, name)
+    pixels = to_array(image, name)
     if min(pixels.shape[:2]) < smallest:
         raise ValueError(f"{name}: expected at least {smallest} pixels each way, got {pixels.shape[:2]}")
     tensor: Tensor = _torch().from_numpy(np.array(pixels.transpose(2, 0, 1)[np.newaxis], np.float32))
     return tensor / 255 if pixels.dtype == np.uint8 else tensor
 
 
-def _pair(picture: ImageLike, reference: ImageLike, network: str) -> tuple[Tensor, Tensor]:
-    x, y = _tensor(picture, "picture", SMALLEST[network]), _tensor(reference, "reference", SMALLEST[network])
+def _pair(image: ImageLike, reference: ImageLike, network: str) -> tuple[Tensor, Tensor]:
+    x, y = _tensor(image, "image", SMALLEST[network]), _tensor(reference, "reference", SMALLEST[network])
     if x.shape != y.shape:
-        raise ValueError(f"reference: the shape is {tuple(y.shape[2:])}, but picture's is {tuple(x.shape[2:])}")
+        raise ValueError(f"reference: the shape is {tuple(y.shape[2:])}, but image's is {tuple(x.shape[2:])}")
     return x, y

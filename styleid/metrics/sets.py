@@ -17,7 +17,7 @@ def frechet_distance(features: ArrayLike, reference: ArrayLike) -> float:
     |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)), with means m and unbiased covariances S.
 
     With S1 = A^T A and S2 = B^T B, the last trace is the sum of the singular values of A B^T: exact where covariances are
-    singular as well, which they are for fewer pictures than features.
+    singular as well, which they are for fewer images than features.
 
     Args:
         features, reference: (n, d) and (m, d) numbers, n and m at least 2
@@ -41,7 +41,7 @@ def extrapolated_distance(
     points: int = EXTRAPOLATION_POINTS,
     seed: int = 0,
 ) -> float:
-    """FID for infinitely many pictures (Chong and Forsyth, CVPR 2020): a in the least-squares fit FID_N = a + b / N.
+    """FID for infinitely many images (Chong and Forsyth, CVPR 2020): a in the least-squares fit FID_N = a + b / N.
 
     FID_N is `frechet_distance` of N random pairs (the same places of both sets), for `points` evenly spaced N from
     `start` to all. art-fid starts at 5000; where it is given fewer pairs, as the paper's 800, every FID_N is that of all
@@ -71,12 +71,12 @@ def extrapolated_distance(
 
 
 def art_fid(lpips: float, fid: float) -> float:
-    """(1 + lpips) (1 + fid), the mean of all pairs and the distance of all pictures: Wright and Ommer, ArtFID (GCPR 2022)."""
+    """(1 + lpips) (1 + fid), the mean of all pairs and the distance of all images: Wright and Ommer, ArtFID (GCPR 2022)."""
     return (1 + lpips) * (1 + fid)
 
 
 def structural_distance(features: ArrayLike, reference: ArrayLike) -> float:
-    """CFSD, the content feature structural distance (Chung, Hyun, Heo, CVPR 2024), of feature maps of two pictures:
+    """CFSD, the content feature structural distance (Chung, Hyun, Heo, CVPR 2024), of feature maps of two images:
 
     sum over positions i of KL(S_i | S'_i), S = softmax over j of F_i F_j / c^2, where F (positions, c) are the features, S
     those of `reference`, the content, and S' those of `features`, the result. As in the authors' evaluation, it is the sum

@@ -35,7 +35,7 @@ GROUPS, HEAD_SIZE, HEADS_OF_1X, LAYERS_OF_2X = 32, 64, 8, 23
 # Numbers between this and the standard noise levels are those levels rounded, not others.
 ROUNDING = {"F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
 
-# What files hold besides: copies for training, tables that follow from the noise levels, parts that only rank pictures.
+# What files hold besides: copies for training, tables that follow from the noise levels, parts that only rank images.
 UNUSED = re.compile(
     r"model_ema\..*|(\w+_)?alphas_cumprod(_prev)?|betas|(posterior|sqrt|log|lvlb)_\w+|logvar"
     r"|cond_stage_model\.(transformer\.|model\.)?(logit_scale|text_projection(\.weight)?|attn_mask)"
@@ -112,7 +112,7 @@ def convert(
     if stated is None and unet_config["linear_projection"]:
         warnings.warn(
             f"{path}: a model of the 2.x family that does not say what it predicts; taken for 'epsilon' (as 2.0-base "
-            "and 2.1-base). If pictures come out as noise (as of 2.1 for 768 pixels), say prediction='v_prediction'",
+            "and 2.1-base). If images come out as noise (as of 2.1 for 768 pixels), say prediction='v_prediction'",
             stacklevel=4,
         )
     if text_config["channels"] != unet_config["context_size"]:

@@ -82,7 +82,7 @@ def load_model(
             each with its weight: [("a.safetensors", 0.8)]
         vae: a VAE to take in place of the model's own: a folder with diffusers' AutoencoderKL or AutoencoderTiny (or with
             such a folder vae/), a file in the original naming, one of TAESD's own two files, or a name on the hub
-        tiling: True: encode and decode in overlapping tiles, in bounded memory and close to exact; False: whole pictures;
+        tiling: True: encode and decode in overlapping tiles, in bounded memory and close to exact; False: whole images;
             "auto": tiles above 768 x 768 pixels
         ema: take the running means of the UNet's weights that a training left in a single file (`model_ema.*`)
 

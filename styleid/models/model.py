@@ -46,7 +46,7 @@ class Configuration(dict[str, Any]):
 
 
 class VAE:
-    """Pictures to latents and back. Made by `load_vae`; every `Model` is one as well.
+    """Images to latents and back. Made by `load_vae`; every `Model` is one as well.
 
     It never changes; any number of threads may use it at once.
 
@@ -128,7 +128,7 @@ class VAE:
         return self._factor
 
     def encode(self, image: ImageLike, seed: int | None = None) -> Float32:
-        """The picture's latent z0: of the VAE's posterior the mean, or a sample, times the scaling factor.
+        """The image's latent z0: of the VAE's posterior the mean, or a sample, times the scaling factor.
 
         Args:
             image: as `styleid.to_array` takes it; height and width multiples of `vae_factor`
@@ -145,7 +145,7 @@ class VAE:
         height, width = array.shape[:2]
         if height % self.vae_factor or width % self.vae_factor:
             raise ValueError(
-                f"image: the picture is {height}x{width} (height x width), but latents are of multiples of "
+                f"image: the image is {height}x{width} (height x width), but latents are of multiples of "
                 f"{self.vae_factor}; resize it, such as with styleid.load_image(path, "
                 f"size={padded_size((height, width), self.vae_factor)})"
             )
@@ -157,7 +157,7 @@ class VAE:
         return mean + np.float32(self._scaling_factor) * deviation * noise
 
     def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
-        """The picture of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. TypeError, ValueError for others."""
+        """The image of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. TypeError, ValueError for others."""
         array = float32_array("latent", latent, 4)
         if len(array) != 1:
             raise ValueError(f"latent: expected the shape (1, C, h, w), got {array.shape}")
@@ -216,12 +216,12 @@ class Model(VAE):
 
     @property
     def image_multiple(self) -> int:
-        """Pictures are computed in heights and widths that are multiples of this; others are padded for it."""
+        """Images are computed in heights and widths that are multiples of this; others are padded for it."""
         return self.vae_factor << (len(self.config["unet"]["channels"]) - 1)
 
     @property
     def image_size(self) -> int:
-        """The native height and width of pictures."""
+        """The native height and width of images."""
         return self.config["unet"]["sample_size"] * self.vae_factor
 
     def layer_size(self, layer: int, latent_size: tuple[int, int]) -> tuple[int, int]:
@@ -237,7 +237,7 @@ class Model(VAE):
         return self._engine.layer_shape(layer, 1, 1)[3]
 
     def scratch(self, batch: int, height: int, width: int) -> int:
-        """Bytes of scratch that one evaluation takes for a batch of height x width pictures."""
+        """Bytes of scratch that one evaluation takes for a batch of height x width images."""
         return self._engine.scratch(batch, height // self.vae_factor, width // self.vae_factor)
 
     def predict_noise(self, latents: ArrayLike, timestep: int, context: ArrayLike | None = None) -> Float32:

@@ -15,7 +15,7 @@ from styleid import _core
 
 STEPS = 2
 ONES = np.ones((STEPS, 4), np.float32)
-IMAGE = tiny.picture(16, 16)
+IMAGE = tiny.random_image(16, 16)
 TOKENS = np.arange(7, dtype=np.int32)[np.newaxis]
 
 

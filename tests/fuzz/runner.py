@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fuzz import engine, files, pictures
+from fuzz import engine, files, images
 
-ENTRIES = {entry.__name__: entry for entry in (*files.ENTRIES, pictures.picture, *engine.ENTRIES)}
+ENTRIES = {entry.__name__: entry for entry in (*files.ENTRIES, images.image, *engine.ENTRIES)}
 REFUSED = (
     TypeError,
     ValueError,

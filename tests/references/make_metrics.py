@@ -1,4 +1,4 @@
-"""Writes metrics.json: what the well-kept packages say, with seeded random weights, of seeded pictures.
+"""Writes metrics.json: what the well-kept packages say, with seeded random weights, of seeded images.
 
 Not run by the tests. In an environment of its own: lpips 0.1.4, pytorch-fid 0.3.0, art-fid 0.0.2 (without their
 dependencies' pins), torchvision, SciPy and scikit-learn, with the tests' folder on PYTHONPATH.
@@ -26,7 +26,7 @@ import lpips
 import pytorch_fid.fid_score
 import pytorch_fid.inception
 import torchvision
-from random_networks import picture, summary, weights
+from random_networks import smooth_image, summary, weights
 
 
 def tensor(image):
@@ -43,7 +43,8 @@ def of_lpips():
     heads = weights({f"lin{i}.model.1.weight": (1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))})
     distance.load_state_dict({name: torch.tensor(value) for name, value in heads.items()}, strict=False)
     return [
-        float(distance(tensor(picture(0, *s)), tensor(picture(1, *s)), normalize=True)) for s in ((64, 64), (48, 100))
+        float(distance(tensor(smooth_image(0, *s)), tensor(smooth_image(1, *s)), normalize=True))
+        for s in ((64, 64), (48, 100))
     ]
 
 
@@ -53,7 +54,7 @@ def of_vgg():
     values = weights({f"features.{name}": shape for name, shape in shapes.items()})
     network.load_state_dict({name: torch.tensor(values[f"features.{name}"]) for name in shapes})
     mean, deviation = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    maps = [network((tensor(picture(seed, 32, 48)) - mean) / deviation)[0] for seed in (0, 1)]
+    maps = [network((tensor(smooth_image(seed, 32, 48)) - mean) / deviation)[0] for seed in (0, 1)]
     features = [(m.permute(1, 2, 0).reshape(-1, 256) / 256).double() for m in maps]
     logs = [torch.log_softmax(f @ f.T, -1) for f in features]
     return {
@@ -80,7 +81,7 @@ def of_inception():
         "art": lambda x: art(x, return_features=True)[0],
         "inception": lambda x: original(x)[0][0, :, 0, 0],
     }.items():
-        features = run(tensor(picture(0, 96, 120)))
+        features = run(tensor(smooth_image(0, 96, 120)))
         found[name] = summary(features.numpy())
     return found
 
@@ -96,7 +97,7 @@ def of_distances():
 
 
 def of_extrapolation():
-    """art-fid's own, of features that are given to it in place of pictures', with our choice of pairs: 4 numbers each."""
+    """art-fid's own, of features that are given to it in place of images', with our choice of pairs: 4 numbers each."""
     random = np.random.default_rng(1)
     features = {"a": random.standard_normal((10000, 4)), "b": random.standard_normal((10000, 4)) * 1.5 + 0.5}
     module = art_fid.art_fid

@@ -1,6 +1,6 @@
-"""Measures of a stylized picture that need no network: colours against the style, structure against the content.
+"""Measures of a stylized image that need no network: colours against the style, structure against the content.
 
-Pictures are (H, W, 3) as `styleid.to_array` takes them; all numbers are computed in float64 on the scale [0, 1].
+Images are (H, W, 3) as `styleid.to_array` takes them; all numbers are computed in float64 on the scale [0, 1].
 """
 
 import numpy as np
@@ -11,32 +11,32 @@ from styleid.images import ImageLike, to_array
 Float64 = NDArray[np.float64]
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-HISTOGRAM_SIDE = 256  # pixels; larger pictures are resized to a square of it
+HISTOGRAM_SIDE = 256  # pixels; larger images are resized to a square of it
 PIXELS_AT_ONCE = 4096  # of the histogram's kernels, which then fit a cache
 HISTOGRAM_BINS, HISTOGRAM_RANGE, HISTOGRAM_FALLOFF = 64, 3.0, 0.02
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 
 
-def psnr(picture: ImageLike, reference: ImageLike) -> float:
+def psnr(image: ImageLike, reference: ImageLike) -> float:
     """Peak signal-to-noise ratio in dB, 10 log10(1 / mean((x - y)^2)) over pixels and channels; infinite if equal.
 
-    `picture` and `reference` are (H, W, 3) of one size; else ValueError, as for all that compare pixels here.
+    `image` and `reference` are (H, W, 3) of one size; else ValueError, as for all that compare pixels here.
     """
-    x, y = _pair(picture, reference)
+    x, y = _pair(image, reference)
     error = float(np.mean((x - y) ** 2))
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 
 
-def ssim(picture: ImageLike, reference: ImageLike) -> float:
-    """Structural similarity of `picture` and `reference`: Wang, Bovik, Sheikh and Simoncelli (IEEE TIP 2004), the mean over channels and positions:
+def ssim(image: ImageLike, reference: ImageLike) -> float:
+    """Structural similarity of `image` and `reference`: Wang, Bovik, Sheikh and Simoncelli (IEEE TIP 2004), the mean over channels and positions:
 
     (2 mx my + C1) (2 sxy + C2) / ((mx^2 + my^2 + C1) (sx^2 + sy^2 + C2)), C1 = 0.01^2, C2 = 0.03^2, with local moments by
     an 11 x 11 Gaussian window, sigma 1.5, weights adding up to 1, where it lies wholly inside. -1 to 1; 1 if equal.
     The same as scikit-image's structural_similarity with gaussian_weights=True, use_sample_covariance=False. ValueError for sizes that differ, or below 11 x 11.
     """
-    x, y = _pair(picture, reference)
+    x, y = _pair(image, reference)
     if min(x.shape[:2]) < 2 * SSIM_RADIUS + 1:
-        raise ValueError(f"picture: expected at least {2 * SSIM_RADIUS + 1} pixels each way, got {x.shape[:2]}")
+        raise ValueError(f"image: expected at least {2 * SSIM_RADIUS + 1} pixels each way, got {x.shape[:2]}")
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
@@ -45,37 +45,37 @@ def ssim(picture: ImageLike, reference: ImageLike) -> float:
     return float(np.mean(structure / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
 
 
-def gradient_correlation(picture: ImageLike, reference: ImageLike) -> float:
-    """Pearson's correlation of the luma's gradient magnitudes: whether the picture's edges are where the reference has them.
+def gradient_correlation(image: ImageLike, reference: ImageLike) -> float:
+    """Pearson's correlation of the luma's gradient magnitudes: whether the image's edges are where the reference has them.
 
     Luma by BT.601, gradients by central differences (one-sided at the borders). -1 to 1; 0 where either has none. ValueError for sizes that differ.
     """
-    first, second = (np.hypot(*np.gradient(image @ LUMA)).ravel() for image in _pair(picture, reference))
+    first, second = (np.hypot(*np.gradient(pixels @ LUMA)).ravel() for pixels in _pair(image, reference))
     first, second = first - first.mean(), second - second.mean()
     norm = np.sqrt(first @ first * (second @ second))
     return float(first @ second / norm) if norm > 0 else 0.0
 
 
-def histogram_loss(picture: ImageLike, reference: ImageLike) -> float:
-    """The distance of the colours of picture and reference, of any sizes: Hellinger's, of their RGB-uv histograms.
+def histogram_loss(image: ImageLike, reference: ImageLike) -> float:
+    """The distance of the colours of image and reference, of any sizes: Hellinger's, of their RGB-uv histograms.
 
     |sqrt(H1) - sqrt(H2)|_F / sqrt(2), 0 to 1: Afifi, Brubaker and Brown, HistoGAN (CVPR 2021), see `rgb_uv_histogram`.
     TypeError, ValueError as `styleid.to_array`.
     """
-    roots = [np.sqrt(rgb_uv_histogram(image)) for image in (picture, reference)]
+    roots = [np.sqrt(rgb_uv_histogram(each)) for each in (image, reference)]
     return float(np.linalg.norm(roots[0] - roots[1]) / np.sqrt(2))
 
 
-def rgb_uv_histogram(picture: ImageLike) -> Float64:
-    """The picture's RGB-uv histogram, (3, 64, 64) float64, of HistoGAN: log-chromaticities, weighted by intensity; its sum is 1.
+def rgb_uv_histogram(image: ImageLike) -> Float64:
+    """The image's RGB-uv histogram, (3, 64, 64) float64, of HistoGAN: log-chromaticities, weighted by intensity; its sum is 1.
 
     For channel c with the others d < e: u = log(I_c / I_d), v = log(I_c / I_e) with 1e-6 added to each I; bins are 64
     points from -3 to 3, each pixel counts sqrt(I_r^2 + I_g^2 + I_b^2) k(u - bin) k(v - bin'), k(x) = 1 / (1 + (x / 0.02)^2).
-    Pictures with more than 256 pixels a side are resized to 256 x 256 (bilinear, without smoothing), as StyleID's
+    Images with more than 256 pixels a side are resized to 256 x 256 (bilinear, without smoothing), as StyleID's
     evaluation has it. TypeError, ValueError as `styleid.to_array`.
     """
-    image = _reduced(_floats(picture, "picture")).reshape(-1, 3)
-    blocks = np.array_split(image, 1 + len(image) // PIXELS_AT_ONCE)
+    pixels = _reduced(_floats(image, "image")).reshape(-1, 3)
+    blocks = np.array_split(pixels, 1 + len(pixels) // PIXELS_AT_ONCE)
     histogram: Float64 = np.sum([_log_histogram(block) for block in blocks], axis=0)
     histogram /= histogram.sum()
     return histogram
@@ -99,18 +99,18 @@ def _log_histogram(pixels: Float64) -> Float64:
     return np.stack([np.einsum("pu,pv->uv", intensity * u, v) for u, v in pairs])
 
 
-def _floats(picture: ImageLike, name: str) -> Float64:
-    pixels = to_array(picture, name)
+def _floats(image: ImageLike, name: str) -> Float64:
+    pixels = to_array(image, name)
     numbers: Float64 = pixels.astype(np.float64)
     if pixels.dtype == np.uint8:
         numbers /= 255
     return numbers
 
 
-def _pair(picture: ImageLike, reference: ImageLike) -> tuple[Float64, Float64]:
-    x, y = _floats(picture, "picture"), _floats(reference, "reference")
+def _pair(image: ImageLike, reference: ImageLike) -> tuple[Float64, Float64]:
+    x, y = _floats(image, "image"), _floats(reference, "reference")
     if x.shape != y.shape:
-        raise ValueError(f"reference: the shape is {y.shape}, but picture's is {x.shape}")
+        raise ValueError(f"reference: the shape is {y.shape}, but image's is {x.shape}")
     return x, y
 
 

@@ -1,4 +1,4 @@
-"""The entry point that reads pictures."""
+"""The entry point that reads images."""
 
 import io
 import zlib
@@ -11,8 +11,8 @@ from fuzz.files import reading
 from fuzz.mutate import change_bytes
 
 
-def picture(place):
-    """A picture in one of the formats that are read; half of the PNGs with right checksums again."""
+def image(place):
+    """An image in one of the formats that are read; half of the PNGs with right checksums again."""
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
     rgb, rgba = (Image.fromarray(np.ascontiguousarray(noise[..., :channels])) for channels in (3, 4))
     modes = {mode: rgb.convert(mode) for mode in ("1", "L", "P", "RGB", "CMYK")} | {
