@@ -1,7 +1,7 @@
-/* The kernels for AMX: attention in bfloat16 on tiles. */
+/* The kernels for AMX: attention in bfloat16 by tile instructions. */
 #include "cpu/kernels.h"
 
-/* GCC knows the tiles from version 11 on. */
+/* GCC supports the tile instructions from version 11 on. */
 #if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
 
 #define AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
@@ -20,7 +20,8 @@
 #define SID_KEY_BLOCK 128
 #define SID_EXP2 v_exp2_short
 
-/* See attention_tmpl.h. Tiles 0 to 2 hold c, 3 the panel's rows, 4 to 6 the columns of b. */
+/* The multiply() of attention_tmpl.h. Tiles 0 to 2 hold c, tile 3 the panel's rows, and tiles 4 to 6 the columns of
+ * b. */
 SID_TARGET static inline __attribute__((always_inline)) void multiply(float *c, const uint16_t *panel, const float *b,
                                                                       size_t words, int add, int columns) {
     const size_t stride = (size_t)columns * TILE_BYTES;
@@ -61,8 +62,8 @@ SID_TARGET static void attention_tile(const sid_attention_tile *tile) {
     tiles_end();
 }
 
-/* Panels of V^T need a transposition, which would take as long as the products if done by single elements: a panel's
- * row of 32 keys is one of words, each a pair of keys. */
+/* Panels of V^T need a transposition, which would take as long as the products if it moved single elements. Here it
+ * moves words, each a pair of keys, so that a panel's row of 32 keys has 16 of them. */
 SID_TARGET static void attention_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows,
                                       size_t depth) {
     if (row_stride != 1) {

@@ -20,7 +20,7 @@ typedef struct {
 } tile_shapes;
 
 SID_TARGET static inline void tiles_begin(void) {
-    /* Not a local: compilers do not see that the instruction reads all of it. */
+    /* This is static because compilers do not see that the instruction reads all of it. */
     static const tile_shapes all __attribute__((aligned(64))) = {
         .palette = 1,
         .row_bytes = {TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES, TILE_BYTES},
@@ -30,7 +30,7 @@ SID_TARGET static inline void tiles_begin(void) {
 }
 SID_TARGET static inline void tiles_end(void) { _tile_release(); }
 
-/* Compilers do not see either that a load reads memory: everything before has to be written by then. */
+/* Compilers do not see either that a load reads memory, so everything before it has to be written by then. */
 #define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 
 #define TILE_ZERO(tile) _tile_zero(tile)
@@ -44,7 +44,8 @@ SID_TARGET static inline void tiles_end(void) { _tile_release(); }
         _tile_stored(tile, to, stride); \
         MEMORY_BARRIER();               \
     } while (0)
-/* c[16][16] float32 += a[16][32] bfloat16 * b[16][16] pairs of bfloat16, a pair holding two rows of the factor. */
+/* c[16][16] += a[16][32] b[32][16]: c is float32, a is bfloat16, and b is [16][16] pairs of bfloat16, each from two
+ * rows of the factor. */
 #define TILE_DOT(c, a, b) _tile_dpbf16ps(c, a, b)
 
 #else

@@ -1,17 +1,18 @@
-/* Fused attention, the outer loops: packs the keys and values of some heads, then computes their tiles of queries. */
+/* The outer loops of fused attention: they pack the keys and values of some heads, then compute the tiles of
+ * queries. */
 #include "cpu/attention.h"
 
 #include <omp.h>
 
-/* Heads are packed together up to this size, which stays in a shared cache; a larger head is packed alone. */
+/* Heads are packed together up to this size, so that they stay in a shared cache; a larger head is packed alone. */
 #define PACKED_BYTES ((size_t)12 << 20)
 
-/* A unit is one head of one sample: number sample * heads + head. The scratch is cut into the packed keys and values of
- * `at_once` units, and a workspace for each thread. */
+/* A unit is one head of one sample; its number is sample * heads + head. The scratch holds the packed keys and
+ * values of `at_once` units, then a workspace for each thread. */
 typedef struct {
     size_t units, at_once;
-    size_t unit, workspace; /* bytes: of a unit's keys and values, of one thread */
-    size_t tiles, blocks;   /* of a unit: of queries, and of keys */
+    size_t unit, workspace; /* bytes of a unit's keys and values, and of a thread's workspace */
+    size_t tiles, blocks;   /* tiles of queries and blocks of keys in a unit */
 } layout;
 
 static size_t min(size_t a, size_t b) { return a < b ? a : b; }
@@ -20,7 +21,7 @@ static size_t padded_tokens(const sid_attention_isa *isa, size_t tokens) {
     return sid_round_up(tokens, max(isa->rows, isa->group));
 }
 
-/* Packed bytes of one token's key and value. */
+/* Returns the packed bytes of one token's key and value. */
 static size_t token_bytes(const sid_attention_isa *isa, size_t head_size) {
     return (sid_round_up(head_size, isa->group) + sid_round_up(head_size, isa->rows)) * isa->element;
 }
@@ -44,7 +45,7 @@ size_t sid_attention_scratch(const sid_attention_isa *isa, const sid_attention *
     return l.at_once * l.unit + (size_t)threads * l.workspace;
 }
 
-/* Packs block number `block` of one unit, counted over all its sources. */
+/* Packs one block of keys of one unit; blocks are counted over all its sources. */
 static void pack_block(const sid_attention_isa *isa, const sid_attention *a, size_t unit, char *packed, size_t block) {
     size_t channels = sid_head_size(a), sample = unit / a->heads, head = unit % a->heads;
     for (size_t i = 0; i < a->source_count; i++) {

@@ -1,12 +1,12 @@
-/* Fused attention: what is common to all instruction sets (attention.c) and what each of them provides.
+/* Fused attention: what all instruction sets share (attention.c) and what each of them provides.
  *
  * Everything is computed transposed, with queries across the lanes of a vector:
  *     S^T = K Q^T    (keys x queries)        O^T = V^T P^T    (head channels x queries)
- * So the softmax over keys needs no operation across lanes, and keys and head channels, which sit in the rows, come
- * in any number without wasting lanes. Both products are the same one: rows of K or V^T, packed in panels, times a
- * matrix with queries in its columns. A panel holds `rows` rows; it is stored as
+ * So the softmax over keys needs no operation across lanes, and keys and head channels, which are the rows, come in any
+ * number without wasting lanes. Both products are computed alike: rows of K or V^T, packed in panels, are multiplied by
+ * a matrix with queries in its columns. A panel holds `rows` rows and is stored as
  *     [ceil(depth / group)][rows][group],    depth: what is summed over (head channels or keys), zero-padded.
- * Per head, keys are packed in blocks of key_block, each block's panels of K before its panels of V^T. */
+ * The keys of each head are packed in blocks of key_block; each block's panels of K come before its panels of V^T. */
 #ifndef SID_CPU_ATTENTION_H
 #define SID_CPU_ATTENTION_H
 
@@ -22,12 +22,13 @@ typedef struct {
 } sid_attention_tile;
 
 typedef struct {
-    size_t rows, group, key_block; /* of the panels; key_block is a multiple of both others */
+    size_t rows, group, key_block; /* the panels' layout; key_block is a multiple of both others */
     size_t element;                /* bytes of a packed element */
-    size_t query_tile;             /* most queries of a tile */
+    size_t query_tile;             /* the most queries of a tile */
     size_t (*workspace)(size_t head_size);
     void (*tile)(const sid_attention_tile *tile);
-    /* Packs rows x depth elements, (r, d) at src[r * row_stride + d * depth_stride], into panels; one stride is 1. */
+    /* Packs rows x depth elements into panels; element (r, d) is src[r * row_stride + d * depth_stride], and one of
+     * the strides is 1. */
     void (*pack)(void *dst, const void *src, size_t row_stride, size_t depth_stride, size_t rows, size_t depth);
 } sid_attention_isa;
 
@@ -39,7 +40,7 @@ static inline size_t sid_head_size(const sid_attention *a) { return a->q->c / a-
 static inline size_t sid_queries(const sid_attention *a) { return a->q->h * a->q->w; }
 static inline size_t sid_key_tokens(const sid_keys *source) { return source->k.h * source->k.w; }
 
-/* The channels of one head in a row of one sample. */
+/* Returns the address of the channels of one head in a row of one sample. */
 static inline char *sid_head_row(const sid_tensor *t, const sid_attention *a, size_t sample, size_t head, size_t row) {
     size_t place = ((t->n == 1 ? 0 : sample) * t->h * t->w + row) * t->stride + head * sid_head_size(a);
     return (char *)t->data + place * sid_dtype_size(t->dtype);

@@ -1,12 +1,14 @@
-/* The attention of one tile of queries over all keys: online softmax, block of keys by block of keys.
+/* The attention of one tile of queries over all keys: an online softmax that takes one block of keys after the other.
  *
- * Included by each instruction set's file after simd.h and these definitions:
+ * Each instruction set's file includes this after simd.h and these definitions:
  *   SID_ROWS, SID_GROUP, SID_KEY_BLOCK  the panels' layout, see attention.h
- *   SID_PAIR                    elements of a 32-bit word of an operand: 1 float32 or 2 bfloat16
- *   SID_MULTIPLY_ADD(c, a, b)   c + a * b per word; or, where SID_GROUP is not SID_PAIR, an own multiply(), see below
- *   SID_EXP2                    v_exp2 or v_exp2_short
- *   v_store_pair(p, x, y)   words of the bfloat16 values of x (low half) and y; for SID_PAIR == 2
- * Most functions take constants (columns: vectors of queries; dtype: as stored) and are inlined for each. */
+ *   SID_PAIR                            elements in a 32-bit word of an operand: 1 float32 or 2 bfloat16
+ *   SID_MULTIPLY_ADD(c, a, b)           c + a * b for each word; where SID_GROUP is not SID_PAIR the file has its own
+ *                                       multiply() instead, see below
+ *   SID_EXP2                            v_exp2 or v_exp2_short
+ *   v_store_pair(p, x, y)               stores the words of the bfloat16 values of x (low half) and y, if SID_PAIR is 2
+ * Most functions are inlined once for each of their constant arguments: columns, the vectors of queries, and dtype,
+ * that of the stored tensors. */
 #ifndef SID_CPU_ATTENTION_TMPL_H
 #define SID_CPU_ATTENTION_TMPL_H
 
@@ -19,7 +21,8 @@
 
 #define COLUMNS 3
 #define QUERY_TILE (COLUMNS * SID_LANES)
-#define TOKEN_STEP (SID_ROWS > SID_GROUP ? SID_ROWS : SID_GROUP) /* what packed keys and values are padded to */
+/* The numbers of packed keys and values are padded to multiples of this. */
+#define TOKEN_STEP (SID_ROWS > SID_GROUP ? SID_ROWS : SID_GROUP)
 
 #if SID_PAIR == 2
 typedef uint16_t element;
@@ -27,7 +30,7 @@ typedef uint16_t element;
 typedef float element;
 #endif
 
-/* A larger maximum is taken over only once it exceeds the old one by this much (in powers of 2): until then the
+/* A larger maximum is adopted only once it exceeds the old one by this much (in powers of 2). Until then the
  * probabilities grow beyond 1, which costs no accuracy, and nothing needs rescaling. */
 #define SLACK 8
 
@@ -40,7 +43,7 @@ typedef float element;
 #if SID_GROUP == SID_PAIR
 typedef float __attribute__((may_alias)) word;
 
-/* c[SID_ROWS][columns * SID_LANES] = (add ? c : 0) + panel * b[words][columns * SID_LANES] */
+/* Computes c[SID_ROWS][columns * SID_LANES] = (add ? c : 0) + panel * b[words][columns * SID_LANES]. */
 SIMD void multiply(float *c, const element *panel, const float *b, size_t words, int add, int columns) {
     const size_t width = (size_t)columns * SID_LANES;
     vec sum[SID_ROWS][COLUMNS];
@@ -59,7 +62,7 @@ SIMD void multiply(float *c, const element *panel, const float *b, size_t words,
 }
 #endif
 
-/* See sid_attention_isa; with constant strides and dtype where it pays. */
+/* The function sid_attention_isa.pack, inlined with constant strides and dtype where that pays. */
 SIMD void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row_stride, size_t depth_stride,
                       size_t rows, size_t depth) {
     for (size_t row = 0; row < rows; row += SID_ROWS)
@@ -73,7 +76,8 @@ SIMD void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row
                 }
 }
 
-/* The channels or pairs of channels of one query that fill a vector, as operand words; zeros from count channels on. */
+/* Loads the channels, or pairs of channels, of one query that fill a vector as operand words; those from `count` on
+ * are 0. */
 SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
 #if SID_PAIR == 2
     (void)dtype;
@@ -90,8 +94,8 @@ SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
 #endif
 }
 
-/* words[ceil(head_size / SID_GROUP) * SID_GROUP / SID_PAIR][columns * SID_LANES]: Q^T, negated where the scale is
- * negative. */
+/* Fills words[ceil(head_size / SID_GROUP) * SID_GROUP / SID_PAIR][columns * SID_LANES] with Q^T, negated where the
+ * scale is negative. */
 SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     const sid_attention *a = tile->attention;
     const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(a);
@@ -114,14 +118,15 @@ SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype d
     }
 }
 
-/* dst = O / total, transposed back. out has rows for a whole number of SID_LANES. */
+/* Stores dst = O / total, transposed back. `out` has rows for a whole number of SID_LANES. */
 SIMD void store_output(const float *out, const vec *total, const sid_attention_tile *tile, sid_dtype dtype,
                        int columns) {
     const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(tile->attention);
     char *dst = sid_head_row(tile->dst, tile->attention, tile->sample, tile->head, tile->first_query);
     for (size_t column = 0; column < (size_t)columns; column++) {
         vec zero = v_set(0), none = v_if_greater(total[column], zero, zero, v_set(1));
-        vec factor = v_div(v_set(1), v_add(total[column], none)); /* a query without keys: out is 0, the total too */
+        /* A query without keys has zeros in out and in total. */
+        vec factor = v_div(v_set(1), v_add(total[column], none));
         for (size_t channel = 0; channel < head_size; channel += SID_LANES) {
             size_t count = head_size - channel;
             vec r[SID_LANES];
@@ -142,15 +147,15 @@ SIMD void store_output(const float *out, const vec *total, const sid_attention_t
     }
 }
 
-/* What the online softmax knows of the queries, a lane each, in powers of 2: probabilities are relative to the largest
- * logit and not yet divided by their total. */
+/* The state of the online softmax, with a lane for each query, in powers of 2. Probabilities are relative to the
+ * largest logit and are divided by their total only at the end. */
 typedef struct {
     vec largest[COLUMNS], total[COLUMNS];
-    vec bias[COLUMNS]; /* of the current source's logits */
+    vec bias[COLUMNS]; /* added to the current source's logits */
 } softmax_state;
 
-/* Takes over the maxima of scores[keys][columns * SID_LANES]; rescales what was summed, out[channels][columns *
- * SID_LANES], where they are new. */
+/* Adopts the maxima of scores[keys][columns * SID_LANES]. Where they are new, what has been summed up in
+ * out[channels][columns * SID_LANES] is rescaled. */
 SIMD void raise_largest(softmax_state *state, const float *scores, size_t keys, float scale, float *out,
                         size_t channels, int columns) {
     const size_t width = (size_t)columns * SID_LANES;
@@ -171,8 +176,8 @@ SIMD void raise_largest(softmax_state *state, const float *scores, size_t keys, 
     }
 }
 
-/* Replaces scores[keys][columns * SID_LANES] by probabilities, as words of the second product's operand, zero-padded to
- * whole groups of keys; adds them to the total. */
+/* Replaces scores[keys][columns * SID_LANES] by probabilities, which become words of the second product's operand,
+ * zero-padded to whole groups of keys, and adds them to the total. */
 SIMD void exponentials(softmax_state *state, float *scores, size_t keys, float scale, int columns) {
     const size_t width = (size_t)columns * SID_LANES;
     const vec factor = v_set(scale);
@@ -204,7 +209,7 @@ SIMD void exponentials(softmax_state *state, float *scores, size_t keys, float s
     for (int v = 0; v < columns; v++) state->total[v] = total[v];
 }
 
-/* The sum of both biases of a source for each query. */
+/* Loads the sum of a source's bias and its query_bias for each query. */
 SIMD void load_bias(softmax_state *state, const sid_keys *source, const sid_attention_tile *tile, int columns) {
     float bias[QUERY_TILE];
     for (size_t q = 0; q < (size_t)columns * SID_LANES; q++) {
@@ -214,7 +219,7 @@ SIMD void load_bias(softmax_state *state, const sid_keys *source, const sid_atte
     for (int v = 0; v < columns; v++) state->bias[v] = v_mul(v_load(bias + v * SID_LANES), v_set(SID_LOG2E));
 }
 
-/* scores[keys][columns * SID_LANES] = scale * scores + the keys' biases, in powers of 2. */
+/* Computes scores[keys][columns * SID_LANES] = scale * scores + the keys' biases, in powers of 2. */
 SIMD void add_key_bias(float *scores, const float *bias, size_t keys, float scale, int columns) {
     for (size_t key = 0; key < keys; key++) {
         vec added = v_set(bias[key] * SID_LOG2E);
@@ -223,8 +228,8 @@ SIMD void add_key_bias(float *scores, const float *bias, size_t keys, float scal
     }
 }
 
-/* Causal attention: scores[keys][columns * SID_LANES] of keys from `token` on become -infinity for the queries before.
- */
+/* Causal attention: the scores[keys][columns * SID_LANES] of keys from `token` on become -infinity for earlier
+ * queries. */
 static void hide_later_keys(float *scores, size_t token, size_t keys, const sid_attention_tile *tile, size_t columns) {
     for (size_t key = 0; key < keys; key++)
         for (size_t q = 0; q < tile->query_count && tile->first_query + q < token + key; q++)
@@ -232,7 +237,7 @@ static void hide_later_keys(float *scores, size_t token, size_t keys, const sid_
 }
 
 typedef struct {
-    size_t query, score, out; /* offsets in floats; the size is end */
+    size_t query, score, out; /* offsets in floats; `end` is the size */
     size_t end;
 } tile_workspace;
 
@@ -283,7 +288,7 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     store_output(out, state.total, tile, dtype, columns);
 }
 
-/* What sid_attention_isa needs for one stored dtype: name_tile() and name_pack(). */
+/* Defines name_tile() and name_pack(), which sid_attention_isa needs for one stored dtype. */
 #define ATTENTION_TILE(name, dtype)                                                                        \
     SID_TARGET static void name##_tile(const sid_attention_tile *tile) {                                   \
         if (tile->query_count <= SID_LANES) attend(tile, dtype, 1);                                        \
@@ -296,7 +301,7 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
         else pack_panels(dst, src, dtype, row_stride, 1, rows, depth);                                     \
     }
 
-/* The entries of the kernel table: name() and name_scratch(). */
+/* Defines name() and name_scratch(), the entries of the kernel table. */
 #define ATTENTION_TABLE(name, tile, pack)                                                                    \
     static const sid_attention_isa name##_isa = {SID_ROWS,   SID_GROUP,      SID_KEY_BLOCK, sizeof(element), \
                                                  QUERY_TILE, workspace_size, tile,          pack};           \
@@ -311,7 +316,7 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     ATTENTION_TILE(name, dtype) \
     ATTENTION_TABLE(name, name##_tile, name##_pack)
 
-/* Puts them into the table. */
+/* Puts these two into the table. */
 #define FILL_ATTENTION(kernels, dtype, name)                  \
     do {                                                      \
         (kernels)->attention_scratch[dtype] = name##_scratch; \

@@ -1,5 +1,5 @@
-/* The kernels for AVX2 with FMA and F16C: attention and matrix products in float32; the rest is generic.c's,
- * compiled for these instructions. */
+/* The kernels for AVX2 with FMA and F16C: attention in float32, and the templates of generic.c compiled for these
+ * instructions. */
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-/* The kernels for AVX-512: attention in float32, from and to either dtype. */
+/* The kernels for AVX-512: attention that computes in float32 and reads and writes either dtype. */
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-/* The CPU's entry in the backend table: oneDNN for convolutions and products, own kernels for the rest. */
+/* The CPU's entry in the backend table: oneDNN does convolutions and products, own kernels do the rest. */
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "cpu/primitive.h"
 #include "cpu/team.h"
 
-static sid_isa forced_isa = SID_ISA_COUNT; /* SID_ISA_COUNT: the best */
+static sid_isa forced_isa = SID_ISA_COUNT; /* SID_ISA_COUNT stands for the best */
 
 static sid_isa isa_in_use(void) {
     sid_isa best = sid_cpu_isa();
@@ -50,7 +50,7 @@ static void *row_of(const sid_tensor *t, size_t row) {
     return (char *)t->data + row * t->stride * sid_dtype_size(t->dtype);
 }
 
-/* From that row on; y may be NULL. */
+/* The combination of dst, x and y, which may be NULL, from that row on. */
 static sid_combination combination_of(const sid_tensor *dst, float a, const sid_tensor *x, float b, const sid_tensor *y,
                                       size_t row) {
     sid_combination c = {.dst = row_of(dst, row), .x = row_of(x, row), .a = a, .b = b};
@@ -100,7 +100,7 @@ static int cpu_to_planes(sid_exec *exec, sid_planes *planes, const sid_tensor *s
     return SID_OK;
 }
 
-/* The CPU has done what it was asked for when a call returns. */
+/* When a call returns, the CPU has done what was asked for, so a run has nothing to begin, end or wait for. */
 static int cpu_begin(sid_exec *exec, uint64_t key) {
     (void)exec, (void)key;
     return SID_OK;
@@ -128,7 +128,7 @@ int sid_cpu_open(sid_backend **backend, sid_dtype dtype, int threads) {
     *backend = NULL;
     if (dtype == SID_F16)
         return sid_fail(SID_EVALUE, "dtype: float16 is computed on GPUs only; use float32 or bfloat16");
-    if (dtype == SID_BF16 && isa_in_use() < SID_ISA_AVX512) /* oneDNN has no such products */
+    if (dtype == SID_BF16 && isa_in_use() < SID_ISA_AVX512) /* oneDNN has no products of bfloat16 there */
         return sid_fail(SID_EVALUE, "dtype: bfloat16 needs AVX-512, and this CPU has or uses %s; use float32",
                         sid_isa_name(isa_in_use()));
     SID_TRY(sid_team_open());

@@ -1,4 +1,4 @@
-/* The backend's convolutions. How each is computed is chosen for its usual size when it is opened. */
+/* The backend's convolutions. When a convolution is opened, its algorithm is chosen for the usual size. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,21 +10,21 @@
 #define PHASES 4
 
 /* A convolution of a doubled input is four 2x2 convolutions of the input itself, one for each parity of the output's
- * row and column: 4/9 of the multiplications, and no doubled input. */
+ * row and column. That takes 4/9 of the multiplications and no doubled input. */
 typedef struct {
     sid_conv base;
-    sid_direct *parts[PHASES]; /* one, or one per parity (2 * row + column) */
-    sid_winograd *winograd;    /* instead of parts where it is faster */
+    sid_direct *parts[PHASES]; /* either one, or one for each parity (2 * row + column) */
+    sid_winograd *winograd;    /* used instead of parts where it is faster */
 } cpu_conv;
 
-/* One dimension's three taps on the doubled input as two taps on the input. Even outputs see the pixel before and
- * their own twice, odd ones their own twice and the one after. */
+/* Turns one dimension's three taps on the doubled input into two taps on the input. Even outputs see the preceding
+ * pixel once and their own twice; odd ones see their own twice and the following one once. */
 static void fold_taps(float *two, size_t two_step, const float *three, size_t three_step, int odd) {
     two[0] = odd ? three[0] + three[three_step] : three[0];
     two[two_step] = odd ? three[2 * three_step] : three[three_step] + three[2 * three_step];
 }
 
-/* weights (out, in, 3, 3) -> (out, in, 2, 2) of one parity. */
+/* Folds weights (out, in, 3, 3) to (out, in, 2, 2) for one parity. */
 static void fold_weights(float *folded, const float *weights, size_t count, int odd_row, int odd_column) {
     for (size_t i = 0; i < count; i++, folded += 4, weights += 9) {
         float rows[2][3];
@@ -93,7 +93,7 @@ void sid_cpu_conv_close(sid_conv **conv) {
     *conv = NULL;
 }
 
-/* The pixels of src become those of dst (twice its height and width) with the given parity. */
+/* Copies the pixels of src to those of dst, which is twice as high and wide, with the given parity. */
 static void scatter(sid_tensor *dst, const sid_tensor *src, size_t parity, int threads) {
     size_t pixel = src->c * sid_dtype_size(src->dtype), rows = src->n * src->h;
     const char *from = src->data;

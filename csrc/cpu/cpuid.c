@@ -10,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Linux hands out the tiles' large register state on request only; once granted, it holds for the process. */
+/* Linux grants the large register state of the tiles on request only; once granted, it holds for the process. */
 static int tiles_permitted(void) {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
@@ -19,7 +19,7 @@ static int tiles_permitted(void) {
 static int tiles_permitted(void) { return 0; }
 #endif
 
-/* The register states that the operating system saves, a bit each. */
+/* Returns the register states that the operating system saves, one bit for each. */
 static unsigned saved_states(void) {
     unsigned low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

@@ -1,4 +1,5 @@
-/* A convolution as oneDNN computes it: NHWC in and out, weights in the layout of the usual shape. */
+/* A convolution by oneDNN: the input and output are NHWC, and the weights have the layout that suits the usual
+ * shape. */
 #include <stdlib.h>
 
 #include "core/err.h"
@@ -16,15 +17,15 @@ void sid_direct_close(sid_direct **direct) {
     *direct = NULL;
 }
 
-/* One shape's convolution. */
+/* A convolution of one shape. */
 typedef struct {
     sid_direct *direct;
     const sid_tensor *dst, *src;
     const sid_post *post;
-    const sid_weight *weight; /* to be packed; NULL at a run */
+    const sid_weight *weight; /* what pack() packs; NULL at a run */
 } request;
 
-/* Its layouts. */
+/* The layouts of a request's tensors. */
 typedef struct {
     dnnl_memory_desc_t src, dst, weights, bias;
 } layouts;

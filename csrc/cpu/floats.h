@@ -1,5 +1,5 @@
-/* Runs of elements as float32, whatever they are stored in; plain C that compilers turn into vectors.
- * The including file defines SID_TARGET, empty or an attribute that picks the instruction set. */
+/* Reads and writes runs of elements of any stored dtype as float32, in plain C that compilers vectorize. The
+ * including file defines SID_TARGET: empty, or an attribute that selects the instruction set. */
 #ifndef SID_CPU_FLOATS_H
 #define SID_CPU_FLOATS_H
 
@@ -8,9 +8,10 @@
 
 #define INLINE SID_TARGET static inline __attribute__((always_inline))
 
-#define CHUNK 2048 /* elements converted at a time: most rows at once, and small beside the first cache */
+/* The elements converted at a time: most rows fit, and the buffer is small beside the first-level cache. */
+#define CHUNK 2048
 
-/* src[first .. first + count), count <= CHUNK: where they are, or converted in the buffer. */
+/* Returns src[first .. first + count), count <= CHUNK, as float32: in place, or converted to the buffer. */
 SID_TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype dtype, size_t first,
                                            size_t count) {
     if (dtype == SID_F32) return (const float *)src + first;
@@ -25,7 +26,7 @@ SID_TARGET static const float *read_floats(float *buffer, const void *src, sid_d
     return buffer;
 }
 
-/* Where to compute dst[first .. first + count) before write_floats(): in place, or in the buffer. */
+/* Returns where to compute dst[first .. first + count) before write_floats(): in place, or in the buffer. */
 INLINE float *floats_of(float *buffer, void *dst, sid_dtype dtype, size_t first) {
     return dtype == SID_F32 ? (float *)dst + first : buffer;
 }

@@ -1,4 +1,4 @@
-/* Every kernel in plain C: what the others must agree with, and all there is on other processors. */
+/* Every kernel in plain C. The others have to agree with these, which are all that other processors have. */
 #define SID_TARGET
 #define SID_MATMUL_ROWS 2
 #include "cpu/attention.h"
@@ -6,28 +6,28 @@
 #include "cpu/pointwise_tmpl.h"
 #include "cpu/winograd_tmpl.h"
 
-WINOGRAD(bf16, SID_BF16) /* used where products of bfloat16 are fast, by kernels that are tested against this */
+WINOGRAD(bf16, SID_BF16) /* the reference for the kernels of processors that multiply bfloat16 fast */
 
 #include "cpu/matmul_tmpl.h"
 
 #include <float.h>
 
-#define QUERY_BLOCK 32 /* queries of a thread's turn */
+#define QUERY_BLOCK 32 /* queries that a thread takes at a time */
 #define SID_KEY_BLOCK 64
 
-/* The scratch: an accumulator [head_size] per thread. */
+/* The scratch is an accumulator [head_size] for each thread. */
 static size_t attention_scratch(const sid_attention *a, int threads) {
     return (size_t)threads * sid_head_size(a) * sizeof(float);
 }
 
-/* One query of one head on its way through the keys: out [head_size] and total are relative to exp(largest). */
+/* One query of one head on its way through the keys. out [head_size] and total are relative to exp(largest). */
 typedef struct {
     const sid_attention *attention;
     size_t sample, head, query;
     float *out, largest, total;
 } running;
 
-/* Takes keys token .. token + keys - 1 of a source, at most SID_KEY_BLOCK, into the online softmax. */
+/* Adds the keys token .. token + keys - 1 of a source, at most SID_KEY_BLOCK of them, to the online softmax. */
 INLINE void attend_block(running *r, const sid_keys *source, size_t token, size_t keys, sid_dtype dtype) {
     const sid_attention *a = r->attention;
     const size_t size = sid_head_size(a), k_stride = source->k.stride, v_stride = source->v.stride;
@@ -55,7 +55,7 @@ INLINE void attend_block(running *r, const sid_keys *source, size_t token, size_
     }
 }
 
-/* Inlined for either dtype. */
+/* This is inlined for either dtype. */
 INLINE void attend(running *r, const sid_tensor *dst, sid_dtype dtype) {
     const sid_attention *a = r->attention;
     const size_t size = sid_head_size(a);

@@ -1,5 +1,5 @@
-/* Matrix products, rows of tokens times packed weights, on the CPU's own kernel or on oneDNN; source and destination
- * may be slices of channels. */
+/* Matrix products of rows of tokens and packed weights, by the CPU's own kernel or by oneDNN. The source and the
+ * destination may be slices of channels. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,16 +21,16 @@ void sid_cpu_linear_close(sid_linear **linear) {
     *linear = NULL;
 }
 
-/* One shape's product. */
+/* A product of one shape. */
 typedef struct {
     cpu_linear *linear;
     const sid_tensor *dst, *src;
     const sid_post *post;
     size_t parts;
-    const sid_weight *const *weights; /* to be packed; NULL at a run */
+    const sid_weight *const *weights; /* what pack() packs; NULL at a run */
 } request;
 
-/* Its layouts. */
+/* The layouts of a request's tensors. */
 typedef struct {
     dnnl_memory_desc_t src, dst, weights, bias, factor, residual;
 } layouts;
@@ -160,7 +160,7 @@ static int run_onednn(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cp
     return sid_primitive_run(exec, primitive, arguments, count);
 }
 
-/* In place, on what has been rounded to the dtype. */
+/* Works in place, on values that have been rounded to the dtype. */
 static void silu(sid_tensor *t, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (size_t row = 0; row < sid_rows(t); row++)

@@ -1,9 +1,9 @@
-/* Matrix products in float32 whose every element is summed in one order, whatever the threads, the batch or the place
- * in it.
+/* Matrix products in float32. Every element is summed in one order, whatever the threads, the batch or its place in it.
  *
- * Rows of src times packed panels of PANEL columns, in blocks that stay in the caches: a tile of SID_MATMUL_ROWS x
- * PANEL sums in registers runs through BLOCK_DEPTH elements, with the panel's part in the first cache. Included by each
- * instruction set's file, which defines SID_TARGET, SID_MATMUL_ROWS, and SID_LANES where it has included simd.h. */
+ * Rows of src are multiplied by packed panels of PANEL columns, in blocks that stay in the caches. A tile of
+ * SID_MATMUL_ROWS x PANEL sums in registers runs through BLOCK_DEPTH elements, for which the panel's part stays in
+ * the first-level cache. Each instruction set's file includes this and defines SID_TARGET and SID_MATMUL_ROWS, and
+ * SID_LANES where it has included simd.h. */
 #ifndef SID_CPU_MATMUL_TMPL_H
 #define SID_CPU_MATMUL_TMPL_H
 
@@ -17,7 +17,7 @@
 #define BLOCK_COLUMNS 128
 #define BLOCK_DEPTH 320
 
-#ifndef SID_LANES /* what every compiler makes of four floats */
+#ifndef SID_LANES /* vectors of four floats, which every compiler supports */
 #define SID_LANES 4
 typedef float vec __attribute__((vector_size(16)));
 INLINE vec v_set(float x) { return (vec){x, x, x, x}; }
@@ -27,8 +27,8 @@ INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; }
 #endif
 #define VECTORS (PANEL / SID_LANES)
 
-/* sums (rows x PANEL, BLOCK_COLUMNS apart) = [sums +] a (rows x depth) b (depth x PANEL). Inlined for each number of
- * rows. */
+/* Computes sums (rows x PANEL, BLOCK_COLUMNS apart) = [sums +] a (rows x depth) b (depth x PANEL). This is inlined
+ * for each number of rows. */
 INLINE void multiply_rows(float *sums, const float *a, size_t a_stride, const float *b, size_t depth, int add,
                           const size_t rows) {
     vec acc[SID_MATMUL_ROWS][VECTORS], of_b[VECTORS];
@@ -78,8 +78,8 @@ SID_TARGET static void multiply_tile(float *sums, const float *a, size_t a_strid
     }
 }
 
-/* x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)), erfc as Abramowitz and Stegun approximate it
- * in 7.1.26: 1.5e-7 beside it. Without branches, which compilers could not turn into vectors. */
+/* Returns x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)). erfc is approximated as in Abramowitz and Stegun
+ * 7.1.26, with an error of at most 1.5e-7. There are no branches, because compilers could not vectorize them. */
 INLINE float gelu_erf(float x) {
     float size = __builtin_fabsf(x), z = size * 0.70710678f, t = 1 / FMA(z, 0.3275911f, 1);
     float poly = FMA(t, 1.061405429f, -1.453152027f);
@@ -90,7 +90,7 @@ INLINE float gelu_erf(float x) {
     return (x > 0 ? x : 0) - rest;
 }
 
-/* dst = activation(sums + bias) * factor + residual: count <= BLOCK_COLUMNS elements of one row. */
+/* Computes dst = activation(sums + bias) * factor + residual for count <= BLOCK_COLUMNS elements of one row. */
 SID_TARGET static void finish_row(float *dst, float *sums, const float *bias, sid_activation activation,
                                   const float *factor, const float *residual, size_t count) {
     if (bias)
@@ -113,7 +113,7 @@ SID_TARGET static void finish_row(float *dst, float *sums, const float *bias, si
 
 static size_t at_most(size_t count, size_t most) { return count < most ? count : most; }
 
-/* Rows row .. and columns column .. of one product: a block. */
+/* Computes the block of one product that begins at the given row and column. */
 SID_TARGET static void multiply_block(const sid_matmul *p, size_t row, size_t column) {
     float sums[BLOCK_ROWS * BLOCK_COLUMNS] __attribute__((aligned(64)));
     size_t rows = at_most(p->rows - row, BLOCK_ROWS), columns = at_most(p->out - column, BLOCK_COLUMNS);
@@ -135,7 +135,7 @@ static void matmul(const sid_matmul *products, size_t count, int threads) {
     size_t row_blocks = (products->rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     size_t blocks = row_blocks * ((products->out + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (size_t i = 0; i < count * blocks; i++) /* neighbours share their weights */
+    for (size_t i = 0; i < count * blocks; i++) /* neighbouring blocks share their weights */
         multiply_block(&products[i / blocks], i % blocks % row_blocks * BLOCK_ROWS,
                        i % blocks / row_blocks * BLOCK_COLUMNS);
 }

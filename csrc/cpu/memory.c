@@ -1,4 +1,4 @@
-/* The CPU's memory is the host's: blocks of it, and what moves numbers between and within them. */
+/* The CPU's memory is the host's: this takes and gives back blocks of it, and moves numbers between and within them. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -8,12 +8,13 @@
 
 #define LEAST_MAPPED ((size_t)1 << 20)
 
-/* In front of every block, in SID_ALIGN bytes of its own. */
+/* What precedes every block, in SID_ALIGN bytes of its own. */
 typedef struct {
-    size_t mapped; /* bytes with the header; 0: from malloc */
+    size_t mapped; /* bytes including the header; 0 if they are from malloc */
 } header;
 
-/* Large blocks are mapped rather than malloc()ed: they go back to the system when given, and can have huge pages. */
+/* Large blocks are mapped rather than allocated by malloc(): they return to the system when they are given back, and
+ * can have huge pages. */
 static void *map(size_t size) {
     void *start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) return NULL;
@@ -77,7 +78,7 @@ int sid_cpu_mix(sid_exec *exec, float *z, const float *p, size_t count, double u
     return SID_OK;
 }
 
-/* Where row `row` of a window of a plane begins. */
+/* Returns the index at which a row of the window begins in the given plane. */
 static size_t window_row(const sid_window *w, size_t plane, size_t row) {
     return (plane * w->height + w->top + row) * w->width + w->left;
 }

@@ -1,4 +1,4 @@
-/* Group and layer normalisation. Included by each instruction set's file, which defines SID_TARGET. */
+/* Group and layer normalization. Each instruction set's file includes this and defines SID_TARGET. */
 #ifndef SID_CPU_NORM_TMPL_H
 #define SID_CPU_NORM_TMPL_H
 
@@ -8,22 +8,24 @@
 #include <math.h>
 #include <omp.h>
 
-/* Group norm reads its input twice: for the statistics, then to apply them. The statistics are taken by blocks of
- * pixels, whose size never depends on the threads: within a block in float32 as differences from the block's first
- * pixel, so that a large mean cancels nothing; across blocks in float64 by Chan's formula. */
+/* Group norm reads its input twice: for the statistics, then to apply them. The statistics are computed for blocks
+ * of pixels, whose size never depends on the threads. Within a block they are float32 sums of differences from the
+ * block's first pixel, so that a large mean causes no cancellation; across blocks they are merged in float64 by
+ * Chan's formula. */
 #define BLOCK 64
 
+/* The statistics of one group's values in one block. */
 typedef struct {
-    double mean, squares; /* of the values of one group in one block; squares: of their differences from the mean */
+    double mean, squares; /* squares: the sum of the squared differences from the mean */
 } spread;
 
-/* What one call works with, and its scratch. */
+/* The sizes and the scratch of one call. */
 typedef struct {
     size_t pixels, blocks, channels;
     size_t spread_count;      /* n * blocks * groups */
     size_t coefficient_count; /* n * 2 * channels: factor and offset */
     size_t sum_count;         /* 3 * channels for each thread */
-    const float *add;         /* NULL, or sample n's at n * add_step */
+    const float *add;         /* NULL, or sample n's values at n * add_step */
     size_t add_step;
     spread *spreads;
     float *coefficients, *sums;
@@ -39,7 +41,8 @@ static group_norm_plan plan_group_norm(const sid_group_norm *norm, int threads) 
     return p;
 }
 
-/* pivot[c]: the first pixel; sum[c], squares[c]: of the pixels' differences from it. src: its channels 0 .. c - 1. */
+/* Stores the first pixel in pivot[c], and the sums of the pixels' differences from it and of their squares in sum[c]
+ * and squares[c], for channels 0 .. c - 1 of src. */
 SID_TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t stride, size_t pixels, size_t c,
                                   float *pivot, float *sum, float *squares) {
     float buffer[CHUNK];
@@ -62,7 +65,7 @@ SID_TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t strid
         }
 }
 
-/* The channels' sums of one block become the groups' spreads. */
+/* Turns the channels' sums in one block into the groups' spreads. */
 SID_TARGET static void spread_groups(spread *spreads, size_t groups, size_t channels, size_t pixels, const float *add,
                                      const float *pivot, const float *sum, const float *squares) {
     size_t size = channels / groups;
@@ -79,7 +82,7 @@ SID_TARGET static void spread_groups(spread *spreads, size_t groups, size_t chan
     }
 }
 
-/* factor[c], offset[c] of one group: what the norm does is x * factor + offset. */
+/* Computes factor[c] and offset[c] for one group: the norm is x * factor + offset. */
 SID_TARGET static void group_coefficients(const group_norm_plan *p, const sid_group_norm *norm, size_t n, size_t g) {
     size_t size = p->channels / norm->groups;
     double count = 0, mean = 0, squares = 0;
@@ -165,7 +168,7 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
 SID_TARGET static void normalize_row(void *dst, const void *src, sid_dtype dtype, size_t c, const float *scale,
                                      const float *shift, float eps) {
     float in[CHUNK], out[CHUNK];
-    const float *row = c <= CHUNK ? read_floats(in, src, dtype, 0, c) : NULL; /* converted once if it fits */
+    const float *row = c <= CHUNK ? read_floats(in, src, dtype, 0, c) : NULL; /* converted only once if it fits */
     float sum = 0, squares = 0;
     for (size_t first = 0; first < c; first += CHUNK) {
         size_t count = c - first < CHUNK ? c - first : CHUNK;

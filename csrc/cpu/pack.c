@@ -1,4 +1,4 @@
-/* Weights on their way from a model's files into the memory that the products read. */
+/* Converts and packs weights from a model's files into the memory that the products read. */
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -9,7 +9,7 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 #define STRETCH ((size_t)1 << 13) /* numbers that a thread converts at a time */
 
-/* Large blocks begin at a huge page, so that the weights that every evaluation reads take few TLB entries. */
+/* Large blocks begin at a huge page, so that the weights, which every evaluation reads, take few TLB entries. */
 static void *take_block(size_t size) {
     size_t unit = size >= HUGE_PAGE ? HUGE_PAGE : SID_ALIGN;
     size_t padded = (size + SID_ALIGN - 1) / SID_ALIGN * SID_ALIGN;
@@ -26,7 +26,7 @@ int sid_take_packed(sid_cpu *cpu, void **data, size_t size) {
     return SID_OK;
 }
 
-/* Converts and checks a stretch at a time, while it is in the cache. -> whether all numbers fit the dtype */
+/* Converts and checks a stretch at a time, while it is in the cache. Returns whether all numbers fit the dtype. */
 static int convert(const sid_cpu *cpu, char *dst, sid_dtype dtype, const char *src, sid_dtype stored, size_t count) {
     const size_t size = sid_dtype_size(stored), out = sid_dtype_size(dtype);
     int fit = 1;
@@ -42,7 +42,7 @@ static int convert(const sid_cpu *cpu, char *dst, sid_dtype dtype, const char *s
 static int stack_rows(const sid_cpu *cpu, char *dst, sid_dtype dtype, const sid_weight *weight) {
     size_t rows = weight->shape[0], columns = sid_weight_count(weight) / rows;
     size_t size = sid_dtype_size(weight->dtype), out = sid_dtype_size(dtype);
-    if (columns == weight->stride) columns *= rows, rows = 1; /* dense */
+    if (columns == weight->stride) columns *= rows, rows = 1; /* the rows are dense */
     int fit = 1;
     for (size_t row = 0; row < rows; row++)
         fit &= convert(cpu, dst + row * columns * out, dtype, (const char *)weight->data + row * weight->stride * size,
@@ -73,7 +73,7 @@ int sid_stack(const sid_cpu *cpu, void **stacked, sid_dtype dtype, size_t parts,
     return status;
 }
 
-/* to [panels][in][SID_MATMUL_PANEL] from rows (out, in). */
+/* Fills to [panels][in][SID_MATMUL_PANEL] from rows (out, in). */
 static void fill_panels(float *to, const float *rows, size_t in, size_t out, int threads) {
     const size_t width = SID_MATMUL_PANEL, panels = (out + width - 1) / width;
 #pragma omp parallel for num_threads(threads)

@@ -1,4 +1,4 @@
-/* The passes that only move or scale elements. Included by each instruction set's file, which defines SID_TARGET. */
+/* The passes that only move or scale elements. Each instruction set's file includes this and defines SID_TARGET. */
 #ifndef SID_CPU_POINTWISE_TMPL_H
 #define SID_CPU_POINTWISE_TMPL_H
 
@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-#define SPAN (4 * CHUNK) /* elements of a thread's turn */
+#define SPAN (4 * CHUNK) /* elements that a thread takes at a time */
 
 SID_TARGET static void combine_span(const sid_combination *c, size_t begin, size_t end) {
     const float a = c->a, b = c->b;

@@ -8,7 +8,8 @@
 #include "cpu/team.h"
 
 #define MAX_ARGUMENTS 8
-#define MOST_SHAPES 16 /* of a layer: more than most runs have, and few beside those of images of every size */
+/* How many shapes a layer keeps: more than most runs use, and few where images of every size come. */
+#define MOST_SHAPES 16
 
 int sid_dnnl_fail(const char *what, dnnl_status_t status) {
     const char *why = status == dnnl_out_of_memory       ? "out of memory"
@@ -48,7 +49,7 @@ int sid_attributes_open(dnnl_primitive_attr_t *attributes, const sid_post *post,
     return status;
 }
 
-/* The one of that key and team, which is now the first of the list; NULL if there is none. */
+/* Returns the primitive of that key and team, which becomes the first of the list; NULL if there is none. */
 static sid_primitive *find(sid_primitive **list, const size_t *key, int team) {
     for (sid_primitive **link = list; *link; link = &(*link)->next) {
         sid_primitive *p = *link;
@@ -60,7 +61,7 @@ static sid_primitive *find(sid_primitive **list, const size_t *key, int team) {
     return NULL;
 }
 
-/* Whether oneDNN has nothing better for this than its reference code, a hundred times slower. */
+/* Whether oneDNN has nothing better for this than its reference code, which is a hundred times slower. */
 static int is_reference(const_dnnl_primitive_desc_t description) {
     const char *name = "";
     dnnl_primitive_desc_query(description, dnnl_query_impl_info_str, 0, &name);
@@ -77,7 +78,7 @@ static void primitives_close(sid_primitive **list) {
     *list = NULL;
 }
 
-/* Drops those used longest ago beyond the number that is kept; never the first. */
+/* Drops the least recently used primitives beyond the number that is kept, but never the first. */
 static void trim(sid_primitive **list) {
     for (size_t count = 0; *list;) {
         sid_primitive *p = *list;
@@ -91,7 +92,7 @@ static void trim(sid_primitive **list) {
     }
 }
 
-/* Within a team of that size. Takes the description over, also when it fails. */
+/* Creates a primitive within a team of that size. It owns the description, even if it fails. */
 static int add(sid_primitive **list, const size_t *key, int team, dnnl_primitive_desc_t description,
                sid_primitive **primitive) {
     sid_primitive *p = calloc(1, sizeof *p);
@@ -158,7 +159,7 @@ int sid_primitive_run(sid_exec *exec, sid_primitive *primitive, const sid_argume
     return status;
 }
 
-/* Within a team: dst = src in another layout. */
+/* Computes dst = src in another layout, within a team. */
 static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, void *src,
                    const_dnnl_memory_desc_t src_layout) {
     dnnl_primitive_desc_t description = NULL;
@@ -181,8 +182,8 @@ static int reorder(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout,
     return status;
 }
 
-/* dst = src from one packed layout to another, by way of dense rows, between which and packed ones oneDNN has fast
- * code. */
+/* Computes dst = src from one packed layout to another by way of dense rows, because oneDNN has fast code from and
+ * to these. */
 static int repack(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, void *src,
                   const_dnnl_memory_desc_t src_layout) {
     int rank = 0;
@@ -201,7 +202,7 @@ static int repack(sid_cpu *cpu, void *dst, const_dnnl_memory_desc_t dst_layout, 
     return status;
 }
 
-/* The memory and layout of weights to come. */
+/* Takes the memory and copies the layout of weights that are to be packed. */
 static int take_packed(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout) {
     SID_TRY(sid_take_packed(cpu, &packed->data, dnnl_memory_desc_get_size(layout)));
     return dnnl_memory_desc_clone(&packed->layout, layout) == dnnl_success ? SID_OK
@@ -221,7 +222,7 @@ static void packed_close(sid_packed *packed) {
     *packed = (sid_packed){0};
 }
 
-/* *data: the weights in the given layout, made from the first one's at its first use. */
+/* Sets *data to the weights in the given layout, which are made from the first copy when they are first needed. */
 static int packed_in(sid_cpu *cpu, sid_packed *packed, const_dnnl_memory_desc_t layout, void **data) {
     sid_packed *p = packed;
     while (p && !dnnl_memory_desc_equal(p->layout, layout)) p = p->next;
@@ -266,8 +267,8 @@ int sid_product_pack(sid_product *product, const sid_recipe *recipe) {
     return status;
 }
 
-/* With the lock held, within a team: a new primitive that multiplies with the weights as they are packed, or else with
- * a copy. */
+/* Makes a primitive that multiplies by the weights as they are packed, or else by a copy in another layout. The lock
+ * is held, and the thread is within a team. */
 static int make(sid_product *product, const size_t *key, int team, const sid_recipe *recipe,
                 sid_primitive **primitive) {
     sid_packed *packed = &product->packed;

@@ -1,5 +1,5 @@
-/* Vectors of float32 for the attention kernels. The including file defines SID_LANES (8: AVX2 with FMA and F16C, or
- * 16: AVX-512 F, BW, DQ, VL) and SID_TARGET, the attribute that every function here and there carries. */
+/* Vectors of float32 for the attention kernels. The including file defines SID_LANES (8 for AVX2 with FMA and F16C,
+ * 16 for AVX-512 F, BW, DQ and VL) and SID_TARGET, the attribute that every function here and there has. */
 #ifndef SID_CPU_SIMD_H
 #define SID_CPU_SIMD_H
 
@@ -24,26 +24,28 @@ SIMD vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
 SIMD vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
 SIMD vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); }
 SIMD vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
-/* Per lane: a > b ? x : y. */
+/* For each lane: a > b ? x : y. */
 SIMD vec v_if_greater(vec a, vec b, vec x, vec y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
 }
 SIMD int v_any_greater(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 
-/* x = whole + f: splits it and joins whole with 2^f; -infinity gives 0 and 0 again. */
+/* x is split into a whole number and a fraction f, then 2^f is scaled by 2^whole; -infinity has the fraction 0 and
+ * the power 0. */
 SIMD vec v_fraction(vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 SIMD vec v_times_power(vec p, vec x) { return _mm512_scalef_ps(p, x); }
 
 /* Transposes the 16 x 16 matrix whose rows are r[0] .. r[15]. */
 SIMD void v_transpose(vec r[16]) {
     vec t[16];
-    for (int i = 0; i < 16; i += 4) { /* each quarter of t[i + j]: element j of four rows, for its own columns */
+    /* Each quarter of t[i + j] gets element j of four rows, for the columns of that quarter. */
+    for (int i = 0; i < 16; i += 4) {
         vec a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
         vec c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
         t[i] = _mm512_shuffle_ps(a, c, 0x44), t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
         t[i + 2] = _mm512_shuffle_ps(b, d, 0x44), t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
     }
-    for (int j = 0; j < 4; j++) { /* then the 4 x 4 quarters */
+    for (int j = 0; j < 4; j++) { /* transposes the 4 x 4 quarters */
         vec a = _mm512_shuffle_f32x4(t[j], t[4 + j], 0x88), b = _mm512_shuffle_f32x4(t[j], t[4 + j], 0xdd);
         vec c = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0x88), d = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0xdd);
         r[j] = _mm512_shuffle_f32x4(a, c, 0x88), r[8 + j] = _mm512_shuffle_f32x4(a, c, 0xdd);
@@ -51,7 +53,7 @@ SIMD void v_transpose(vec r[16]) {
     }
 }
 
-/* The first count elements, count < SID_LANES; what a load misses is 0. */
+/* These load and store the first count < SID_LANES elements; the remaining lanes of a load are 0. */
 SIMD vec v_load_part(const float *p, size_t count) { return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p); }
 SIMD void v_store_part(float *p, vec x, size_t count) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), x); }
 
@@ -60,7 +62,7 @@ SIMD vec v_from_bf16(const uint16_t *p) { return v_widen(_mm256_loadu_si256((con
 SIMD vec v_from_bf16_part(const uint16_t *p, size_t count) {
     return v_widen(_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), p));
 }
-/* Round to nearest, ties to even. */
+/* Rounds to nearest, ties to even. */
 SIMD __m256i v_bf16(vec x) {
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -150,7 +152,7 @@ SIMD void v_to_bf16_part(uint16_t *p, vec x, size_t count) {
 
 #endif
 
-/* 2^x for x below 127; 0 for -infinity. */
+/* Returns 2^x for x below 127, and 0 for -infinity. */
 SIMD vec v_exp2(vec x) {
     vec f = v_fraction(x);
     vec p = v_fma(f, v_set(SID_EXP2_C5), v_set(SID_EXP2_C4));
@@ -160,7 +162,7 @@ SIMD vec v_exp2(vec x) {
     return v_times_power(v_fma(f, p, v_set(1)), x);
 }
 
-/* The same to a relative error of 9e-5, for results that are rounded to bfloat16. */
+/* Returns the same to a relative error of 9e-5, for results that are rounded to bfloat16. */
 SIMD vec v_exp2_short(vec x) {
     vec f = v_fraction(x);
     vec p = v_fma(f, v_set(SID_EXP2_SHORT_C3), v_set(SID_EXP2_SHORT_C2));

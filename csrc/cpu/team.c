@@ -6,7 +6,7 @@
 #include "core/err.h"
 
 int sid_team_size(int threads) {
-    /* Within a parallel region oneDNN itself counts on one thread, also where OpenMP would nest. */
+    /* Within a parallel region oneDNN itself counts on one thread, even where OpenMP would nest. */
     if (omp_in_parallel() || omp_get_max_active_levels() < 1) return 1;
     int limit = omp_get_thread_limit();
     return threads < limit ? threads : limit;
@@ -24,8 +24,8 @@ void sid_team_leave(const sid_team *before) {
     omp_set_dynamic(before->dynamic);
 }
 
-/* A thread's team waits for its next region. In the child of a fork the thread would wait for a team that is not there;
- * without one, parent and child make a new one. */
+/* A thread's team waits for its next parallel region. In the child of a fork, the thread would wait for a team that
+ * does not exist there; without one, parent and child each make a new one. */
 static void end_team(void) { omp_pause_resource_all(omp_pause_soft); }
 
 static int failure;

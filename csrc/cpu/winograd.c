@@ -8,25 +8,26 @@
 #define CHANNEL_MULTIPLE 16
 #define BLOCK CHANNEL_MULTIPLE
 #define LEAST_CHANNELS 64
-/* Below, the larger weights cost more to read than the multiplications saved: the most where the maps are bfloat16 and
- * the tiles float32, whose products are half as fast; the least where the tiles are bfloat16 too. */
+/* For fewer pixels, reading the larger weights costs more than the saved multiplications. The limit is highest where
+ * the maps are bfloat16 and the tiles float32, whose products are half as fast, and lowest where the tiles are
+ * bfloat16 too. */
 #define LEAST_PIXELS_F32 1024
 #define LEAST_PIXELS_MIXED 4096
 #define LEAST_PIXELS_BF16 256
-#define CHUNK_BYTES ((size_t)8 << 20) /* of transformed tiles at a time, so that they stay in the cache */
+#define CHUNK_BYTES ((size_t)8 << 20) /* of transformed tiles processed at a time, so that they stay in the cache */
 #define CHUNK_MULTIPLE 64             /* tiles */
 
 struct sid_winograd {
     sid_product product;
     size_t in, out;
-    sid_dtype dtype; /* of the transformed tiles and weights */
+    sid_dtype dtype; /* that of the transformed tiles and weights */
 };
 
-/* Rows and columns of an input tile, and the elements that it has transformed. */
+/* The rows and columns of an input tile, and the number of elements that it has when transformed. */
 static size_t input_of(const sid_winograd *w) { return sid_winograd_side(w->dtype) + 2; }
 static size_t elements_of(const sid_winograd *w) { return input_of(w) * input_of(w); }
 
-/* What tiles are transformed to. */
+/* Returns the dtype that tiles are transformed to. */
 static sid_dtype tile_dtype(const sid_cpu *cpu) {
     return cpu->base.dtype == SID_BF16 && cpu->kernels.isa == SID_ISA_AVX512_BF16 ? SID_BF16 : SID_F32;
 }
@@ -34,7 +35,7 @@ static sid_dtype tile_dtype(const sid_cpu *cpu) {
 int sid_winograd_suits(const sid_cpu *cpu, const sid_conv_shape *s) {
     const sid_dtype dtype = cpu->base.dtype;
     if (dtype == SID_BF16 && cpu->kernels.isa >= SID_ISA_AMX)
-        return 0; /* direct products are fast there, and whether transforms pay has not been measured */
+        return 0; /* direct products are fast there; the transforms have not been measured on such a CPU */
     size_t least = dtype == SID_F32              ? LEAST_PIXELS_F32
                    : tile_dtype(cpu) == SID_BF16 ? LEAST_PIXELS_BF16
                                                  : LEAST_PIXELS_MIXED;
@@ -50,8 +51,8 @@ void sid_winograd_close(sid_winograd **winograd) {
     *winograd = NULL;
 }
 
-/* Three rows of taps to six, BLOCK columns at a time: G x for the points 0, s, -s, 1/s, -1/s, infinity, s = sqrt(2).
- * Rows are `step` and `x_step` apart. */
+/* Transforms three rows of taps to six, BLOCK columns at a time: G x for the points 0, s, -s, 1/s, -1/s and infinity
+ * with s = sqrt(2). Rows are `step` and `x_step` apart. */
 static void six_taps(double *six, size_t step, const double *x, size_t x_step) {
     const double s = 1.4142135623730951;
 #pragma omp simd
@@ -66,7 +67,7 @@ static void six_taps(double *six, size_t step, const double *x, size_t x_step) {
     }
 }
 
-/* The same to four, for the points 0, 1, -1, infinity. */
+/* Transforms them to four, for the points 0, 1, -1 and infinity. */
 static void four_taps(double *four, size_t step, const double *x, size_t x_step) {
 #pragma omp simd
     for (size_t j = 0; j < BLOCK; j++) {
@@ -78,8 +79,8 @@ static void four_taps(double *four, size_t step, const double *x, size_t x_step)
     }
 }
 
-/* transformed [elements][out / width][in][width] from taps (out, in, 3, 3), BLOCK columns of one row at a time, so that
- * what is read and what is written lies in a few streams. */
+/* Fills transformed [elements][out / width][in][width] from taps (out, in, 3, 3), BLOCK columns of one row at a
+ * time, so that reads and writes proceed in a few streams. */
 static void transform_weights(float *transformed, const float *taps, const sid_winograd *w, size_t width) {
     const size_t in = w->in, out = w->out, input = input_of(w);
     void (*const transform_line)(double *, size_t, const double *, size_t) = input == 6 ? six_taps : four_taps;
@@ -98,11 +99,11 @@ static void transform_weights(float *transformed, const float *taps, const sid_w
         }
 }
 
-/* One count of tiles. */
+/* A product for one number of tiles. */
 typedef struct {
     sid_winograd *winograd;
     size_t tiles;
-    const sid_weight *weight; /* to be packed; NULL at a run */
+    const sid_weight *weight; /* what pack() packs; NULL at a run */
 } request;
 
 static int layout_of(dnnl_memory_desc_t *layout, const sid_winograd *w, size_t rows, size_t columns, sid_dtype dtype,
@@ -145,7 +146,7 @@ static int pack(const void *requested, const_dnnl_memory_desc_t layout) {
     return status;
 }
 
-/* The same as panels for the kernel matmul. */
+/* Packs the transformed weights in panels for the kernel matmul. */
 static int pack_panels(sid_winograd *w, const sid_weight *weight) {
     sid_packed *packed = &w->product.packed;
     SID_TRY(sid_take_packed(w->product.cpu, &packed->data, w->in * w->out * elements_of(w) * sizeof(float)));
@@ -172,7 +173,7 @@ static int describe(const void *requested, dnnl_primitive_desc_t *description, c
     return status;
 }
 
-/* m [elements][tiles][out] = v [elements][tiles][in] times the weights, by oneDNN. */
+/* Computes m [elements][tiles][out] = v [elements][tiles][in] times the weights, by oneDNN. */
 static int multiply_onednn(sid_exec *exec, float *m, void *v, size_t tiles, sid_winograd *w) {
     size_t key[SID_KEY_SIZE] = {tiles};
     sid_primitive *primitive;
@@ -182,7 +183,7 @@ static int multiply_onednn(sid_exec *exec, float *m, void *v, size_t tiles, sid_
     return sid_primitive_run(exec, primitive, arguments, 3);
 }
 
-/* The same by the CPU's own kernel, in float32. */
+/* Computes the same by the CPU's own kernel, in float32. */
 static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, const sid_winograd *w) {
     if (sid_measuring(&exec->arena)) return SID_OK;
     const size_t count = elements_of(w);
@@ -200,7 +201,7 @@ static int multiply_own(sid_exec *exec, float *m, const float *v, size_t tiles, 
     return SID_OK;
 }
 
-/* The grid's tiles: transform, multiply, transform back. */
+/* Transforms the grid's tiles, multiplies them and transforms the products back. */
 static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *dst, const sid_tensor *src,
                      sid_winograd *w, const sid_post *post) {
     const sid_kernels *kernels = &w->product.cpu->kernels;
@@ -223,15 +224,15 @@ static int run_chunk(sid_exec *exec, const sid_winograd_grid *grid, sid_tensor *
     return SID_OK;
 }
 
-/* As many tiles as stay in the cache. It depends on the widths alone, so that a tile's products are the same in every
- * batch. */
+/* Returns how many tiles stay in the cache. This depends on the widths alone, so that a tile's products are the same
+ * in every batch. */
 static size_t chunk_tiles(const sid_winograd *w) {
     size_t tile_bytes = elements_of(w) * (w->in * sid_dtype_size(w->dtype) + w->out * sizeof(float));
     size_t tiles = CHUNK_BYTES / tile_bytes / CHUNK_MULTIPLE * CHUNK_MULTIPLE;
     return tiles ? tiles : CHUNK_MULTIPLE;
 }
 
-/* Tiles along a side of so many pixels. */
+/* Returns the number of tiles along a side of so many pixels. */
 static size_t tile_rows(const sid_winograd *w, size_t pixels) {
     const size_t output = sid_winograd_side(w->dtype);
     return (pixels + output - 1) / output;

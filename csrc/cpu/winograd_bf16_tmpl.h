@@ -1,11 +1,12 @@
-/* The transforms of Winograd's F(2x2, 3x3), as in winograd_tmpl.h, with a whole tile in registers. */
+/* The transforms of Winograd's F(2x2, 3x3), as in winograd_tmpl.h, but with a whole tile in registers. */
 #ifndef SID_CPU_WINOGRAD_BF16_TMPL_H
 #define SID_CPU_WINOGRAD_BF16_TMPL_H
 
 #include "cpu/kernels.h"
 #include "cpu/simd_bf16.h"
 
-#define OUTPUT 2 /* rows and columns of an output tile: sid_winograd_side(SID_BF16), as the registers' number */
+/* The rows and columns of an output tile: sid_winograd_side(SID_BF16), as the literal that register arrays need. */
+#define OUTPUT 2
 #define INPUT (OUTPUT + 2)
 #define EACH _Pragma("GCC unroll 16") for
 
@@ -13,7 +14,7 @@ SIMD vec load_pixel(const void *map, sid_dtype dtype, size_t at) {
     return dtype == SID_F32 ? v_load((const float *)map + at) : v_from_bf16((const uint16_t *)map + at);
 }
 
-/* B^T x, A^T x of vectors `step` apart, in place. */
+/* B^T x and A^T x of vectors that are `step` apart, in place. */
 SIMD void transform_input(vec *x, size_t step) {
     vec a = x[0], b = x[step], c = x[2 * step], d = x[3 * step];
     x[0] = v_sub(a, c);
@@ -33,7 +34,7 @@ SIMD void input_tile(uint16_t *v, size_t tile, const sid_winograd_grid *g, const
     size_t from[INPUT * INPUT];
     int inside[INPUT * INPUT];
     for (size_t i = 0; i < INPUT * INPUT; i++) {
-        size_t y = p.y + i / INPUT - 1, x = p.x + i % INPUT - 1; /* wraps around to huge above and left */
+        size_t y = p.y + i / INPUT - 1, x = p.x + i % INPUT - 1; /* wraps around to huge numbers above and left */
         inside[i] = y < g->h && x < g->w;
         from[i] = ((p.n * g->h + y) * g->w + x) * channels;
     }
@@ -46,7 +47,7 @@ SIMD void input_tile(uint16_t *v, size_t tile, const sid_winograd_grid *g, const
     }
 }
 
-/* dtype is the maps', as a constant. */
+/* dtype is that of the maps, passed as a constant. */
 SIMD void output_tile(const sid_winograd_maps *maps, const sid_winograd_grid *g, const float *m, size_t tile,
                       sid_dtype dtype) {
     const size_t channels = maps->channels;
@@ -69,7 +70,7 @@ SIMD void output_tile(const sid_winograd_maps *maps, const sid_winograd_grid *g,
     }
 }
 
-/* Either dtype as a constant. */
+/* These pass either dtype as a constant. */
 SID_TARGET static void input_tile_of(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
                                      size_t channels) {
     if (dtype == SID_F32) input_tile(v, tile, g, src, SID_F32, channels);

@@ -1,20 +1,20 @@
-/* Where the tiles of a Winograd convolution lie, and the kernels that walk over them. */
+/* The places of the tiles of a Winograd convolution, and the kernels that walk over them. */
 #ifndef SID_CPU_WINOGRAD_GRID_H
 #define SID_CPU_WINOGRAD_GRID_H
 
 #include "core/tensor.h"
 
-/* Tiles first .. first + count - 1, counted row by row through all samples of h x w pixels. */
+/* The tiles first .. first + count - 1, counted row by row through all samples of h x w pixels. */
 typedef struct {
     size_t h, w, first, count;
 } sid_winograd_grid;
 
-/* Rows and columns of an output tile, by the dtype of the transformed tiles: F(4x4, 3x3) in float32, F(2x2, 3x3), which
- * loses less, in bfloat16. An input tile has two more. */
+/* Returns the rows and columns of an output tile, by the dtype of the transformed tiles: F(4x4, 3x3) in float32, and
+ * F(2x2, 3x3), which loses less, in bfloat16. An input tile has two more. */
 static inline size_t sid_winograd_side(sid_dtype dtype) { return dtype == SID_F32 ? 4 : 2; }
 
-/* The convolution's result, where the tiles are transformed back to: dst (n, h, w, channels), residual (NULL: none) and
- * dst of one dtype, bias (channels). Of the sum the positive part where relu is set. */
+/* What the tiles are transformed back to: dst (n, h, w, channels) = the convolution + bias (channels) + residual,
+ * and the positive part of that sum where relu is set. The residual, which may be NULL, has dst's shape and dtype. */
 typedef struct {
     void *dst;
     const void *residual;
@@ -24,18 +24,18 @@ typedef struct {
     int relu;
 } sid_winograd_maps;
 
-/* A tile's sample, and its first output pixel. */
+/* A tile's sample and its first output pixel. */
 typedef struct {
     size_t n, y, x;
 } sid_tile_place;
 
-/* Tile `at` of the grid's, of output x output pixels. */
+/* Returns the place of tile `at` of the grid, for tiles of output x output pixels. */
 static inline sid_tile_place sid_place_of(const sid_winograd_grid *g, size_t at, size_t output) {
     size_t tile = g->first + at, columns = (g->w + output - 1) / output, rows = (g->h + output - 1) / output;
     return (sid_tile_place){tile / columns / rows, tile / columns % rows * output, tile % columns * output};
 }
 
-/* The kernels winograd_input_NAME and winograd_output_NAME from functions of one tile. */
+/* Defines the kernels winograd_input_NAME and winograd_output_NAME from functions of one tile. */
 #define WINOGRAD_KERNELS(NAME, INPUT_TILE, OUTPUT_TILE)                                                           \
     static void winograd_input_##NAME(void *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype,      \
                                       size_t channels, int threads) {                                             \

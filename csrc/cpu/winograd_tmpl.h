@@ -1,11 +1,10 @@
-/* The transforms of Winograd's minimal filtering: F(4x4, 3x3), 36 products an input tile of 6x6 instead of 144, and
- * F(2x2, 3x3), 16 products an input tile of 4x4 instead of 36.
+/* The transforms of Winograd's minimal filtering: F(4x4, 3x3) takes 36 products for an input tile of 6x6 instead of
+ * 144, and F(2x2, 3x3) takes 16 products for an input tile of 4x4 instead of 36.
  *
- * The polynomials are evaluated at 0, +-s, +-1/s and infinity with s = sqrt(2), of the usual choices the one that loses
- * the least in float32; for the small tiles at 0, 1, -1 and infinity, which only add: the transformed tiles are rounded
- * to bfloat16 and lose little more than their maps did. Included by each instruction set's file, which defines
- * SID_TARGET.
- */
+ * The polynomials of the large tiles are evaluated at 0, +-s, +-1/s and infinity with s = sqrt(2), which of the
+ * usual choices loses the least in float32. Those of the small tiles are evaluated at 0, 1, -1 and infinity, which
+ * takes additions only: the transformed tiles are rounded to bfloat16 and lose little more than their maps did. Each
+ * instruction set's file includes this and defines SID_TARGET. */
 #ifndef SID_CPU_WINOGRAD_TMPL_H
 #define SID_CPU_WINOGRAD_TMPL_H
 
@@ -14,13 +13,13 @@
 
 #include <string.h>
 
-#define WIDTH 16     /* channels at a time */
+#define WIDTH 16     /* channels processed at a time */
 #define MOST_INPUT 6 /* rows and columns of an input tile: two more than an output tile's */
 
 #define S 1.41421356f
 #define T 0.70710678f
 
-/* Six vectors, `step` apart, in place: B^T x of F(4, 3). */
+/* B^T x of F(4, 3), in place, for six vectors that are `step` apart. */
 INLINE void six_inputs(float *x, size_t step) {
     float *x0 = x, *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step, *x4 = x3 + step, *x5 = x4 + step;
 #pragma omp simd
@@ -36,7 +35,7 @@ INLINE void six_inputs(float *x, size_t step) {
     }
 }
 
-/* Four, of F(2, 3). */
+/* B^T x of F(2, 3), in place, for four vectors. */
 INLINE void four_inputs(float *x, size_t step) {
     float *x0 = x, *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step;
 #pragma omp simd
@@ -49,7 +48,7 @@ INLINE void four_inputs(float *x, size_t step) {
     }
 }
 
-/* Six vectors to four, in the first four's place: A^T x of F(4, 3). */
+/* A^T x of F(4, 3): six vectors become four, in the place of the first four. */
 INLINE void six_outputs(float *x, size_t step) {
     float *x0 = x, *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step, *x4 = x3 + step, *x5 = x4 + step;
 #pragma omp simd
@@ -63,7 +62,7 @@ INLINE void six_outputs(float *x, size_t step) {
     }
 }
 
-/* Four to two, of F(2, 3). */
+/* A^T x of F(2, 3): four vectors become two. */
 INLINE void four_outputs(float *x, size_t step) {
     float *x0 = x, *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step;
 #pragma omp simd
@@ -74,7 +73,7 @@ INLINE void four_outputs(float *x, size_t step) {
     }
 }
 
-/* A line of a tile. */
+/* These transform one line of a tile. */
 INLINE void transform_input(float *x, size_t step, size_t output) {
     if (output == 4) six_inputs(x, step);
     else four_inputs(x, step);
@@ -84,8 +83,8 @@ INLINE void transform_output(float *x, size_t step, size_t output) {
     else four_outputs(x, step);
 }
 
-/* One tile of the grid, transformed to the dtype `tiles`. Inlined with that as a constant, so that the loops over a
- * tile are unrolled. */
+/* Transforms one tile of the grid to the dtype `tiles`. It is inlined with that dtype as a constant, so that the
+ * loops over a tile are unrolled. */
 INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const void *src, sid_dtype dtype,
                        size_t channels, sid_dtype tiles) {
     const size_t output = sid_winograd_side(tiles), input = output + 2;
@@ -93,7 +92,7 @@ INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const v
     float d[MOST_INPUT * MOST_INPUT * WIDTH];
     for (size_t c = 0; c < channels; c += WIDTH) {
         for (size_t i = 0; i < input * input; i++) {
-            size_t y = p.y + i / input - 1, x = p.x + i % input - 1; /* wraps around to huge above and left */
+            size_t y = p.y + i / input - 1, x = p.x + i % input - 1; /* wraps around to huge numbers above and left */
             float *to = d + i * WIDTH;
             if (y < g->h && x < g->w) {
                 const float *from = read_floats(to, src, dtype, ((p.n * g->h + y) * g->w + x) * channels + c, WIDTH);
@@ -112,7 +111,8 @@ INLINE void input_tile(void *v, size_t tile, const sid_winograd_grid *g, const v
     }
 }
 
-/* dst[at ..] = result + bias + residual[at ..], or its positive part: WIDTH channels of one pixel, from c on. */
+/* Stores dst[at ..] = result + bias + residual[at ..], or its positive part, for WIDTH channels of one pixel from c
+ * on. */
 SID_TARGET static inline void store_pixel(const sid_winograd_maps *maps, size_t at, const float *result, size_t c) {
     const float *bias = maps->bias + c;
     float sum[WIDTH], buffer[WIDTH];
@@ -148,7 +148,7 @@ INLINE void output_tile(const sid_winograd_maps *maps, const sid_winograd_grid *
     }
 }
 
-/* The kernels winograd_input_NAME and winograd_output_NAME for transformed tiles of a dtype. */
+/* Defines the kernels winograd_input_NAME and winograd_output_NAME for transformed tiles of a dtype. */
 #define WINOGRAD(NAME, TILES)                                                                                       \
     SID_TARGET static void input_##NAME(void *v, size_t tile, const sid_winograd_grid *g, const void *src,          \
                                         sid_dtype dtype, size_t channels) {                                         \
