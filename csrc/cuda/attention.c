@@ -1,4 +1,4 @@
-/* Attention: which of the three kernels, and its parameters. */
+/* Attention: chooses one of the three kernels and fills in its parameters. */
 #include <stdio.h>
 
 #include "core/err.h"
@@ -7,7 +7,7 @@
 
 _Static_assert(sizeof(sid_cu_attention) <= 4096, "a launch's parameters have at most 4 KB");
 
-/* From so many queries on there are enough blocks of 128, which read keys and values half as often. */
+/* From this many queries on, there are enough blocks of 128 queries, which read keys and values half as often. */
 #define LARGE_BLOCKS_FROM 1024
 
 static const size_t padded_heads[] = {16, 32, 48, 64, 80, 96, 128, SID_CU_LARGEST_HEAD};
@@ -20,7 +20,7 @@ static size_t padded_head(size_t size) {
 
 static size_t tokens_of(const sid_tensor *t) { return t->h * t->w; }
 
-/* Whether a head's channels of every row are whole vectors. */
+/* Whether a head's channels are whole vectors in every row. */
 static int is_vector(const sid_tensor *t, size_t head_size) {
     return head_size % SID_CU_VECTOR == 0 && t->stride % SID_CU_VECTOR == 0 && sid_cu_aligned(t->data);
 }

@@ -1,11 +1,11 @@
-/* The GPU's entry in the backend table: cuBLASLt for products, cuDNN for convolutions, own kernels for the rest. */
+/* The GPU's entry in the backend table: cuBLASLt does products, cuDNN does convolutions, own kernels do the rest. */
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "core/err.h"
 #include "cuda/ops.h"
 
-/* In a process that was forked off there is nothing to close: what is the driver's is its parent's. */
+/* A process that was forked off has nothing to close, because what the driver holds belongs to its parent. */
 static void cuda_close(sid_backend **backend) {
     sid_cuda *cuda = (sid_cuda *)*backend;
     if (!cuda) return;

@@ -1,4 +1,4 @@
-/* Convolutions by cuDNN; those with few outputs by an own kernel. */
+/* Convolutions by cuDNN, and by an own kernel if they have few outputs. */
 #include <stdlib.h>
 
 #include "core/err.h"
@@ -10,13 +10,13 @@
 #define WHOLE_ALIGNMENT 16
 
 /* A convolution of a doubled input is one 2x2 convolution of the input itself, whose four groups of channels are the
- * outputs' parities of row and column, and a kernel that spreads them: 4/9 of the multiplications, and no doubled
- * input. */
+ * parities of the outputs' row and column, and a kernel that spreads them. That takes 4/9 of the multiplications and
+ * no doubled input. */
 typedef struct {
     sid_conv base;
     sid_cuda *cuda;
     void *weights;
-    float *bias; /* [out]; NULL: none */
+    float *bias; /* [out]; NULL if there is none */
     void *added; /* what cuDNN adds, in the backend's dtype: the bias, or zeros */
     sid_planned *plans;
 } cuda_conv;
@@ -123,7 +123,7 @@ static int run_plan(sid_exec *exec, cuda_conv *c, const sid_plan_shape *key, sid
     return SID_OK;
 }
 
-/* Bytes that the addresses of all samples of a tensor are multiples of. */
+/* Returns the number of bytes that the addresses of all samples of a tensor are multiples of. */
 static int64_t sample_alignment(const sid_tensor *t) {
     size_t bits = t->h * t->w * t->c * sid_dtype_size(t->dtype) | WHOLE_ALIGNMENT;
     return (int64_t)(bits & -bits);
@@ -155,10 +155,11 @@ static int run_doubled(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, c
     return SID_OK;
 }
 
-/* A residual that cuDNN can add: of dst's dtype, and not in dst's own memory, of which cuDNN promises nothing. */
+/* Replaces a residual by a copy where cuDNN could not add it: it has to have dst's dtype and memory of its own,
+ * because cuDNN promises nothing for a residual in dst's memory. */
 static int separate(sid_exec *exec, sid_tensor *residual, const sid_tensor *dst) {
     sid_tensor copy;
-    /* In the arena both are NULL while it measures: then the copy is counted as well. */
+    /* While the arena measures, both addresses are NULL, so that the copy is counted as well. */
     if (residual->dtype == dst->dtype && residual->data != dst->data) return SID_OK;
     SID_TRY(sid_arena_tensor(&exec->arena, &copy, dst->dtype, dst->n, dst->h, dst->w, dst->c));
     SID_TRY(sid_cuda_combine(exec, &copy, 1, residual, 0, NULL));

@@ -1,4 +1,4 @@
-/* The device: its context, stream and memory, and what crosses between its memory and the host's. */
+/* The device: its context, stream and memory, and the transfers between its memory and the host's. */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -52,7 +52,8 @@ static CUresult allocate(const sid_cuda *cuda, CUdeviceptr *block, size_t size) 
     return cuda->nv->cuMemAllocFromPoolAsync(block, size, cuda->pool, cuda->stream);
 }
 
-/* What was given back may be in use by work in flight, or be kept by the pool in pieces that are too small. */
+/* Allocates once all work is done: memory that was given back may be in use until then, or be kept by the pool in
+ * pieces that are too small. */
 static CUresult allocate_at_last(const sid_cuda *cuda, CUdeviceptr *block, size_t size) {
     CUresult result = cuda->nv->cuStreamSynchronize(cuda->stream);
     if (result == CUDA_SUCCESS && cuda->pool) result = cuda->nv->cuMemPoolTrimTo(cuda->pool, 0);
@@ -84,9 +85,9 @@ void sid_cuda_give(sid_memory *memory, void *block) {
     unlock(cuda);
 }
 
-/* ---- across ---- */
+/* ---- transfers ---- */
 
-/* The next slot of the staging memory, once what it held has been transferred. */
+/* Turns to the next slot of the staging memory once its contents have been transferred. */
 static int turn_staging(sid_cuda *cuda) {
     sid_staging *s = &cuda->staging;
     if (s->slots[s->slot]) {
@@ -100,8 +101,7 @@ static int turn_staging(sid_cuda *cuda) {
     return SID_OK;
 }
 
-/* The copy into pinned memory is made here and now, so the host's array may change; the transfer follows in the stream.
- */
+/* The copy into pinned memory is made at once, so the host's array may change; the transfer follows in the stream. */
 static int upload(sid_cuda *cuda, uintptr_t block, const char *host, size_t size) {
     sid_staging *s = &cuda->staging;
     for (size_t first = 0, count; first < size; first += count) {
@@ -125,7 +125,7 @@ int sid_cuda_write(sid_exec *exec, void *block, const void *host, size_t size) {
     return status;
 }
 
-/* Whether a latent left the range of its numbers since the last time that this was asked. */
+/* Fails if a latent has overflowed since this was last asked. */
 static int check_overflow(sid_cuda *cuda, int overflow) {
     static const char *const advice[] = {"; the model or its input is at fault", "; load with dtype='float32'",
                                          "; load with dtype='bfloat16'"};
@@ -218,7 +218,7 @@ static int check_device(sid_cuda *cuda) {
     return SID_OK;
 }
 
-/* A pool of our own, so that what is kept for the next run is not kept from others by a setting of theirs. */
+/* The pool is the backend's own, so that other users' settings do not take back what is kept for the next run. */
 static int open_pool(sid_cuda *cuda, CUdevice device) {
     CUmemPoolProps properties = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
                                  .location = {CU_MEM_LOCATION_TYPE_DEVICE, cuda->device}};

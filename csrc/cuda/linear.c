@@ -1,5 +1,5 @@
-/* Matrix products by cuBLASLt, rows of tokens times weights (out, in). To cuBLASLt, which stores by columns, that is
- * D (out x rows) = W^T (in x out, transposed) X (in x rows). */
+/* Matrix products by cuBLASLt: rows of tokens times weights (out, in). cuBLASLt stores matrices by columns, so there
+ * this is D (out x rows) = W^T (in x out, transposed) X (in x rows). */
 #include <stdlib.h>
 
 #include "core/err.h"
@@ -13,12 +13,12 @@ typedef struct {
     sid_linear base;
     sid_cuda *cuda;
     void *weights;
-    void *bias[SID_DTYPE_COUNT]; /* by the product's dtype; NULL: none */
+    void *bias[SID_DTYPE_COUNT]; /* indexed by the product's dtype; NULL if there is none */
     sid_planned *plans;
 } cuda_linear;
 
 typedef struct {
-    size_t rows, x_stride, d_stride, c_stride; /* c_stride 0: nothing is added */
+    size_t rows, x_stride, d_stride, c_stride; /* c_stride is 0 where nothing is added */
     size_t x_alignment, d_alignment, c_alignment;
     size_t d_dtype;
 } product_key;
@@ -69,7 +69,8 @@ static int open_layouts(sid_cuda *cuda, const cuda_linear *l, product_plan *p) {
     return SID_OK;
 }
 
-/* Less aligned matrices get no workspace, so that whatever alignment a run meets, what was measured is enough. */
+/* A run may meet matrices that are less aligned than the measured ones; they get no workspace, so that what was
+ * measured is enough. */
 static int set_preferences(sid_cuda *cuda, const product_key *k, size_t w_alignment,
                            cublasLtMatmulPreference_t preference) {
     static const int names[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -86,7 +87,7 @@ static int set_preferences(sid_cuda *cuda, const product_key *k, size_t w_alignm
     return SID_OK;
 }
 
-/* The largest power of two, up to 16, that divides the number. */
+/* Returns the largest power of two, up to 16, that divides the number. */
 static size_t alignment_of(size_t number) {
     size_t bits = number | WHOLE_ALIGNMENT;
     return bits & -bits;
@@ -163,7 +164,7 @@ void sid_cuda_linear_close(sid_linear **linear) {
 
 /* ---- running ---- */
 
-/* One product, and what a recording knows it by. */
+/* One product, and its identity in a recording. */
 typedef struct {
     uint64_t serial;
     const void *x, *c;
@@ -192,7 +193,7 @@ static size_t tensor_alignment(const sid_tensor *t) {
     return alignment_of((uintptr_t)t->data | t->stride * sid_dtype_size(t->dtype));
 }
 
-/* dst = src weights + bias + residual. */
+/* Computes dst = src weights + bias + residual. */
 static int product(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, cuda_linear *l, const sid_tensor *residual) {
     product_key key = {.rows = sid_rows(src),
                        .x_stride = src->stride,
@@ -220,7 +221,7 @@ int sid_cuda_linear(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_
     const sid_tensor *residual = post->residual;
     if (!post->activation && !post->factor && (!residual || residual->dtype == dst->dtype))
         return product(exec, dst, src, l, residual);
-    /* In float32, so that 16-bit results are rounded once. */
+    /* The product is made in float32, so that 16-bit results are rounded once. */
     size_t mark = sid_arena_mark(&exec->arena);
     sid_tensor made;
     SID_TRY(sid_arena_tensor(&exec->arena, &made, SID_F32, dst->n, dst->h, dst->w, dst->c));

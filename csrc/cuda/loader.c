@@ -9,9 +9,9 @@
 #include "cuda/nvidia.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static sid_nvidia nvidia; /* major: 0 before the libraries are open, driver: 0 before the driver is */
+static sid_nvidia nvidia; /* major and driver are 0 until the libraries and the driver are open */
 
-/* A member of sid_nvidia and its symbol. */
+/* A member of sid_nvidia and the name of its symbol. */
 typedef struct {
     const char *name;
     size_t offset;
@@ -24,7 +24,7 @@ static const symbol cublaslt_symbols[] = {SID_CUBLASLT_FUNCTIONS(SYMBOL)};
 static const symbol cudnn_symbols[] = {SID_CUDNN_FUNCTIONS(SYMBOL)};
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* Libraries stay open to the end of the process: contexts and other users may need them. */
+/* Libraries stay open to the end of the process, because contexts and other users may need them. */
 static int load(sid_nvidia *to, const char *path, const symbol *symbols, size_t count) {
     const char *slash = strrchr(path, '/');
     void *library = dlopen(slash ? slash + 1 : path, RTLD_NOW | RTLD_NOLOAD);
@@ -70,7 +70,7 @@ int sid_cuda_driver(const char *path, int *version) {
     return status;
 }
 
-/* Whether libraries of one CUDA version fit each other and the driver. */
+/* Checks that the libraries are of one CUDA version, which the driver supports. */
 static int check_versions(const sid_nvidia *found) {
     int minor, major, blas = (int)(found->cublasLtGetVersion() / 10000),
                       dnn = (int)(found->cudnnGetCudartVersion() / 1000);
@@ -133,7 +133,7 @@ void sid_cuda_describe(sid_cuda_versions *versions) {
         int major, minor, blas = (int)nvidia.cublasLtGetVersion();
         nvidia.nvrtcVersion(&major, &minor);
         versions->nvrtc = major * 10000 + minor * 100;
-        versions->cublaslt = blas; /* the same form */
+        versions->cublaslt = blas; /* it has the same form */
         versions->cudnn = (int)nvidia.cudnnGetVersion();
     }
     pthread_mutex_unlock(&lock);

@@ -1,5 +1,5 @@
-/* Kernels: their sources are part of this module, compiled by NVRTC for the device at their first use and kept on disk.
- */
+/* Kernels. Their sources are part of this module; NVRTC compiles them for the device when they are first used, and
+ * the results are kept on disk. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,12 +53,12 @@ struct sid_kernel {
 struct sid_modules {
     module *modules;
     sid_kernel *kernels;
-    char target[24]; /* of NVRTC: sm_90, or compute_90 where that is the best that it can */
-    int version[2];  /* of NVRTC */
+    char target[24]; /* NVRTC's target: sm_90, or compute_90 where that is the best that it supports */
+    int version[2];  /* NVRTC's version */
 };
 
-/* The newest architecture that NVRTC knows among those whose cubins the device runs: the same major number, not newer.
- */
+/* Chooses the newest architecture that NVRTC supports among those whose cubins the device runs: they have its major
+ * number and are not newer. */
 static int choose_target(sid_cuda *cuda, sid_modules *modules) {
     int count = 0, best = 0, newest = 0, known[128];
     cuda->nv->nvrtcGetNumSupportedArchs(&count);
@@ -140,7 +140,7 @@ static void describe(const sid_cuda *cuda, recipe *r, sid_cu file, const char *o
 }
 
 typedef struct {
-    char *data; /* malloc()ed */
+    char *data; /* from malloc() */
     size_t size;
 } image;
 
@@ -182,12 +182,12 @@ static int compile(const sid_cuda *cuda, const recipe *r, image *image) {
 #define PATH_SIZE 1024
 
 static uint64_t hash_text(uint64_t hash, const char *text) {
-    do hash = (hash ^ (unsigned char)*text) * 0x100000001b3; /* FNV-1a, the final 0 included */
+    do hash = (hash ^ (unsigned char)*text) * 0x100000001b3; /* FNV-1a, including the final 0 */
     while (*text++);
     return hash;
 }
 
-/* The file of a kernel; an empty name where there is no place for a cache. */
+/* Builds the path of a kernel's file; the path is empty where there is no place for a cache. */
 static void cache_path(const sid_cuda *cuda, const recipe *r, char *folder, char *path) {
     const char *root = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     uint64_t hash =
@@ -224,7 +224,8 @@ static void make_folders(char *folder) {
     mkdir(folder, 0755);
 }
 
-/* Written beside and renamed, so that others see all of it or nothing; a disk that cannot be written to is no error. */
+/* Writes beside the file and renames, so that others see all of it or nothing. A disk that cannot be written to is
+ * no error. */
 static void write_cached(char *folder, const char *path, const image *image) {
     char beside[PATH_SIZE + 16];
     if (!*path) return;
@@ -238,7 +239,7 @@ static void write_cached(char *folder, const char *path, const image *image) {
 
 /* ---- looking up ---- */
 
-/* A cached file that does not load, for whatever reason, is made again. */
+/* A cached file that does not load, for whatever reason, is made anew. */
 static int load(sid_cuda *cuda, module *m) {
     char folder[PATH_SIZE], path[PATH_SIZE];
     image image = {0};

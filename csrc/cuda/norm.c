@@ -3,14 +3,14 @@
 #include "cuda/grids.h"
 #include "cuda/ops.h"
 
-/* Numbers of a block: fewer would not pay for its start. */
+/* The least work of a block, in numbers: less would not pay for its start. */
 #define LEAST_WORK 16384
 #define MAX_APPLY_CHUNKS 1024
 
 static size_t max(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Pixels of a chunk, of which there are at most `most`; by the shape alone, so that the result is the same on every
- * device. */
+/* Returns the pixels of a chunk, so that there are at most `most` chunks. It depends on the shape alone, so that the
+ * result is the same on every device. */
 static size_t chunk_of(size_t pixels, size_t channels, size_t most) {
     return max(sid_cu_ceil(LEAST_WORK, channels), sid_cu_ceil(pixels, most));
 }

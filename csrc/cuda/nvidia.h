@@ -1,5 +1,6 @@
-/* What is used of NVIDIA's libraries, declared by hand: their headers are not redistributed. Names and values are
- * theirs; enumerations travel as int. tests/test_cuda_abi.py compares all of it with the real headers. */
+/* The parts of NVIDIA's libraries that are used, declared by hand because their headers are not redistributed. Names
+ * and values are theirs; enumerations are passed as int. tests/test_cuda_abi.py compares all of it with the real
+ * headers. */
 #ifndef SID_CUDA_NVIDIA_H
 #define SID_CUDA_NVIDIA_H
 
@@ -185,7 +186,7 @@ enum { /* cuDNN */
        CUDNN_ATTR_DEVICEPROP_DEVICE_ID = 2700,
 };
 
-/* X(result, name, arguments): every function that is called. */
+/* Every function that is called, as X(result, name, arguments). */
 #define SID_DRIVER_FUNCTIONS(X)                                                                                      \
     X(CUresult, cuInit, (unsigned flags))                                                                            \
     X(CUresult, cuDriverGetVersion, (int *version))                                                                  \
@@ -305,7 +306,7 @@ enum { /* cuDNN */
 
 /* The functions of one installation. */
 typedef struct {
-    int major;  /* of CUDA, that the libraries are built for */
+    int major;  /* the CUDA version that the libraries are built for */
     int driver; /* what the driver supports: 1000 * major + 10 * minor */
     SID_DRIVER_FUNCTIONS(SID_MEMBER)
     SID_NVRTC_FUNCTIONS(SID_MEMBER)
@@ -313,10 +314,10 @@ typedef struct {
     SID_CUDNN_FUNCTIONS(SID_MEMBER)
 } sid_nvidia;
 
-/* The driver alone: enough to list devices. *nvidia stays valid for the process; opened once. SID_EVALUE with a text
- * that says what to install where it is not there. */
+/* Gets the driver alone, which is enough to list devices. It is opened once, and *nvidia stays valid for the
+ * process. Returns SID_EVALUE with a text that says what to install if it is missing. */
 int sid_nvidia_driver(const sid_nvidia **nvidia);
-/* The driver and the libraries. */
+/* Gets the driver and the libraries. */
 int sid_nvidia_open(const sid_nvidia **nvidia);
 
 #endif

@@ -1,4 +1,5 @@
-/* The operations that own kernels do: the backend's table, and what products and convolutions need beside a library. */
+/* The operations that own kernels do: those of the backend's table, and what products and convolutions need beside a
+ * library. */
 #ifndef SID_CUDA_OPS_H
 #define SID_CUDA_OPS_H
 
@@ -22,25 +23,26 @@ int sid_cuda_floats_open(sid_backend *backend, float **floats, size_t parts, con
 
 /* --- pointwise.c --- */
 
-/* dst = what `post` makes of src, which may be dst; each of its own dtype and stride. */
+/* Computes dst from src, which may be dst, as `post` says; each has a dtype and stride of its own. */
 int sid_cuda_finish(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_post *post);
 
-/* A convolution with at most SID_CU_FEW outputs. weights (out, kernel, kernel, in) in the backend's dtype, bias [out]
- * or NULL; of post only residual and relu. */
+/* A convolution with at most SID_CU_FEW outputs. The weights are (out, kernel, kernel, in) in the backend's dtype,
+ * the bias is [out] or NULL, and `post` may have only a residual and relu. */
 int sid_cuda_conv_few(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_conv_shape *shape,
                       const void *weights, const float *bias, const sid_post *post);
 
-/* dst (n, 2h, 2w, out) from y (n, h + 1, w + 1, 4 out), which a 2 x 2 convolution with zeros of one pixel around made
- * with the weights of sid_cuda_pack_conv() of a shape with `upsample`; both in the backend's dtype. bias [out] or NULL.
- */
+/* Spreads y (n, h + 1, w + 1, 4 out) to dst (n, 2h, 2w, out), both in the backend's dtype, and adds bias, which is
+ * [out] or NULL. y is a 2 x 2 convolution with one pixel of zeros around its input and the weights that
+ * sid_cuda_pack_conv() makes of a shape with `upsample`. */
 int sid_cuda_unfold(sid_exec *exec, sid_tensor *dst, const void *y, const float *bias);
 
-/* --- pack.c: weights; the blocks are given back by sid_cuda_give() --- */
+/* --- pack.c: weights, in blocks that sid_cuda_give() gives back --- */
 
-/* The weights' numbers in the given dtype, one weight after the other. */
+/* Takes a block with the weights' numbers in the given dtype, one weight after the other. */
 int sid_cuda_stack(sid_cuda *cuda, void **block, sid_dtype dtype, size_t parts, const sid_weight *const *weights);
-/* (out, in, kernel, kernel) -> (out, kernel, kernel, in) in the backend's dtype; of a shape with `upsample` (3 x 3)
- * (4 out, 2, 2, in): output phase * out + o is output o of the pixels (2i + p, 2j + q), phase = 2p + q. */
+/* Packs a weight (out, in, kernel, kernel) as (out, kernel, kernel, in) in the backend's dtype. For a shape with
+ * `upsample`, which is 3 x 3, it becomes (4 out, 2, 2, in): output phase * out + o is output o of the pixels (2i +
+ * p, 2j + q) with phase = 2p + q. */
 int sid_cuda_pack_conv(sid_cuda *cuda, void **block, const sid_conv_shape *shape, const sid_weight *weight);
 
 #endif

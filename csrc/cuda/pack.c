@@ -1,4 +1,4 @@
-/* Weights: uploaded as they are stored, converted and transposed on the device. */
+/* Weights are uploaded as they are stored, then converted and transposed on the device. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,7 +6,7 @@
 #include "cuda/grids.h"
 #include "cuda/ops.h"
 
-/* The weight's numbers as stored, dense, to a block of the device. */
+/* Uploads the weight's numbers as stored, densely, to a block of the device. */
 static int upload_rows(sid_exec *exec, void *block, const sid_weight *w) {
     size_t size = sid_dtype_size(w->dtype), bytes = sid_weight_count(w) * size, row = bytes / w->shape[0];
     if (w->shape[0] == 1 || w->stride * size == row) return exec->backend->write(exec, block, w->data, bytes);
@@ -18,7 +18,7 @@ static int upload_rows(sid_exec *exec, void *block, const sid_weight *w) {
     return status;
 }
 
-/* *raw: a block of the device with the weight as stored. */
+/* Sets *raw to a block of the device with the weight as stored. */
 static int upload(sid_exec *exec, void **raw, const sid_weight *weight) {
     sid_memory *memory = &exec->backend->memory;
     SID_TRY(memory->take(memory, raw, sid_weight_count(weight) * sid_dtype_size(weight->dtype), "weights"));

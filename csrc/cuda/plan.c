@@ -9,10 +9,10 @@
 #define MOST_CONFIGURATIONS 64
 #define MOST_NOTES 32
 
-/* The tensors of a graph; the virtual ones are results on their way. */
+/* The tensors of a graph; the last three are virtual, intermediate results. */
 enum { ID_X = 1, ID_W, ID_BIAS, ID_RESIDUAL, ID_Y, ID_PRODUCT, ID_SUM, ID_BIASED };
 
-/* Everything that is made on the way to a plan, to be destroyed after. */
+/* All descriptors that are made on the way to a plan, to be destroyed afterwards. */
 typedef struct {
     const sid_planner *planner;
     const sid_plan_shape *shape;
@@ -58,7 +58,7 @@ static int set_all(const sid_planner *planner, cudnnBackendDescriptor_t descript
     return check(nv, nv->cudnnBackendFinalize(descriptor), "a descriptor");
 }
 
-/* A finished descriptor with the attributes of the array. */
+/* Makes and finishes a descriptor with the attributes of the array. */
 #define MAKE(shop, descriptor, type, attributes)                                                                 \
     do {                                                                                                         \
         SID_TRY(create(shop, descriptor, type));                                                                 \
@@ -69,7 +69,7 @@ static int data_type(sid_dtype dtype) {
     return dtype == SID_F32 ? CUDNN_DATA_FLOAT : dtype == SID_BF16 ? CUDNN_DATA_BFLOAT16 : CUDNN_DATA_HALF;
 }
 
-/* Dimensions in cuDNN's order (n, c, h, w), stored as (n, h, w, c). */
+/* Makes a tensor whose dimensions are in cuDNN's order (n, c, h, w) and which is stored as (n, h, w, c). */
 static int make_tensor(workshop *shop, cudnnBackendDescriptor_t *tensor, int64_t id, int type, const int64_t dims[4]) {
     int64_t strides[4] = {dims[1] * dims[2] * dims[3], 1, dims[3] * dims[1], dims[1]};
     int64_t alignment = id == ID_W || id == ID_BIAS || id > ID_Y ? 16 : shop->shape->alignment;
@@ -131,7 +131,7 @@ static int make_convolution(workshop *shop, cudnnBackendDescriptor_t *operation,
     return SID_OK;
 }
 
-/* y = x + b, or, where there is no b, the positive part of x. */
+/* Makes the operation y = x + b, or, where there is no b, y = the positive part of x. */
 static int make_pointwise(workshop *shop, cudnnBackendDescriptor_t *operation, cudnnBackendDescriptor_t x,
                           cudnnBackendDescriptor_t b, cudnnBackendDescriptor_t y) {
     const int mode = b ? CUDNN_POINTWISE_ADD : CUDNN_POINTWISE_RELU_FWD, precision = CUDNN_DATA_FLOAT;
@@ -149,7 +149,7 @@ static int make_pointwise(workshop *shop, cudnnBackendDescriptor_t *operation, c
     return set_all(shop->planner, *operation, attributes, b ? 4 : 3);
 }
 
-/* convolution -> + residual -> + bias -> relu: in this order cuDNN has engines that are compiled already. */
+/* Makes the graph convolution -> + residual -> + bias -> relu. In this order cuDNN has precompiled engines. */
 static int make_graph(workshop *shop, cudnnBackendDescriptor_t *graph) {
     const sid_plan_shape *s = shop->shape;
     const int64_t bias_dims[4] = {1, s->out, 1, 1};
@@ -197,7 +197,8 @@ static int is_excluded(const workshop *shop, cudnnBackendDescriptor_t engine) {
     return 0;
 }
 
-/* The plan of one configuration; NULL where it is excluded, cannot be finished or wants too much memory. */
+/* Makes the plan of one configuration, which stays NULL if it is excluded, cannot be finished or needs too much
+ * memory. */
 static int try_configuration(workshop *shop, sid_plan *plan, cudnnBackendDescriptor_t configuration) {
     const sid_planner *planner = shop->planner;
     const sid_nvidia *nv = planner->nv;
@@ -227,7 +228,7 @@ static int try_configuration(workshop *shop, sid_plan *plan, cudnnBackendDescrip
     return SID_OK;
 }
 
-/* The first good configuration among those that a mode of the heuristics proposes. */
+/* Takes the first good configuration among those that a mode of the heuristics proposes. */
 static int try_mode(workshop *shop, sid_plan *plan, cudnnBackendDescriptor_t graph, int mode) {
     const sid_planner *planner = shop->planner;
     cudnnBackendDescriptor_t heuristics, configurations[MOST_CONFIGURATIONS];
@@ -239,7 +240,7 @@ static int try_mode(workshop *shop, sid_plan *plan, cudnnBackendDescriptor_t gra
     };
     SID_TRY(create(shop, &heuristics, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR));
     if (set_all(planner, heuristics, attributes, planner->properties ? 3 : 2) != SID_OK)
-        return SID_OK; /* nothing proposed */
+        return SID_OK; /* the mode proposes nothing */
     for (int64_t i = 0; i < MOST_CONFIGURATIONS; i++)
         SID_TRY(create(shop, &configurations[i], CUDNN_BACKEND_ENGINECFG_DESCRIPTOR));
     if (planner->nv->cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,

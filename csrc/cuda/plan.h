@@ -1,17 +1,18 @@
-/* cuDNN's plans for convolutions. Needs no device where the device's properties are given, so that every plan of a
- * model can be made in a test. */
+/* cuDNN's plans for convolutions. No device is needed where the device's properties are given, so that a test can
+ * make every plan of a model. */
 #ifndef SID_CUDA_PLAN_H
 #define SID_CUDA_PLAN_H
 
 #include "core/tensor.h"
 #include "cuda/nvidia.h"
 
-/* y = x * w + residual + bias, and of that the positive part where relu is set; sums in float32. x (n, h, w, in) and
- * w (out, kernel, kernel, in), bias (out) in dtype, y and residual (n, oh, ow, out) in out_dtype; all dense. */
+/* y = x * w + residual + bias, or the positive part of that where relu is set, with sums in float32. x (n, h, w,
+ * in), w (out, kernel, kernel, in) and bias (out) are in dtype, y and residual (n, oh, ow, out) in out_dtype; all
+ * are dense. */
 typedef struct {
     int64_t n, h, w, in, out, oh, ow;
     int64_t kernel, stride, before, after; /* zeros on top and left, on bottom and right */
-    int64_t alignment;                     /* of x, y and residual in bytes: at most 16 */
+    int64_t alignment;                     /* that of x, y and residual in bytes, at most 16 */
     sid_dtype dtype, out_dtype;
     int residual, relu;
 } sid_plan_shape;
@@ -19,7 +20,7 @@ typedef struct {
 typedef struct {
     const sid_nvidia *nv;
     cudnnHandle_t handle;                /* NULL where properties are given */
-    cudnnBackendDescriptor_t properties; /* of a device that need not be there; NULL: the handle's */
+    cudnnBackendDescriptor_t properties; /* those of a device that need not exist; NULL: the handle's */
 } sid_planner;
 
 typedef struct {
@@ -28,8 +29,8 @@ typedef struct {
     size_t workspace; /* bytes */
 } sid_plan;
 
-/* The first of cuDNN's configurations that is compiled already, deterministic, of at most 256 MiB of workspace and, for
- * float32, of full precision. SID_EINTERNAL with the shape where there is none. */
+/* Opens the first of cuDNN's configurations that is precompiled, deterministic, needs at most 256 MiB of workspace
+ * and, for float32, has full precision. Returns SID_EINTERNAL with the shape if there is none. */
 int sid_plan_open(const sid_planner *planner, sid_plan *plan, const sid_plan_shape *shape);
 void sid_plan_close(const sid_planner *planner, sid_plan *plan);
 

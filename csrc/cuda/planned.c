@@ -7,7 +7,7 @@
 
 #define KEPT 16
 
-/* The last ones go where the list is too long, except while another thread runs, which may be using them. */
+/* Drops the end of a list that is too long, except while another thread runs, which may be using it. */
 static void shorten(sid_cuda *cuda, sid_planned *first, const sid_planned_kind *kind) {
     if (pthread_mutex_trylock(&cuda->lock) != 0) return;
     sid_planned *last = first;

@@ -18,7 +18,7 @@ static int is_dense(const sid_tensor *t) { return !t || t->stride == t->c; }
 
 /* ---- matrices ---- */
 
-/* How rows of `count` tensors are cut into vectors: dense rows are one long row. */
+/* How the rows of `count` tensors are cut into vectors. Dense rows are one long row. */
 typedef struct {
     long long rows, c;
     int vector;

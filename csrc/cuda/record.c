@@ -1,9 +1,9 @@
 /* Launches, and runs recorded as graphs.
  *
  * The first run of a key is plain. The second is captured: every launch and library call appends an entry. From the
- * third on the model's code walks as usual, but what it asks for is only compared with the entries: a kernel with other
- * parameters is patched in the graph, anything else drops the recording, and the run is asked for once more. Nothing is
- * executed before end() launches the graph, so giving up is always clean. */
+ * third on, the model's code runs as usual, but what it asks for is only compared with the entries: a kernel with
+ * other parameters is patched in the graph, anything else drops the recording, and the run is asked for once more.
+ * Nothing is executed before end() launches the graph, so giving up is always clean. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,20 +11,20 @@
 #include "core/err.h"
 #include "cuda/launch.h"
 
-#define KEYS 32      /* that are remembered */
-#define RECORDINGS 4 /* that are kept */
-#define DROPS 3      /* of a key's recordings, after which it is never recorded again */
+#define KEYS 32      /* keys that are remembered */
+#define RECORDINGS 4 /* recordings that are kept */
+#define DROPS 3      /* dropped recordings after which a key is never recorded again */
 
 typedef struct {
-    const sid_kernel *kernel; /* NULL: a library call, a copy or zeros */
+    const sid_kernel *kernel; /* NULL for a library call, a copy or zeros */
     sid_grid grid;
     CUgraphNode node;
-    size_t first, size; /* of its parameters, or of what identifies the call, among the bytes */
+    size_t first, size; /* where its parameters, or the call's identity, are in `bytes` */
 } entry;
 
 typedef struct {
-    uint64_t key;    /* 0: free */
-    uint64_t latest; /* run */
+    uint64_t key;    /* 0 if it is free */
+    uint64_t latest; /* the number of its latest run */
     int drops;
     int recorded;
     entry *entries;
@@ -40,9 +40,9 @@ struct sid_recorder {
     int enabled;
     uint64_t clock;
     recording keys[KEYS];
-    mode mode;          /* of the run between begin and end */
-    recording *current; /* its key's; NULL where it is not recorded */
-    size_t cursor;      /* of a replay: the next entry */
+    mode mode;          /* that of the run between begin and end */
+    recording *current; /* that of the run's key; NULL where the run is not recorded */
+    size_t cursor;      /* the next entry of a replay */
 };
 
 /* ---- recordings ---- */
@@ -60,7 +60,7 @@ static void drop(sid_cuda *cuda, recording *r, int drops) {
     r->drops += drops;
 }
 
-/* The key's place; a new key takes a free one or that of the key that was used longest ago. */
+/* Returns the key's place. A new key takes a free one, or that of the least recently used key. */
 static recording *place_of(sid_cuda *cuda, uint64_t key) {
     sid_recorder *recorder = cuda->recorder;
     recording *oldest = &recorder->keys[0];
@@ -118,7 +118,7 @@ static int launch(const sid_cuda *cuda, const sid_kernel *kernel, sid_grid grid,
                           sid_kernel_name(kernel));
 }
 
-/* The node that the capture made last. */
+/* Gets the node that the capture made last. */
 static int last_node(const sid_cuda *cuda, CUgraphNode *node) {
     const CUgraphNode *nodes;
     size_t count = 0;
@@ -130,7 +130,8 @@ static int last_node(const sid_cuda *cuda, CUgraphNode *node) {
     return SID_OK;
 }
 
-/* The replay's next entry where it is like e in everything but the bytes, else NULL: then the recording is given up. */
+/* Returns the replay's next entry if it equals e in everything but the bytes, else NULL: then the recording is given
+ * up. */
 static entry *expected(sid_recorder *recorder, const entry *e) {
     recording *r = recorder->current;
     entry *next = recorder->cursor < r->count ? &r->entries[recorder->cursor] : NULL;
@@ -209,7 +210,7 @@ int sid_record_call(sid_exec *exec, const sid_library_call *call) {
 }
 
 typedef struct {
-    uintptr_t to, from; /* from 0: zeros */
+    uintptr_t to, from; /* from is 0 for zeros */
     size_t size;
 } movement;
 
@@ -247,7 +248,7 @@ void sid_recorder_close(sid_cuda *cuda) {
     cuda->recorder = NULL;
 }
 
-/* Ends a capture that nobody wants any more. */
+/* Ends a capture whose graph is not wanted. */
 static void abandon_capture(sid_cuda *cuda) {
     CUgraph graph = NULL;
     cuda->nv->cuStreamEndCapture(cuda->stream, &graph);
@@ -263,7 +264,7 @@ int sid_record_interrupt(sid_cuda *cuda) {
     return SID_OK;
 }
 
-/* What the run of a key will be. */
+/* Chooses what the run of a key will be. */
 static int choose_mode(sid_cuda *cuda, uint64_t key) {
     sid_recorder *recorder = cuda->recorder;
     recorder->mode = PLAIN;
@@ -301,7 +302,7 @@ int sid_cuda_begin(sid_exec *exec, uint64_t key) {
     return status;
 }
 
-/* The capture becomes a recording; where the driver does not want it the key stays plain for good. */
+/* Turns the capture into a recording. Where the driver refuses it, the key stays plain for good. */
 static int finish_capture(sid_cuda *cuda, int *again) {
     recording *r = cuda->recorder->current;
     CUresult result = cuda->nv->cuStreamEndCapture(cuda->stream, &r->captured);

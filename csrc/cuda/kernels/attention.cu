@@ -1,14 +1,14 @@
-// Attention in float16 and bfloat16 of heads of up to 160 channels: flash attention by tensor cores.
+// Attention in float16 and bfloat16 for heads of up to 160 channels: flash attention by tensor cores.
 //
-// -DSID_DP=16, 32, 48, 64, 80, 96, 128, 160: the head size, rounded up; the real one is a parameter. Warps have 16
-// queries each, whose channels stay in registers; while they work on one tile of keys and values, the next is on its
-// way to shared memory.
+// -DSID_DP=16, 32, 48, 64, 80, 96, 128, 160 is the head size, rounded up; the actual one is a parameter. Each warp has
+// 16 queries, whose channels stay in registers; while it works on one tile of keys and values, the next is on its way
+// to shared memory.
 #include "attention.cuh"
 
 #define KEYS (SID_DP >= 96 ? 32 : 64)
 #define WIDTH (SID_DP + 8) // keeps the rows of a matrix in different banks
 
-// The lane's parts of the warp's queries, straight from memory: they are needed once.
+// Loads the lane's parts of the warp's queries straight from memory: they are needed once.
 DEVICE void load_queries(u32 (*parts)[4], const sid_cu_attention &p, int first) {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -34,7 +34,7 @@ DEVICE void fetch_tile(const sid_cu_attention &p, key_tile tile, u16 *keys, u16 
     if (threadIdx.x < KEYS) key_logits[threadIdx.x] = key_logit(p, tile, threadIdx.x);
 }
 
-// keys, values, key_logits: two of each.
+// keys, values and key_logits have room for two tiles each.
 template <int WARPS> DEVICE void attend(const sid_cu_attention &p, u16 *keys, u16 *values, float *key_logits) {
     int block = blockIdx.x * WARPS * 16, end = block + WARPS * 16, first = block + threadIdx.x / 32 * 16;
     u32 query[SID_DP / 16][4];
@@ -46,7 +46,7 @@ template <int WARPS> DEVICE void attend(const sid_cu_attention &p, u16 *keys, u1
     for (int stage = 0; tile.source < p.sources; stage = 1 - stage) {
         key_tile next = next_tile(p, tile, KEYS, end);
         copies_wait();
-        __syncthreads(); // the tile is there for all, and all are done with the one before
+        __syncthreads(); // the tile is complete, and all threads are done with the previous one
         if (next.source < p.sources) {
             int other = 1 - stage;
             fetch_tile<WARPS * 32>(p, next, keys + other * KEYS * WIDTH, values + other * KEYS * WIDTH,

@@ -1,35 +1,35 @@
-// What the three attentions share. A block walks through the keys of all sources in tiles and keeps, for each of its
-// queries, the largest logit, the sum of the weights and the weighted sum of the values. Logits are in base 2.
+// What the three attention kernels share. A block walks through the keys of all sources in tiles and keeps, for each of
+// its queries, the largest logit, the sum of the weights and the weighted sum of the values. Logits are in base 2.
 //
-// The largest logit of a query is never below LOWEST: so a logit of minus infinity is infinitely far below it, and its
-// weight 2^-infinity = 0; a query that has seen no other has a sum of 0, and gets zeros. NaNs pass all this and end in
-// the result.
+// The largest logit of a query is never below LOWEST, so a logit of minus infinity is infinitely far below it and has
+// the weight 2^-infinity = 0; a query that has seen no other has a sum of 0, and gets zeros. NaNs pass through all this
+// to the result.
 #pragma once
 #include "sid.cuh"
 
-// Loops over registers are unrolled by name: a loop that the compiler leaves as one puts them into memory.
+// Loops over registers are unrolled explicitly, because a loop that the compiler does not unroll puts them into memory.
 #define LOG2_E 1.4426950408889634f
 #define LOWEST -1e30f
 
-// The keys of one source from key `first` on; every kernel has its own number of keys in a tile.
+// The keys of one source from key `first` on. Every kernel has its own number of keys in a tile.
 struct key_tile {
     int source, first;
 };
 
-// The keys that any query before `end` sees.
+// Returns the number of keys that any query before `end` sees.
 DEVICE int visible_tokens(const sid_cu_attention &p, int source, int end) {
     int tokens = p.source[source].tokens;
     return p.causal && end < tokens ? end : tokens;
 }
 
-// The next tile of `count` keys, or the first after {0, -count}.
+// Returns the next tile of `count` keys, or the first one after {0, -count}.
 DEVICE key_tile next_tile(const sid_cu_attention &p, key_tile tile, int count, int end) {
     tile.first += count;
     while (tile.source < p.sources && tile.first >= visible_tokens(p, tile.source, end)) tile = {tile.source + 1, 0};
     return tile;
 }
 
-// A query's part of the logits of a source.
+// Returns a query's part of the logits of a source.
 DEVICE float query_logit(const sid_cu_attention &p, int source, int query) {
     const sid_cu_source &s = p.source[source];
     return (s.bias + (s.query_bias && query < p.queries ? s.query_bias[query] : 0)) * LOG2_E;
@@ -37,7 +37,7 @@ DEVICE float query_logit(const sid_cu_attention &p, int source, int query) {
 
 DEVICE float minus_infinity() { return bits_float(0xff800000); }
 
-// The keys' part, minus infinity where there is no key.
+// Returns a key's part of the logits, minus infinity where there is no key.
 DEVICE float key_logit(const sid_cu_attention &p, key_tile tile, int i) {
     const sid_cu_source &s = p.source[tile.source];
     int key = tile.first + i;
@@ -47,7 +47,7 @@ DEVICE float key_logit(const sid_cu_attention &p, key_tile tile, int i) {
 
 DEVICE i64 key_offset(const sid_cu_source &s, int stride) { return (i64)blockIdx.z * s.samples * s.tokens * stride; }
 
-// Takes in a tile whose largest logit is `top`; returns what all that was summed up has to be multiplied by.
+// Adopts a tile whose largest logit is `top`. Returns the factor for everything that has been summed up.
 DEVICE float raise(float *largest, float top) {
     float next = fmaxf(*largest, top), factor = ex2(*largest - next);
     *largest = next;
@@ -58,9 +58,9 @@ DEVICE float raise(float *largest, float top) {
 
 #if SID_T != 0
 
-// rows x columns numbers from row `first` and channel `channel` of a head on, in shared memory, `width` apart; zeros
-// beyond row `end` and the head. All threads of the block call it; the copy is complete after copies_wait() and a
-// barrier.
+// Copies rows x columns numbers of a head, from row `first` and channel `channel` on, to shared memory, where rows are
+// `width` apart; beyond row `end` and the head they are zeros. All threads of the block call it; the copy is complete
+// after copies_wait() and a barrier.
 template <int ROWS, int COLUMNS, int WIDTH, int THREADS>
 DEVICE void fetch(u16 *shared, const u16 *head, int stride, int first, int end, int channel, int head_size,
                   bool vector) {
@@ -80,9 +80,10 @@ DEVICE void fetch(u16 *shared, const u16 *head, int stride, int first, int end, 
     }
 }
 
-// A warp's 16 queries: a lane has parts of the rows lane / 4 and lane / 4 + 8, as `multiply` lays them out.
+// The state of a warp's 16 queries. A lane has parts of the rows lane / 4 and lane / 4 + 8, as `multiply` lays them
+// out.
 template <int CHANNELS> struct queries {
-    int first; // of the lane: the other is first + 8
+    int first; // the lane's first row; the other is first + 8
     float largest[2], sum[2], values[CHANNELS / 8][4];
 };
 
@@ -99,7 +100,7 @@ template <int CHANNELS> DEVICE void start(queries<CHANNELS> *q, int first) {
         for (int j = 0; j < 4; j++) q->values[i][j] = 0;
 }
 
-// logits (16 queries, KEYS) += 16 channels of the queries times those of the keys, which begin at `keys`.
+// Computes logits (16 queries, KEYS) += 16 channels of the queries times those of the keys, which begin at `keys`.
 template <int KEYS, int WIDTH> DEVICE void add_logits(float (*logits)[4], const u32 *query, const u16 *keys) {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -111,7 +112,7 @@ template <int KEYS, int WIDTH> DEVICE void add_logits(float (*logits)[4], const 
     }
 }
 
-// Products become logits, then weights, and the state of the queries moves on.
+// Turns products into logits, then into weights, and updates the state of the queries.
 template <int KEYS, int CHANNELS>
 DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logits)[4], key_tile tile,
                   const float *key_logits) {
@@ -149,8 +150,8 @@ DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logit
         }
 }
 
-// The weights of KEYS keys times their values. The lanes' parts of a product are laid out as the next product wants
-// them.
+// Adds the weights of KEYS keys times their values. The lanes' parts of a product are laid out as the next product
+// needs them.
 template <int KEYS, int CHANNELS, int WIDTH>
 DEVICE void add_values(queries<CHANNELS> *q, float (*weights)[4], const u16 *values) {
     int lane = threadIdx.x % 32;
@@ -169,7 +170,7 @@ DEVICE void add_values(queries<CHANNELS> *q, float (*weights)[4], const u16 *val
     }
 }
 
-// Writes the queries' results, channels `channel` and on of a head.
+// Writes the queries' results from channel `channel` of a head on.
 template <int CHANNELS> DEVICE void finish(const sid_cu_attention &p, queries<CHANNELS> *q, int head, int channel) {
     int lane = threadIdx.x % 32;
 #pragma unroll

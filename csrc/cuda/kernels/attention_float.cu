@@ -1,6 +1,6 @@
-// Attention in float32, of heads of any size: plain multiplications and additions, correct rather than fast. A block
-// has 32 queries, four neighbouring lanes a query; it reads queries and keys in pieces of 32 channels and sums up one
-// slice of the values' channels.
+// Attention in float32 for heads of any size: plain multiplications and additions, correct rather than fast. A block
+// has 32 queries and four neighbouring lanes for each; it reads queries and keys in pieces of 32 channels and sums up
+// one slice of the values' channels.
 #include "attention.cuh"
 
 #define QUERIES SID_CU_FLOAT_QUERIES
@@ -9,9 +9,10 @@
 #define KEYS 32
 #define PIECE 32
 #define WIDTH (PIECE + 1) // keeps the numbers of a column in different banks
-#define OWN (KEYS / 4)    // keys of a tile whose logits a lane has: lane % 4 + 4 i
+#define OWN (KEYS / 4)    // the number of keys of a tile whose logits a lane has: lane % 4 + 4 i
 
-// rows x columns numbers of a head from row `first` and channel `channel` on; zeros beyond the end of rows and head.
+// Fetches rows x columns numbers of a head from row `first` and channel `channel` on, and zeros beyond the end of the
+// rows and of the head.
 template <int ROWS, int COLUMNS, int STEP>
 DEVICE void fetch_floats(float *shared, const float *head, int stride, int first, int end, int channel, int head_size) {
     for (int i = threadIdx.x; i < ROWS * COLUMNS; i += THREADS) {
@@ -26,7 +27,7 @@ DEVICE void add_piece(const sid_cu_attention &p, float *logits, key_tile tile, i
     const sid_cu_source &s = p.source[tile.source];
     const float *from = (const float *)p.q + (i64)blockIdx.z * p.queries * p.q_stride + head * p.head_size;
     const float *k = (const float *)s.k + key_offset(s, s.k_stride) + head * p.head_size;
-    __syncthreads(); // all are done with the piece before
+    __syncthreads(); // all threads are done with the previous piece
     fetch_floats<QUERIES, PIECE, WIDTH>(q, from, p.q_stride, blockIdx.x * QUERIES, p.queries, channel, p.head_size);
     fetch_floats<KEYS, PIECE, WIDTH>(keys, k, s.k_stride, tile.first, s.tokens, channel, p.head_size);
     __syncthreads();
@@ -37,7 +38,7 @@ DEVICE void add_piece(const sid_cu_attention &p, float *logits, key_tile tile, i
     }
 }
 
-// The lane's logits become weights; what the query's values have to be multiplied by.
+// Turns the lane's logits into weights. Returns the factor for the query's values.
 DEVICE float weigh_floats(const sid_cu_attention &p, float *logits, key_tile tile, int query, const float *key_logits,
                           float *largest, float *sum) {
     float top = LOWEST, of_query = query_logit(p, tile.source, query);
@@ -74,7 +75,7 @@ SID_KERNEL(attention_float, sid_cu_attention, THREADS) {
         const sid_cu_source &s = p.source[tile.source];
         const float *v = (const float *)s.v + key_offset(s, s.v_stride) + head * p.head_size;
         float logits[OWN] = {};
-        __syncthreads(); // all are done with the values and biases before
+        __syncthreads(); // all threads are done with the previous values and biases
         fetch_floats<KEYS, SLICE, SLICE>(values, v, s.v_stride, tile.first, s.tokens, slice, p.head_size);
         if (threadIdx.x < KEYS) key_logits[threadIdx.x] = key_logit(p, tile, threadIdx.x);
         for (int channel = 0; channel < p.head_size; channel += PIECE)

@@ -1,7 +1,7 @@
-// Attention in float16 and bfloat16 of heads of any size, for the VAE's of 512 channels: the queries and keys are read
-// in pieces of 64 channels, and a block sums up one slice of the values' channels. The logits are computed once for
-// every slice: for 512 channels 2.5 times the multiplications of an attention without slices, and no matrix of logits
-// in memory.
+// Attention in float16 and bfloat16 for heads of any size, such as the VAE's of 512 channels. The queries and keys are
+// read in pieces of 64 channels, and a block sums up one slice of the values' channels. The logits are computed once
+// for every slice: for 512 channels this takes 2.5 times the multiplications of an attention without slices, and no
+// matrix of logits in memory.
 #include "attention.cuh"
 
 #define QUERIES SID_CU_WIDE_QUERIES
@@ -19,7 +19,7 @@ DEVICE void add_piece(const sid_cu_attention &p, float (*logits)[4], key_tile ti
     const u16 *from = (const u16 *)p.q + (i64)blockIdx.z * p.queries * p.q_stride + head * p.head_size;
     const u16 *k = (const u16 *)s.k + key_offset(s, s.k_stride) + head * p.head_size;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    __syncthreads(); // all are done with the piece before
+    __syncthreads(); // all threads are done with the previous piece
     fetch<QUERIES, PIECE, WIDTH, THREADS>(q, from, p.q_stride, blockIdx.x * QUERIES, p.queries, channel, p.head_size,
                                           p.vector);
     fetch<KEYS, PIECE, WIDTH, THREADS>(keys, k, s.k_stride, tile.first, s.tokens, channel, p.head_size, p.vector);
@@ -45,7 +45,7 @@ SID_KERNEL(attention_wide, sid_cu_attention, THREADS) {
         const sid_cu_source &s = p.source[tile.source];
         const u16 *v = (const u16 *)s.v + key_offset(s, s.v_stride) + head * p.head_size;
         float logits[KEYS / 8][4] = {};
-        __syncthreads(); // all are done with the values and biases before
+        __syncthreads(); // all threads are done with the previous values and biases
         fetch<KEYS, SLICE, VALUE_WIDTH, THREADS>(values, v, s.v_stride, tile.first, s.tokens, slice, p.head_size,
                                                  p.vector);
         if (threadIdx.x < KEYS) key_logits[threadIdx.x] = key_logit(p, tile, threadIdx.x);

@@ -1,7 +1,8 @@
-// What cuDNN has no good way for: convolutions with few outputs, and the last step of a convolution of a doubled image.
+// Convolutions that cuDNN has no good algorithm for: those with few outputs, and the last step of a convolution of a
+// doubled image.
 #include "sid.cuh"
 
-// ---- few outputs: a warp a pixel, the lanes share the channels ----
+// ---- few outputs: each warp has a pixel, whose channels its lanes share ----
 
 template <int N> DEVICE void add_tap(float *sums, const sid_cu_conv_few &p, i64 src, int tap) {
     float x[N], w[N];
@@ -40,7 +41,7 @@ SID_KERNEL(conv_few, sid_cu_conv_few, SID_CU_THREADS) {
         i64 i = pixel * p.out + o;
         if (p.bias) y += p.bias[o];
         if (p.residual) y += load(p.residual, p.residual_dtype, i);
-        if (p.relu) y = y < 0 ? 0 : y; // a NaN stays one
+        if (p.relu) y = y < 0 ? 0 : y; // a NaN stays a NaN
         store(p.dst, p.dst_dtype, i, y);
     }
 }

@@ -1,12 +1,12 @@
-// Group norm and layer norm. Statistics are means and sums of squares about them, never sums of squares about zero, so
-// that a large mean costs no digits; they are merged in an order that only the shapes decide.
+// Group norm and layer norm. The statistics are means and sums of squared distances from them, never sums of squares,
+// so that a large mean costs no digits. They are merged in an order that only the shapes determine.
 #include "sid.cuh"
 
 struct moments {
-    float n, mean, squares; // squares: of the distances from the mean
+    float n, mean, squares; // squares: the sum of the squared distances from the mean
 };
 
-// Chan, Golub and LeVeque's rule.
+// The rule of Chan, Golub and LeVeque.
 DEVICE moments merge(moments a, moments b) {
     float n = a.n + b.n, distance = b.mean - a.mean, share = n > 0 ? b.n / n : 0;
     return {n, a.mean + distance * share, a.squares + b.squares + distance * distance * a.n * share};
@@ -22,8 +22,8 @@ DEVICE moments warp_merge(moments m) {
 
 // ---- group norm ----
 
-// How a block's threads share a chunk: each has N channels and every `step`-th pixel, from `row` on. Where a pixel has
-// more channels than the block has threads, that is done in several passes, each over `width` channels from `first` on.
+// How a block's threads share a chunk: each has N channels of every `step`-th pixel, from `row` on. Where a pixel has
+// more channels than the block has threads, this takes several passes, each over `width` channels from `first` on.
 template <int N> struct layout {
     int first, width, channel, row, step;
     bool works;
@@ -37,7 +37,7 @@ template <int N> DEVICE layout<N> layout_of(int channels, int first) {
     return l;
 }
 
-// A thread's channels in their input: the address of the sample's first pixel, as an index, and the distance of pixels.
+// A thread's channels in their input: the index of the sample's first pixel, and the distance between pixels.
 struct column {
     const void *data;
     i64 first;
@@ -52,7 +52,8 @@ DEVICE column column_of(const sid_cu_group_norm &p, int sample, int channel) {
 
 DEVICE i64 end_of(i64 first, int chunk, i64 pixels) { return first + chunk < pixels ? first + chunk : pixels; }
 
-// Means and squares of a thread's channels over its pixels of the chunk, to mean[] and squares[] of [step][width].
+// Stores the means and squares of a thread's channels over its pixels of the chunk in mean[] and squares[], which are
+// [step][width].
 template <int N>
 DEVICE void channel_moments(const sid_cu_group_norm &p, const layout<N> &l, i64 first, i64 end, float *mean,
                             float *squares) {
@@ -60,7 +61,7 @@ DEVICE void channel_moments(const sid_cu_group_norm &p, const layout<N> &l, i64 
     column c = column_of(p, blockIdx.y, l.channel);
     int count = (int)((end - first - l.row + l.step - 1) / l.step);
     if (count < 0) count = 0;
-    load_some<N>(shift, c.data, SID_T, c.first + first * c.stride); // near enough to the mean to lose no digits
+    load_some<N>(shift, c.data, SID_T, c.first + first * c.stride); // close enough to the mean to lose no digits
     for (int k = 0; k < N; k++) sum[k] = square[k] = 0;
 #pragma unroll 2
     for (int i = 0; i < count; i++) {
@@ -79,7 +80,7 @@ DEVICE void channel_moments(const sid_cu_group_norm &p, const layout<N> &l, i64 
     }
 }
 
-// What the pass's numbers add to a group, by a warp; the same for all its lanes.
+// Returns what the pass's numbers add to a group, computed by a warp and the same for all its lanes.
 template <int N>
 DEVICE moments pass_moments(const layout<N> &l, int from, int to, i64 pixels, const float *mean, const float *squares) {
     moments m = {0, 0, 0};
@@ -124,7 +125,7 @@ SID_KERNEL(group_stats, sid_cu_group_norm, SID_CU_THREADS) {
     else chunk_stats<1>(p, mean, squares, groups);
 }
 
-// The mean and 1 / deviation of every group of the sample, from its chunks.
+// Computes the mean and 1 / deviation of every group of the sample from its chunks.
 DEVICE void merge_chunks(const sid_cu_group_norm &p, float *mean, float *inverse) {
     const float *stats = p.stats + (i64)blockIdx.y * p.chunks * p.groups * 2;
     int per = (p.a_channels + p.b_channels) / p.groups, lane = threadIdx.x % SID_CU_WARP;
@@ -179,7 +180,7 @@ SID_KERNEL(group_apply, sid_cu_group_norm, SID_CU_THREADS) {
     else apply<1>(p, mean, inverse);
 }
 
-// ---- layer norm: a warp a row, which it reads three times; the second and the third time from the cache ----
+// ---- layer norm: each warp reads a row three times, the second and the third time from the cache ----
 
 template <int N> DEVICE void normalize_row(const sid_cu_layer_norm &p, i64 row) {
     int lane = threadIdx.x % SID_CU_WARP;

@@ -1,5 +1,5 @@
-// Weights of convolutions, from what is stored to the layout and dtype that they are used in; a thread a number. This
-// runs once a model, so it reads as simply as it can.
+// Converts the weights of convolutions from their stored form to the layout and dtype that are used, with a thread for
+// each number. This runs once for each model, so it is as simple as possible.
 #include "sid.cuh"
 
 SID_KERNEL(pack_conv, sid_cu_pack, SID_CU_THREADS) {
@@ -10,13 +10,13 @@ SID_KERNEL(pack_conv, sid_cu_pack, SID_CU_THREADS) {
     store(p.dst, p.dst_dtype, i, load(p.src, p.src_dtype, (out * p.in + in) * p.taps + tap));
 }
 
-// The rows, or columns, of a 3 x 3 kernel that fall on the same pixel of the image which is doubled. Even pixels of the
-// result see their upper neighbour by row 0 and their own by 1 and 2; odd ones their own by rows 0 and 1, the lower one
-// by row 2.
+// The range of rows, or columns, of a 3 x 3 kernel that fall on the same pixel of the image that is doubled. Even
+// pixels of the result see their upper neighbour by row 0 and their own by rows 1 and 2; odd ones see their own by rows
+// 0 and 1, and the lower one by row 2.
 DEVICE int first_of(int phase, int tap) { return tap == 0 ? 0 : phase == 0 ? 1 : 2; }
 DEVICE int end_of(int phase, int tap) { return tap == 1 ? 3 : phase == 0 ? 1 : 2; }
 
-// dst (4 phases, out, 2, 2, in), phase 2p + q of the pixels (2i + p, 2j + q).
+// dst is (4 phases, out, 2, 2, in), with phase 2p + q for the pixels (2i + p, 2j + q).
 SID_KERNEL(pack_doubling, sid_cu_pack, SID_CU_THREADS) {
     i64 i = (i64)blockIdx.x * SID_CU_THREADS + threadIdx.x;
     if (i >= p.count) return;

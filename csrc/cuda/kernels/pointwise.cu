@@ -1,10 +1,10 @@
-// Passes over numbers that only move, scale or mix them. The dtypes are fields of the parameters: the choice between
-// them is the same for all threads and costs nothing beside the memory's time.
+// Passes over numbers that only move, scale or mix them. The dtypes are fields of the parameters: the branch on them is
+// the same for all threads and costs nothing beside the memory's time.
 #include "sid.cuh"
 
-// ---- matrices of any dtypes; a thread has N numbers of a row ----
+// ---- matrices of any dtypes: each thread has N numbers of a row ----
 
-// Number i of rows * c, counted in steps of N: its row and its first column. False beyond the end.
+// Gets the row and the first column of number i of rows * c, counted in steps of N. Returns false beyond the end.
 template <int N> DEVICE bool place(i64 *row, i64 *column, i64 rows, i64 c) {
     i64 i = (i64)blockIdx.x * SID_CU_THREADS + threadIdx.x, steps = c / N;
     *row = rows == 1 ? 0 : (u32)i / (u32)steps; // a single row may be longer than 2^32 numbers
@@ -60,7 +60,7 @@ template <int N> DEVICE void finish_some(const sid_cu_finish &p) {
         x[k] = activate(x[k], p.activation);
         if (p.factor.data) x[k] *= factor[k];
         if (p.residual.data) x[k] += residual[k];
-        if (p.relu) x[k] = x[k] < 0 ? 0 : x[k]; // a NaN stays one
+        if (p.relu) x[k] = x[k] < 0 ? 0 : x[k]; // a NaN stays a NaN
     }
     store_row<N>(p.dst, row, column, x);
 }
@@ -80,7 +80,7 @@ DEVICE float bend(const sid_cu_planes &p, float x) {
     return p.bound > 0 ? p.bound * tanhf(y / p.bound) : y;
 }
 
-// Where a block's tile lies: grid (n * tiles of pixels, tiles of channels).
+// The place of a block's tile, for a grid of (n * tiles of pixels, tiles of channels).
 struct planes_tile {
     int sample, pixel, channel;
 };
@@ -91,7 +91,7 @@ DEVICE planes_tile tile_of(const sid_cu_planes &p) {
 }
 
 SID_KERNEL(from_planes, sid_cu_planes, SID_CU_THREADS) {
-    SID_SHARED(float, tile, TILE *(TILE + 1)); // a column more, so that a column's numbers lie in different banks
+    SID_SHARED(float, tile, TILE *(TILE + 1)); // the extra column puts a column's numbers in different banks
     planes_tile t = tile_of(p);
     int x = threadIdx.x % TILE, first = threadIdx.x / TILE;
     for (int y = first; y < TILE; y += TILE_ROWS)
@@ -129,10 +129,10 @@ SID_KERNEL(mix, sid_cu_mix, SID_CU_THREADS) {
     double z = p.z[i];
     float result = (float)(p.up * z + p.down * (p.a * p.p[i] + p.b * z));
     p.z[i] = result;
-    if ((float_bits(result) & 0x7f800000) == 0x7f800000) *p.overflow = 1; // whoever else writes here writes the same
+    if ((float_bits(result) & 0x7f800000) == 0x7f800000) *p.overflow = 1; // other threads write the same value here
 }
 
-// ---- tiles of images: a thread has a number of the tile ----
+// ---- tiles of images: each thread has a number of the tile ----
 
 DEVICE bool tile_place(const sid_cu_tile &p, i64 *i, i64 *place, int *row, int *column) {
     *i = (i64)blockIdx.x * SID_CU_THREADS + threadIdx.x;

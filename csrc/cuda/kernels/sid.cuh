@@ -1,7 +1,7 @@
 // What the kernels share: types, conversions, and the few instructions that CUDA C has no name for. Nothing else is
 // included, so NVRTC needs no headers of NVIDIA's. tests/native/cuda/emu.h has the second half of this file for a CPU.
 //
-// -DSID_T=0, 1, 2: the dtype of the backend, float32, bfloat16, float16. -DSID_ARCH=75, 80, ...: the device's
+// -DSID_T=0, 1, 2 is the dtype of the backend: float32, bfloat16 or float16. -DSID_ARCH=75, 80, ... is the device's
 // architecture.
 #pragma once
 #include "params.h"
@@ -36,7 +36,7 @@ DEVICE u16 float_to_half(float x) {
 DEVICE u32 float_bits(float x) { return __float_as_uint(x); }
 DEVICE float bits_float(u32 x) { return __uint_as_float(x); }
 
-// 2^x to 2 units in the last place; results below the normal numbers are 0.
+// Returns 2^x to 2 units in the last place; results below the normal numbers are 0.
 DEVICE float ex2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -45,7 +45,7 @@ DEVICE float ex2(float x) {
 
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
-// Two numbers side by side in the backend's 16-bit dtype, the first in the lower half.
+// Returns two numbers side by side in the backend's 16-bit dtype, the first in the lower half.
 DEVICE u32 pack_pair(float first, float second) {
     u32 pair;
 #if SID_T == 1
@@ -58,9 +58,10 @@ DEVICE u32 pack_pair(float first, float second) {
     return pair;
 }
 
-// c (16 x 8) += a (16 x 8 or 16) b (8 or 16 x 8) of the backend's 16-bit dtype, in float32, by the 32 lanes of a warp
-// together. With g = lane / 4, t = lane % 4: c = (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1); a = pairs of
-// columns from (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) on; b = pairs of rows from (2t, g), (2t + 8, g) on.
+// Computes c (16 x 8) += a (16 x 8 or 16) b (8 or 16 x 8) of the backend's 16-bit dtype, in float32, by the 32 lanes of
+// a warp together. With g = lane / 4 and t = lane % 4, a lane has c = (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
+// 1); a = pairs of columns from (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) on; b = pairs of rows from (2t, g),
+// (2t + 8, g) on.
 DEVICE void multiply_8(float *c, const u32 *a, const u32 *b) {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -79,9 +80,9 @@ DEVICE void multiply_16(float *c, const u32 *a, const u32 *b) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four 8 x 8 matrices of 16-bit numbers from shared memory; lane 8 i + j gives the address of row j of matrix i. A lane
-// gets the pair of columns from (lane / 4, lane % 4 * 2) of each; transposed, the pair of rows from (lane % 4 * 2, lane
-// / 4).
+// Loads four 8 x 8 matrices of 16-bit numbers from shared memory; lane 8 i + j gives the address of row j of matrix i.
+// A lane gets the pair of columns from (lane / 4, lane % 4 * 2) of each; transposed, the pair of rows from (lane % 4 *
+// 2, lane / 4).
 DEVICE void load_matrices(u32 *r, const u16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -96,8 +97,8 @@ DEVICE void load_matrices_transposed(u32 *r, const u16 *row) {
                  : "memory");
 }
 
-// Starts to copy 16 bytes to shared memory, zeros where there is nothing to copy; all that a thread started are there
-// for it after copies_wait(), and for the others after a barrier. Before sm_80 the copy is complete at once.
+// Starts to copy 16 bytes to shared memory, or zeros where there is nothing to copy. All copies that a thread started
+// are visible to it after copies_wait(), and to the others after a barrier. Before sm_80 the copy is complete at once.
 DEVICE void copy_start(void *shared, const void *global, bool exists) {
 #if SID_ARCH >= 80
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(shared)),
@@ -116,7 +117,7 @@ DEVICE void copies_wait() {
 
 #endif
 
-// c += a b of depth 16; sm_75 has float16 of depth 8 only.
+// Computes c += a b of depth 16; sm_75 has only float16 of depth 8.
 DEVICE void multiply(float *c, const u32 *a, const u32 *b) {
 #if SID_ARCH >= 80
     multiply_16(c, a, b);
@@ -126,11 +127,11 @@ DEVICE void multiply(float *c, const u32 *a, const u32 *b) {
 #endif
 }
 
-// ---- numbers of any dtype; where the dtype is a constant, so is the choice ----
+// ---- numbers of any dtype; where the dtype is a constant, there is no branch ----
 
 DEVICE float bfloat_to_float(u16 x) { return bits_float((u32)x << 16); }
 
-// To nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even; a NaN stays a NaN.
 DEVICE u16 float_to_bfloat(float x) {
     u32 bits = float_bits(x);
     if ((bits & 0x7fffffff) > 0x7f800000) return (u16)(bits >> 16 | 0x40);
@@ -149,7 +150,7 @@ DEVICE void store(void *data, int dtype, i64 i, float x) {
     else ((u16 *)data)[i] = narrow(x, dtype);
 }
 
-// N numbers from number i on: one, or a vector whose address is a multiple of 16 bytes.
+// Loads N numbers from number i on: one, or a vector whose address is a multiple of 16 bytes.
 template <int N> DEVICE void load_some(float *x, const void *data, int dtype, i64 i) {
     if (N == 1) {
         x[0] = load(data, dtype, i);
@@ -180,7 +181,7 @@ template <int N> DEVICE void store_some(void *data, int dtype, i64 i, const floa
     }
 }
 
-// ---- over a warp: every lane gets the result ----
+// ---- operations of a warp: every lane gets the result ----
 
 DEVICE float warp_sum(float x) {
     for (int mask = 16; mask; mask /= 2) x += shuffle_xor(x, mask);
