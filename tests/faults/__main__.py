@@ -1,4 +1,4 @@
-"""The command line: every call of every run, or every so many."""
+"""Makes every call of every run fail, or one of every so many."""
 
 import argparse
 import sys
@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faults.runs import RUNS, attempt, count, faults
 
 parser = argparse.ArgumentParser(prog="faults", description=__doc__)
-parser.add_argument("runs", nargs="*", metavar="RUN", help=f"of {', '.join(RUNS)} (all)")
-parser.add_argument("--every", type=int, default=1, help="try every so many calls (1)")
-parser.add_argument("--first", type=int, default=0, help="from this call on (0)")
+parser.add_argument("runs", nargs="*", metavar="RUN", help=f"one of {', '.join(RUNS)} (all)")
+parser.add_argument("--every", type=int, default=1, help="try one of every so many calls (1)")
+parser.add_argument("--first", type=int, default=0, help="the first call to try (0)")
 options = parser.parse_args()
 print("run             calls  places  tried  seconds", flush=True)
 for name in options.runs or RUNS:

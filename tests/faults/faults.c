@@ -1,7 +1,7 @@
 /* Makes the allocations of one loaded library fail: its own calls of the functions below go through counters here.
  *
- * Nothing is preloaded and no other library sees a difference, since what is changed is the table of addresses by which
- * this library calls others; so it works under AddressSanitizer as well. */
+ * Nothing is preloaded and no other library sees a difference, because only the table of addresses through which
+ * this library calls others is changed. So it works under AddressSanitizer as well. */
 #include <elf.h>
 #include <link.h>
 #include <stdatomic.h>
@@ -17,7 +17,7 @@
 static atomic_long calls, failing = -1, living;
 static void *sites[MOST]; /* where each call came from */
 
-/* The number of the next call starts at 0; the one of this number fails; -1: none. */
+/* Resets the number of the next call to 0. The call of the given number fails; -1 stands for none. */
 EXPORT void faults_arm(long number) {
     atomic_store(&calls, 0);
     atomic_store(&failing, number);
@@ -32,7 +32,7 @@ static int fails(void *site) {
     return number == atomic_load(&failing);
 }
 
-/* ---- what makes things: NULL or another failure; and what ends them ---- */
+/* ---- functions that make things, which return NULL or another failure, and those that end them ---- */
 
 typedef void *pointer;
 
@@ -65,7 +65,7 @@ MAKE(pointer, NULL, result, PyMem_RawMalloc, (size_t size), (size))
 END(void, PyMem_Free, (void *block), (block), block)
 END(void, PyMem_RawFree, (void *block), (block), block)
 
-/* oneDNN's; 1 is its dnnl_out_of_memory. What a call would have written is left alone, as it is when oneDNN fails. */
+/* oneDNN's functions; 1 is its dnnl_out_of_memory. A failing call writes nothing, as it is when oneDNN fails. */
 #define DNNL_MAKE(name, parameters, arguments) MAKE(int, 1, !result, name, parameters, arguments)
 #define DNNL_DO(name, parameters, arguments) MAKE(int, 1, 0, name, parameters, arguments)
 #define DNNL_END(name) END(int, name, (void *a), (a), a)
@@ -171,7 +171,7 @@ static imports read_imports(const ElfW(Dyn) * dynamic) {
     return found;
 }
 
-/* resolve: how the wrappers find the function itself, dlsym in the program's scope. */
+/* resolve returns the address of the function itself, which the wrappers call, as dlsym does in the program's scope. */
 typedef struct {
     const char *library;
     void *(*resolve)(const char *name);
@@ -207,7 +207,7 @@ static int visit(struct dl_phdr_info *info, size_t size, void *argument) {
     return 1;
 }
 
-/* How many addresses were changed, of the library whose path holds the text. */
+/* Changes the addresses of the library whose path contains the text. Returns how many were changed. */
 EXPORT int faults_install(const char *library, void *(*resolve)(const char *name)) {
     request r = {library, resolve, 0};
     dl_iterate_phdr(visit, &r);

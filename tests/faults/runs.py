@@ -1,4 +1,4 @@
-"""What is run while allocations fail, and what has to come of it."""
+"""The runs during which allocations fail, and the checks of their outcomes."""
 
 import ctypes
 import gc
@@ -20,7 +20,7 @@ TOKENS = np.arange(7, dtype=np.int32)[np.newaxis]
 
 
 class Faults:
-    """The counters of tests/faults/faults.c, put between styleid._core and what it calls."""
+    """The counters of tests/faults/faults.c, put between styleid._core and the functions that it calls."""
 
     def __init__(self):
         folder = tempfile.mkdtemp()
@@ -56,12 +56,12 @@ class Faults:
 
     @property
     def living(self):
-        """Blocks and objects that the module has made and not ended."""
+        """The number of blocks and objects that the module has made and not ended."""
         gc.collect()
         return self.library.faults_living()
 
     def sites(self):
-        """{place in the code: the numbers of the calls from there} of what ran since faults were armed."""
+        """{place in the code: the numbers of the calls from there} since faults were armed."""
         places = {}
         for number in range(self.calls):
             places.setdefault(self.library.faults_site(number), []).append(number)
@@ -90,7 +90,7 @@ def recompute(model):
 
 
 def pieces(model):
-    """Everything else that the module does, hooks, guidance, regions and a batch included."""
+    """Runs everything else that the module does, including hooks, guidance, regions and a batch."""
     inversions = tiny.invert(
         model, latents=tiny.latents(2), keep=("both", "query"), steps=STEPS, refine=1, on_attention=lambda *_: None,
         negative=tiny.CONTEXT + 1, guidance=2.0,
@@ -113,7 +113,7 @@ def expected(name):
 
 
 def count(name):
-    """{place in the code: the numbers of the calls from there} of a run."""
+    """The sites of a run, see Faults.sites()."""
     tools = faults()
     if name == "open":
         tools.arm()
@@ -126,9 +126,10 @@ def count(name):
 
 
 def attempt(name, number):
-    """One run, of a new model, whose call of that number fails.
+    """Runs a new model and makes the call of that number fail.
 
-    An error, or the right result where the call was not needed; then the model's next run is right, and nothing is left.
+    There has to be an error, or the right result where the call was not needed. Then the model's next run has to be right,
+    and nothing may be left behind.
     """
     run = transfer if name == "open" else RUNS[name]
     wanted = expected("transfer" if name == "open" else name)

@@ -1,4 +1,4 @@
-"""The command line: all entry points for some seconds, or one for a number of inputs."""
+"""Fuzzes all entry points for some seconds, or one for a number of inputs."""
 
 import argparse
 import shutil
@@ -11,13 +11,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz.runner import ENTRIES, run
 
 parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
-parser.add_argument("entries", nargs="*", metavar="ENTRY", help=f"of {', '.join(ENTRIES)} (all)")
-parser.add_argument("--seconds", type=float, default=180, help="all entries together (180)")
-parser.add_argument("--inputs", type=int, default=10**12, help="of each entry at most")
+parser.add_argument("entries", nargs="*", metavar="ENTRY", help=f"one of {', '.join(ENTRIES)} (all)")
+parser.add_argument("--seconds", type=float, default=180, help="for all entries together (180)")
+parser.add_argument("--inputs", type=int, default=10**12, help="the most inputs of each entry")
 parser.add_argument("--first", type=int, default=0, help="the number of the first input (0)")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument(
-    "--folder", type=Path, default="/dev/shm/styleid-fuzz", help="of files; if the process dies, what it tried is there"
+    "--folder",
+    type=Path,
+    default="/dev/shm/styleid-fuzz",
+    help="the folder for files; if the process dies, its last input is there",
 )
 options = parser.parse_args()
 chosen = options.entries or list(ENTRIES)

@@ -28,12 +28,12 @@ def junk(random):
 
 
 def rarely(random, value, other=junk):
-    """The value, and once in a while something else."""
+    """Returns the value, and once in a while something else."""
     return other(random) if random.randrange(24) == 0 else value
 
 
 def array(random, *sizes):
-    """Usually of the wanted sizes and type; sometimes strided, special in a value, or wrong in a size or in the type."""
+    """An array, usually of the wanted sizes and type; sometimes it is strided, has a special value, or a wrong size or type."""
     wrong = random.randrange(4) == 0
     if wrong:
         sizes = [random.choice((size, size, size, 0, 1, size + 1, 2 * size)) for size in sizes]
@@ -160,7 +160,7 @@ def encode_tokens(_):
 
 
 def sizes(_):
-    """Numbers alone: scratch, vae_scratch, schedule."""
+    """The functions of numbers alone: scratch, vae_scratch, schedule."""
 
     def run(arguments):
         for function, given in (
@@ -174,7 +174,7 @@ def sizes(_):
 
     def number(random):
         value = rarely(random, random.choice((random.randrange(-1, 9) * 2, random.choice(NUMBERS), -1, None, 0.5, "8")))
-        # What lies between is measured, which takes seconds, and primitives for maps of millions of pixels.
+        # Sizes between these would be measured, which takes seconds and primitives for maps of millions of pixels.
         return 8 if isinstance(value, int) and 1003 < value <= 1 << 31 else value
 
     return (lambda r: tuple(number(r) for _ in range(3))), run

@@ -36,7 +36,7 @@ TENSOR_WORDS = [*JSON_WORDS, *(word.encode() for word in (
 
 
 def split(content):
-    """(the header's text, data) of a safetensors file."""
+    """Splits a safetensors file into (the header's text, data)."""
     size = int.from_bytes(content[:8], "little")
     return content[8 : 8 + size], content[8 + size :]
 
@@ -48,7 +48,7 @@ def join(header, data):
 def change_tensors(random, corpus, finish=None):
     """A safetensors file with a changed tree, a changed text, or changed bytes.
 
-    finish: changes the header's tree last, given the data
+    finish(header, data) changes the header's tree last
     """
     content = random.choice(corpus)
     kind = random.randrange(3)
@@ -66,7 +66,7 @@ def change_tensors(random, corpus, finish=None):
 
 
 def reading(path, read):
-    """run(bytes): writes them to the path, and reads it."""
+    """Returns run(bytes), which writes them to the path and reads it."""
 
     def run(content):
         path.write_bytes(content)
@@ -89,7 +89,7 @@ def tensors(place):
 
 
 def inversion(place):
-    """A saved inversion, half of those with a changed header under checksums that are right again."""
+    """A saved inversion. Half of those with a changed header get right checksums again."""
     write_folder(place / "model", configuration())
     model = styleid.load_model(place / "model", dtype="float32", threads=1)
     corpus = []
@@ -120,7 +120,7 @@ def inversion(place):
         try:
             read(path)
         except ValueError as error:
-            if "inversion: " not in str(error):  # check_model's, which knows of no file
+            if "inversion: " not in str(error):  # check_model's message, which names no file
                 raise
 
     return lambda random: change_tensors(random, corpus, reseal), reading(place / "a.inv", read_naming)
@@ -160,7 +160,7 @@ def lora(place):
 
 
 def single_file(place):
-    """A model in the original naming, up to the weights that the engine would get. But for its levels of noise, a hole."""
+    """A model in the original naming, read up to the weights that the engine would get. All data after its noise levels is a hole."""
     path, corpus = place / "model.safetensors", []
     for family in formats.FAMILIES:
         config = formats.configuration(family)
@@ -193,7 +193,7 @@ PICKLE_WORDS = [
 
 
 def checkpoint(place):
-    """A PyTorch checkpoint: the archive, or the program inside it."""
+    """A PyTorch checkpoint; the archive is changed, or the program inside it."""
 
     def storage(key, length):
         return b"(X\x07\0\0\0storagectorch\nFloatStorage\n" + text(key) + text("cpu") + b"K" + bytes([length]) + b"tQ"
@@ -232,7 +232,7 @@ def checkpoint(place):
 
 
 def change_json(random, texts):
-    """The text of a JSON file with a changed tree, or changed bytes."""
+    """Returns the text of a JSON file with a changed tree or changed bytes."""
     content = random.choice(texts)
     if random.randrange(3):
         return json.dumps(change_tree(random, json.loads(content))).encode()
@@ -266,7 +266,7 @@ def quantized(place):
 
 
 def model_configuration(place):
-    """One of the JSON files of a model's folder; which one is the input's first byte."""
+    """One of the JSON files of a model's folder, chosen by the input's first byte."""
     root = place / "model"
     formats.write_diffusers(root, formats.configuration("1.x"))
     parts = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json")
@@ -317,7 +317,7 @@ def shards(place):
 
 
 def tokenizer(place):
-    """One of the files of a tokenizer, which then reads a text; which one is the input's first byte."""
+    """One of the files of a tokenizer, chosen by the input's first byte. The tokenizer then reads a text."""
     folder = place / "tokenizer"
     formats.write_tokenizer(folder, 520, False)
     (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e</w>\n")

@@ -12,7 +12,7 @@ from fuzz.mutate import change_bytes
 
 
 def image(place):
-    """An image in one of the formats that are read; half of the PNGs with right checksums again."""
+    """An image in one of the formats that are read. Half of the PNGs get right checksums again."""
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
     rgb, rgba = (Image.fromarray(np.ascontiguousarray(noise[..., :channels])) for channels in (3, 4))
     modes = {mode: rgb.convert(mode) for mode in ("1", "L", "P", "RGB", "CMYK")} | {
@@ -46,7 +46,10 @@ def image(place):
         return _right_checksums(content) if content[:8] == b"\x89PNG\r\n\x1a\n" and random.randrange(2) else content
 
     def read(path):
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 1 << 20  # a tenth of a second, not nine
+        before, Image.MAX_IMAGE_PIXELS = (
+            Image.MAX_IMAGE_PIXELS,
+            1 << 20,
+        )  # so that an image takes 0.1 s at most instead of 9 s
         try:
             assert min(styleid.load_image(path, 8, "fit").shape) >= 1
         finally:
@@ -56,7 +59,7 @@ def image(place):
 
 
 def _right_checksums(png):
-    """The chunks of a PNG with the checksums that they should have."""
+    """Returns a PNG whose chunks have the right checksums."""
     data, place = bytearray(png), 8
     while place + 12 <= len(data):
         size = int.from_bytes(data[place : place + 4], "big")

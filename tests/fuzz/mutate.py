@@ -47,9 +47,9 @@ VALUES = [
 
 
 def change_bytes(random, content, words, others):
-    """Some bytes of the content changed, mostly near one of its ends, where most formats have their structure.
+    """Changes some bytes of the content, mostly near one of its ends, where most formats have their structure.
 
-    words: what such files are made of; others: more of the kind, of which a part may be spliced in
+    words are typical of such files; others are more files of the kind, of which a part may be spliced in
     """
     data = bytearray(content)
     for _ in range(random.choice((1, 1, 1, 2, 2, 3, 5, 9))):
@@ -89,7 +89,7 @@ def _place(random, size):
 
 
 def change_tree(random, tree):
-    """One to three nodes of a JSON tree replaced, removed, repeated or exchanged. The tree itself is changed, and returned."""
+    """Replaces, removes, repeats or exchanges one to three nodes of a JSON tree, in place, and returns the tree."""
     for _ in range(random.choice((1, 1, 2, 3))):
         holder, key = _node(random, tree)
         if holder is None:
@@ -115,12 +115,12 @@ def change_tree(random, tree):
 
 
 def _value(random):
-    """One of VALUES for itself: what is made of one input must not be in the next."""
+    """A copy of one of VALUES, so that changes of one input are not in the next."""
     return copy.deepcopy(random.choice(VALUES))
 
 
 def _node(random, tree):
-    """(container, key or index) of a random node below the root; (None, None) where there is none."""
+    """(container, key or index) of a random node below the root; (None, None) if there is none."""
     holder = key = None
     while isinstance(tree, (dict, list)) and tree and (holder is None or random.randrange(3)):
         holder = tree

@@ -14,30 +14,27 @@ import numpy as np
 from fuzz import engine, files, images
 
 ENTRIES = {entry.__name__: entry for entry in (*files.ENTRIES, images.image, *engine.ENTRIES)}
-REFUSED = (
-    TypeError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-)  # of the engine; of files a ValueError that names the file
-SECONDS, MEGABYTES = 20, 300  # of one input, of the processor: a process may be stopped for others
-HANG = 120  # seconds of the processor without an end, after which the process shows where it is, and dies
+# The engine may refuse by any of these; for files it has to be a ValueError that names the file.
+REFUSED = (TypeError, ValueError, OverflowError, MemoryError)
+# The limits of one input. Time is the processor's, because the process may be stopped for others.
+SECONDS, MEGABYTES = 20, 300
+HANG = 120  # seconds of the processor after which an input counts as hanging: the process shows where it is, and dies
 
 
 class Result(NamedTuple):
-    """What came of some inputs."""
+    """The outcome of some inputs."""
 
     inputs: int
     accepted: int
-    refusals: int  # different ones, numbers and names in them not counted
+    refusals: int  # different texts, apart from numbers in them
     seconds: float
-    slowest: float  # seconds of the processor for an input
-    grown: int  # bytes
+    slowest: float  # the processor's seconds for one input
+    grown: int  # bytes of memory
 
 
 @contextmanager
 def _quietly(folder):
-    """Without warnings, and with what C libraries print in a file of the folder."""
+    """Suppresses warnings, and puts the output of C libraries into a file of the folder."""
     before = os.dup(2)
     with open(folder / "stderr", "ab", buffering=0) as file, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -50,9 +47,9 @@ def _quietly(folder):
 
 
 def run(name, place, first=0, count=10**12, seconds=float("inf"), seed=0):
-    """Inputs of an entry point from a number on, so many or so long, with `place` as the folder for files.
+    """Runs inputs of an entry point from a number on, so many or for so long, with `place` as the folder for files.
 
-    AssertionError naming the first input that is not survived.
+    Raises an AssertionError that names the first input that is not survived.
     """
     with _quietly(place) as screen, _alarm(screen):
         return _run(name, place, first, count, seconds, seed)
@@ -60,7 +57,7 @@ def run(name, place, first=0, count=10**12, seconds=float("inf"), seed=0):
 
 @contextmanager
 def _alarm(screen):
-    """The end of a process that hangs: whatever comes of the inputs, no alarm is left behind."""
+    """Ends a process that hangs. However the inputs end, no alarm is left behind."""
     faulthandler.register(signal.SIGPROF, file=screen, chain=True)
     try:
         yield
@@ -72,13 +69,13 @@ def _alarm(screen):
 def _run(name, place, first, count, seconds, seed):
     make, attempt = ENTRIES[name](place)
     home = place if ENTRIES[name] not in engine.ENTRIES else None
-    for number in range(20):  # what is prepared once does not count
+    for number in range(20):  # one-time preparations do not count
         _survive(attempt, make(_random(name, seed, number)), home)
     _forget_peak()
     accepted, refusals, slowest, base, number = 0, set(), 0.0, _peak(), first
     start = now = time.monotonic()
     armed = 0.0
-    with open(place / "number", "w") as trying:  # which input it was, if the process dies
+    with open(place / "number", "w") as trying:  # tells which input it was if the process dies
         while number < first + count and now - start < seconds:
             if now - armed > 1:
                 signal.setitimer(signal.ITIMER_PROF, HANG)
@@ -108,7 +105,7 @@ def _random(name, seed, number):
 
 
 def _survive(attempt, given, place):
-    """None if it was accepted, else the refusal's text."""
+    """Returns None if the input was accepted, else the text of the refusal."""
     try:
         attempt(given)
     except REFUSED as error:
@@ -121,7 +118,7 @@ def _survive(attempt, given, place):
 
 
 def _forget_peak():
-    """What the process had in memory once, in another test, says nothing of the inputs to come."""
+    """Resets the peak, because what another test needed says nothing about the inputs to come."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 

@@ -1,6 +1,6 @@
 """Compiles the CPU kernels with the system's compiler into a library of their own and calls them on NumPy arrays.
 
-Arrays of float32 are float32 to the kernels, arrays of uint16 bfloat16. Matrices may be slices of columns.
+Arrays of float32 are float32 to the kernels, and arrays of uint16 are bfloat16. Matrices may be slices of columns.
 """
 
 import ctypes
@@ -91,7 +91,7 @@ _ARGUMENTS = {
 
 @cache
 def library(emulate_amx):
-    """The kernels and the shim; with emulate_amx, the AMX level is computed by plain C in place of the tile instructions."""
+    """The kernels and the shim. With emulate_amx, plain C takes the place of AMX's tile instructions."""
     loaded = building.build("kernels", SOURCES, emulate_amx)
     for name, arguments in _ARGUMENTS.items():
         getattr(loaded, "shim_" + name).argtypes = arguments
@@ -120,7 +120,7 @@ def _stride(x):
 
 
 def _tensor(x):
-    """Of up to four dimensions."""
+    """The tensor of an array of up to four dimensions."""
     if x is None:
         return None
     shape = (1,) * (4 - x.ndim) + x.shape
@@ -159,7 +159,7 @@ class Kernels:
         return NAMES[self.level]
 
     def prepare(self, problems):
-        """What attention_prepared() takes, to be timed apart; fills in missing destinations."""
+        """The arguments of attention_prepared(), which is timed alone. Missing destinations are filled in."""
         prepared = []
         for problem in problems:
             if problem.dst is None:
@@ -171,7 +171,7 @@ class Kernels:
             ]
             sources = (_Keys * len(keys))(*keys)
             attention = _Attention(ctypes.pointer(q), sources, len(keys), problem.heads, problem.scale, 0)
-            attention.problem = problem  # whose arrays have to live as long
+            attention.problem = problem  # keeps its arrays alive
             prepared.append((dst, attention))
         return prepared
 
@@ -211,8 +211,8 @@ class Kernels:
         )  # fmt: skip
 
     def matmul(self, products, threads=2):
-        """Products' dst; False where the level has no such kernel. Each: a dictionary of a structure's members, with the
-        weights as panels; the matrices may be slices of columns."""
+        """Computes the dst of products; False if the level has no such kernel. Each product is a dictionary of the
+        structure's members, with the weights as panels. The matrices may be slices of columns."""
         structures = (_Matmul * len(products))()
         for p, s in zip(products, structures, strict=True):
             s.rows, s.in_, s.out = *p["src"].shape, p["dst"].shape[1]

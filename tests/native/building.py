@@ -12,7 +12,7 @@ from pathlib import Path
 CSRC = Path(__file__).parents[2] / "csrc"
 FLAGS = ["-std=c11", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
 _temporary = None if "STYLEID_NATIVE" in os.environ else tempfile.TemporaryDirectory(prefix="styleid-native-")
-# What is built; STYLEID_NATIVE: another process's, of which what is there is used.
+# The folder of what is built. STYLEID_NATIVE names that of another process, whose objects are used again.
 FOLDER = Path(_temporary.name if _temporary else os.environ["STYLEID_NATIVE"])
 
 
@@ -21,7 +21,7 @@ def compile_c(*arguments):
 
 
 def onednn():
-    """(headers, library): those that setup.py builds with."""
+    """The (headers, library) that setup.py builds with."""
     root = os.environ.get("ONEDNN_ROOT")
     if root:
         return Path(root, "include"), next(iter(sorted(Path(root).resolve().glob("lib*/libdnnl.so"))))
@@ -44,7 +44,7 @@ def _object(source, definitions):
 
 
 def build(name, sources, emulate_amx=False):
-    """The library of these sources; with emulate_amx, the AMX level is plain C in place of the tile instructions."""
+    """The library of these sources. With emulate_amx, plain C takes the place of AMX's tile instructions."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         flags = [("-DSID_AMX_EMULATED",) if emulate_amx and source.stem == "amx" else () for source in sources]
         objects = list(pool.map(_object, sources, flags))
@@ -55,5 +55,5 @@ def build(name, sources, emulate_amx=False):
 
 
 def layer(*names):
-    """The sources of layers of csrc."""
+    """The sources of some layers of csrc."""
     return [source for name in names for source in sorted(CSRC.joinpath(name).glob("*.c"))]

@@ -1,4 +1,4 @@
-/* CUDA backends for tests/ops.py. */
+/* CUDA backends, for tests/ops.py. */
 #include "cuda/cuda.h"
 
 #include "core/backend.h"
@@ -6,7 +6,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* The driver, NVRTC, cuBLASLt and cuDNN at these paths. */
+/* Opens the driver, NVRTC, cuBLASLt and cuDNN at these paths. */
 EXPORT int ops_cuda_libraries(const char *driver, const char *nvrtc, const char *cublaslt, const char *cudnn) {
     int version;
     SID_TRY(sid_cuda_driver(driver, &version));

@@ -1,5 +1,5 @@
 /* What tests/ops.py calls by ctypes: a backend's memory, and its operations through core/ops.h, each in a run of its
- * own with dirty scratch of exactly the measured size. */
+ * own whose scratch is dirty and has exactly the measured size. */
 #include "core/ops.h"
 
 #include <string.h>
@@ -27,7 +27,7 @@ enum {
     ZERO
 };
 
-/* The arguments of any operation; those that it has no use for are not read. Mirrored in tests/ops.py. */
+/* The arguments of any operation; an operation ignores those that it has no use for. tests/ops.py mirrors this. */
 typedef struct {
     int op;
     sid_tensor *dst;
@@ -81,7 +81,7 @@ static int pass(sid_exec *exec, const void *arguments) {
     return sid_fail(SID_EINTERNAL, "no such operation");
 }
 
-/* Fills memory with 0xff bytes: NaNs in every format. */
+/* Fills memory with bytes of 0xff, which are NaNs in every format. */
 static int poison(sid_exec *exec, char *block, size_t size) {
     char nans[4096];
     memset(nans, 0xff, sizeof nans);
@@ -91,7 +91,7 @@ static int poison(sid_exec *exec, char *block, size_t size) {
     return SID_OK;
 }
 
-/* Whether the guard behind the arena is as it was. */
+/* Checks that the guard behind the arena is unchanged. */
 static int check_guard(sid_exec *exec, const char *end) {
     unsigned char guard[GUARD];
     SID_TRY(exec->backend->read(exec, guard, end, GUARD));
@@ -111,7 +111,7 @@ static int compute(sid_exec *exec, const operation *o) {
     return status;
 }
 
-/* scratch: NULL, or gets the measured bytes. */
+/* Runs an operation. `scratch` is NULL, or gets the measured bytes. */
 EXPORT int ops_run(sid_backend *backend, const operation *o, size_t *scratch) {
     sid_runner runner = {.backend = backend};
     sid_exec exec = {.backend = backend};
@@ -128,7 +128,7 @@ EXPORT int ops_run(sid_backend *backend, const operation *o, size_t *scratch) {
     return status;
 }
 
-/* Only measures. */
+/* Only measures an operation. */
 EXPORT int ops_scratch(sid_backend *backend, const operation *o, size_t *bytes) {
     return sid_run_scratch(&(sid_runner){.backend = backend}, bytes, pass, o);
 }
@@ -164,7 +164,7 @@ EXPORT int ops_floats_open(sid_backend *backend, float **floats, size_t parts, c
 EXPORT void ops_close(sid_backend *backend) { backend->close(&backend); }
 EXPORT const char *ops_error(void) { return sid_error(); }
 
-/* The bytes of what tests/ops.py mirrors, in its order. */
+/* Returns the sizes of the structures that tests/ops.py mirrors, in its order. */
 EXPORT size_t ops_size(int which) {
     const size_t sizes[] = {sizeof(sid_tensor),       sizeof(sid_planes), sizeof(sid_curve),
                             sizeof(sid_window),       sizeof(sid_keys),   sizeof(sid_attention),

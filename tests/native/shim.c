@@ -1,4 +1,4 @@
-/* What the tests call by ctypes: one kernel of one level, with scratch of exactly the size it asked for. */
+/* What the tests call by ctypes: one kernel of one level, with scratch of exactly the size that it asked for. */
 #include "cpu/kernels.h"
 
 #include <stdlib.h>
@@ -7,13 +7,13 @@
 #define EXPORT __attribute__((visibility("default")))
 #define GUARD 64
 
-/* Memory that is dirty from the start and whose end is watched; NULL where there is none. */
+/* Takes memory that is dirty and whose end is watched; NULL if there is none. */
 static char *take(size_t size) {
     char *memory = aligned_alloc(SID_ALIGN, (size + GUARD + SID_ALIGN - 1) / SID_ALIGN * SID_ALIGN);
     if (memory) memset(memory, 0xff, size + GUARD);
     return memory;
 }
-/* Frees it; whether nothing was written beyond size. */
+/* Frees memory. Returns whether nothing was written beyond its size. */
 static int give_back(char *memory, size_t size) {
     int intact = 1;
     for (size_t i = 0; i < GUARD; i++) intact &= memory[size + i] == (char)0xff;
@@ -30,7 +30,7 @@ static sid_kernels level(int isa) {
 EXPORT int shim_isa(void) { return (int)sid_cpu_isa(); }
 EXPORT const char *shim_isa_name(int isa) { return sid_isa_name((sid_isa)isa); }
 
-/* The bytes of structures that Python mirrors. */
+/* Returns the sizes of the structures that Python mirrors. */
 EXPORT size_t shim_size(int which) {
     const size_t sizes[] = {sizeof(sid_tensor), sizeof(sid_keys), sizeof(sid_attention), sizeof(sid_matmul)};
     return sizes[which];
@@ -45,7 +45,7 @@ EXPORT int shim_attention(int isa, const sid_tensor *dst, const sid_attention *a
     return give_back(scratch, size);
 }
 
-/* b: NULL, or the second source. */
+/* b is NULL, or the second source. */
 EXPORT int shim_group_norm(int isa, void *dst, const sid_tensor *a, const sid_tensor *b, const sid_tensor *add,
                            const float *scale, const float *shift, size_t groups, float eps, int silu, int threads) {
     sid_group_norm norm = {a, b, add, scale, shift, groups, eps, silu};
@@ -72,7 +72,7 @@ EXPORT void shim_winograd_output(int isa, void *dst, int dtype, const float *m, 
     level(isa).winograd_output[tiles_of(output)](&maps, &grid, m, threads);
 }
 
-/* Whether the level has such a kernel. */
+/* Returns whether the level has such a kernel. */
 EXPORT int shim_matmul(int isa, const sid_matmul *products, size_t count, int threads) {
     sid_kernels kernels = level(isa);
     if (!kernels.onednn_products) kernels.matmul(products, count, threads);

@@ -25,7 +25,7 @@ FLAGS = [
 
 
 def build(folder):
-    """One library with all that is used of the four, under their names."""
+    """Builds one library with the functions of all four that are used, and links it under their names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libfake.so"
@@ -64,13 +64,13 @@ def folder():
 
 
 def paths():
-    """The four, with commas between them."""
+    """The paths of the four, separated by commas."""
     return ",".join(str(folder() / name) for name in LIBRARIES)
 
 
 def environment(**changes):
-    """Variables that make styleid use the fakes, with kernels kept in the project's build folder: of every state of the
-    emulation its own, which their names do not tell."""
+    """Variables that make styleid use the fakes and keep kernels in the project's build folder. Each state of the emulation
+    has a folder of its own, because the kernels' names do not depend on it."""
     version = zlib.crc32((HERE / "emu.h").read_bytes() + (HERE / "fake_nvrtc.c").read_bytes())
     cache = ROOT / "build" / f"kernels-{version:08x}"
     return {"STYLEID_CUDA_LIBRARIES": str(folder()), "XDG_CACHE_HOME": str(cache), **changes}

@@ -1,5 +1,5 @@
-/* A backend for tests/ops.py of nothing but own kernels, on a device without a driver: its memory is the host's, and a
- * launch runs at once, in the kernel that the system's compiler made of its source (emu.h). It has no products and
+/* A backend for tests/ops.py that has only own kernels, on a device without a driver. Its memory is the host's, and
+ * a launch runs at once, in the kernel that the system's compiler made of its source (emu.h). It has no products and
  * convolutions. */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 typedef void (*emulated_run)(const unsigned *grid, unsigned threads, unsigned long shared, const void *parameters);
-/* The path of the library that a file of kernels was compiled to. */
+/* Returns the path of the library that a file of kernels was compiled to. */
 typedef const char *(*library_finder)(const char *file, const char *options);
 
 struct sid_kernel {
@@ -74,7 +74,7 @@ int sid_launch(sid_exec *exec, const sid_kernel *kernel, sid_grid grid, const vo
     return SID_OK;
 }
 
-/* ---- memory: a block lies between two guards, and is full of NaNs as they are ---- */
+/* ---- memory: a block lies between two guards and is, like them, full of NaNs ---- */
 
 #define GUARD 512
 
@@ -159,7 +159,7 @@ EXPORT int direct_open(sid_backend **backend, int dtype, int architecture, libra
     return SID_OK;
 }
 
-/* Whether mix has met a number that is not finite since this was last asked. */
+/* Returns whether mix has met a number that is not finite since this was last asked. */
 EXPORT int direct_overflow(sid_backend *backend) {
     device *d = (device *)backend;
     int met = d->overflow;

@@ -27,7 +27,7 @@ FIND_LIBRARY = ctypes.CFUNCTYPE(c_size_t, c_char_p, c_char_p)
 
 @cache
 def kernel_library(file, dtype, architecture, options, mutant=None):
-    """The path of csrc/cuda/kernels/FILE.cu, or of the text of a mutant of it, compiled for a dtype and an architecture."""
+    """Compiles csrc/cuda/kernels/FILE.cu, or the text of a mutant of it, for a dtype and an architecture. Returns the path."""
     name = f"{os.getpid()}-{len(os.listdir(building.FOLDER))}-{file}"
     source, target = KERNELS / f"{file}.cu", building.FOLDER / f"{name}.so"
     if mutant:
@@ -49,7 +49,7 @@ def host_library():
 
 
 class Device(ops.Device):
-    """mutant: the name of a file of kernels and another text for it."""
+    """mutant is the name of a file of kernels and another text for it."""
 
     TOLERANCES = ops.Device.TOLERANCES | {"attention": (1e-5, 8e-3), "norm": (1e-5, 4e-3)}
     slow = True
@@ -61,11 +61,11 @@ class Device(ops.Device):
 
     @property
     def library(self):
-        """Built at its first use."""
+        """The library of the host's code, which is built when it is first used."""
         return host_library()
 
     def handle(self, threads=2):
-        """One backend for any threads."""
+        """One backend serves any number of threads."""
         return super().handle(2)
 
     def open(self, handle, _threads):
@@ -79,6 +79,6 @@ class Device(ops.Device):
         return ctypes.addressof(self.paths[-1])
 
     def seed(self, number):
-        """Other schedules of all the kernels that were used."""
+        """Selects other schedules for all kernels that were used."""
         for path in self.paths:
             ctypes.CDLL(path.value.decode()).sid_emu_seed(number)

@@ -1,13 +1,14 @@
-// The kernels' CUDA on a CPU: the half of csrc/cuda/kernels/sid.cuh that is instructions, in plain C++.
+// The kernels' CUDA on a CPU: in plain C++, the half of csrc/cuda/kernels/sid.cuh that consists of instructions.
 //
 // The threads of a block are fibers of one thread of the system. A warp, chosen at random, runs as far as it can, its
-// lanes one after the other: so whatever needs a barrier and has none is overtaken sooner or later. __syncthreads() and
-// the operations of a warp are meeting points; the last lane to arrive at one computes the result of all 32. Shared
-// memory begins as NaNs in every block, and what lies between its arrays is watched. Copies that copy_start() begins
-// take place in copies_wait().
+// lanes one after the other, so that whatever needs a barrier and has none is overtaken sooner or later.
+// __syncthreads() and the operations of a warp are meeting points; the last lane to arrive at one computes the result
+// of all 32. Shared memory is full of NaNs at the start of every block, and the space between its arrays is watched.
+// Copies that copy_start() begins take place in copies_wait().
 //
-// g++ -std=c++17 -shared -fPIC -DSID_EMULATED -DSID_T=2 -DSID_ARCH=80 -include emu.h x.cu; for each kernel NAME the
-// library has sid_emu_size_NAME, the size of its parameters, and sid_emu_run_NAME(grid, threads, shared, parameters).
+// To compile: g++ -std=c++17 -shared -fPIC -DSID_EMULATED -DSID_T=2 -DSID_ARCH=80 -include emu.h x.cu. For each kernel
+// NAME the library has sid_emu_size_NAME, the size of its parameters, and sid_emu_run_NAME(grid, threads, shared,
+// parameters).
 #pragma once
 #include <cmath>
 #include <cstdio>
@@ -34,8 +35,8 @@ enum {
     WARP = 32,
     MOST_THREADS = 1024,
     MOST_ARRAYS = 16,
-    MOST_COPIES = 64,  // of a thread before it waits
-    LARGEST_INPUT = 10 // words of a lane in a warp's operation
+    MOST_COPIES = 64,  // of one thread between two waits
+    LARGEST_INPUT = 10 // words of a lane in an operation of its warp
 };
 
 [[noreturn]] static void fail(const char *what) {
@@ -46,7 +47,7 @@ enum {
 
 // ---- fibers ----
 
-// Keeps the registers that a call keeps on the stack, stores the stack pointer to *save and goes on with `load`.
+// Pushes the registers that a call preserves on the stack, stores the stack pointer in *save and continues with `load`.
 extern "C" void sid_emu_switch(void **save, void *load) __attribute__((visibility("hidden")));
 #if defined __x86_64__
 enum { KEPT = 6 };
@@ -69,7 +70,7 @@ asm(".text\n.globl sid_emu_switch\n.hidden sid_emu_switch\nsid_emu_switch:\n"
 
 struct copy {
     void *to;
-    const void *from; // NULL: zeros
+    const void *from; // NULL for zeros
 };
 
 enum state { READY, WAITING, DONE };
@@ -78,12 +79,12 @@ struct fiber {
     void *stack_pointer;
     char *stack;
     state status;
-    size_t shared; // bytes of shared memory that its declarations have passed
+    size_t shared; // bytes of shared memory that it has declared so far
     int copy_count;
     copy copies[MOST_COPIES];
 };
 
-// Where the lanes of a warp meet.
+// A point where the lanes of a warp meet.
 struct meeting {
     int arrived;
     unsigned in[WARP][LARGEST_INPUT], out[WARP][4];
@@ -102,7 +103,7 @@ static unsigned random_number() {
     return seed >> 8;
 }
 
-// The running thread waits until somebody makes it READY.
+// Makes the running thread wait until another one makes it READY.
 static void wait() {
     fibers[current].status = WAITING;
     sid_emu_switch(&fibers[current].stack_pointer, scheduler);
@@ -118,7 +119,7 @@ static void entry() {
     kernel(kernel_parameters);
     fibers[current].status = DONE;
     live--;
-    if (live && at_barrier == live) release_barrier(); // threads that are gone count as arrived
+    if (live && at_barrier == live) release_barrier(); // threads that have ended count as arrived
     sid_emu_switch(&fibers[current].stack_pointer, scheduler);
     abort();
 }
@@ -126,7 +127,7 @@ static void entry() {
 static void begin_fiber(fiber *f) {
     if (!f->stack) f->stack = (char *)aligned_alloc(64, STACK);
     if (!f->stack) fail("out of memory");
-    void **top = (void **)(f->stack + STACK) - 2; // as aligned as a call leaves it
+    void **top = (void **)(f->stack + STACK) - 2; // aligned as a call leaves it
     top[0] = (void *)entry;
 #if defined __aarch64__
     f->stack_pointer = top - KEPT;
@@ -143,9 +144,9 @@ static void begin_fiber(fiber *f) {
 // ---- shared memory ----
 
 alignas(64) static char shared_memory[SHARED + GUARD];
-static size_t guards[MOST_ARRAYS], guard_count; // where they begin; one behind every array
+static size_t guards[MOST_ARRAYS], guard_count; // the places of the guards, one behind every array
 
-// The next array that the running thread declares: all threads of a block declare the same ones.
+// Returns the next array that the running thread declares; all threads of a block declare the same ones.
 [[maybe_unused]] static void *shared_array(size_t size) {
     fiber &f = fibers[current];
     size_t first = f.shared, end = (first + size + GUARD - 1) / GUARD * GUARD;
@@ -190,7 +191,7 @@ static void run_block() {
     while (live) {
         int count = thread_count / WARP, first = random_number() % count;
         bool any = false;
-        for (int i = 0; i < count && !any; i++) // the first warp from there on that can run
+        for (int i = 0; i < count && !any; i++) // finds the first warp from there on that can run
             while (run_warp((first + i) % count * WARP)) any = true;
         if (!any) fail("threads wait for others that never come");
     }
@@ -212,7 +213,8 @@ static void launch(const unsigned *grid, unsigned threads, unsigned expected, vo
             }
 }
 
-// The running lane's part in an operation of its warp: the last to arrive computes all lanes' results from all inputs.
+// Does the running lane's part in an operation of its warp: the last lane to arrive computes the results of all lanes
+// from all inputs.
 template <class F> static void together(const unsigned *in, int in_count, unsigned *out, int out_count, F compute) {
     meeting &m = warps[current / WARP];
     int lane = current % WARP, first = current - lane;
@@ -258,7 +260,7 @@ static unsigned short narrow_half(float x) {
     return sign | (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
 }
 
-// All numbers of the backend's 16-bit dtype.
+// Returns all numbers of the backend's 16-bit dtype.
 static const float *wide_numbers() {
     static float *table;
     if (table) return table;
@@ -267,7 +269,8 @@ static const float *wide_numbers() {
     return table;
 }
 
-// One mma for a warp, depth 8 or 16: inputs a (depth / 4 words), b (depth / 8), c (4). Layouts: sid.cuh.
+// Computes one mma for a warp, of depth 8 or 16, with the inputs a (depth / 4 words), b (depth / 8) and c (4). sid.cuh
+// has the layouts.
 template <int DEPTH> static void multiply_all(meeting &m) {
     const float *wide = wide_numbers();
     float a[16][DEPTH], b[DEPTH][8], sums[8];
@@ -331,7 +334,7 @@ template <bool TRANSPOSED> static inline void load_matrices(unsigned *r, const u
     }                                                                                                        \
     static void name(const parameters &p)
 
-// Another seed: other schedules.
+// Another seed gives other schedules.
 extern "C" void sid_emu_seed(unsigned seed);
 void sid_emu_seed(unsigned seed) { emu::seed = seed; }
 

@@ -1,5 +1,5 @@
-/* The fakes of NVIDIA's libraries share a driver: streams that do nothing before something waits for them, and memory
- * that only the work in them may touch. */
+/* The fakes of NVIDIA's libraries share a driver, whose streams do nothing until something waits for them, and whose
+ * memory only their work may touch. */
 #ifndef FAKE_H
 #define FAKE_H
 
@@ -10,7 +10,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* Statuses of NVIDIA's that only the fakes give. */
+/* Statuses of NVIDIA's that only the fakes return. */
 enum {
     CUDA_ERROR_INVALID_VALUE = 1,
     CUDA_ERROR_INVALID_CONTEXT = 201,
@@ -22,20 +22,20 @@ enum {
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
 };
 
-/* Work of a stream: called with a copy of the arguments once something waits for it. */
+/* The work of a stream. It is called with a copy of the arguments once something waits for it. */
 typedef void (*fake_work)(void *arguments);
 CUresult fake_enqueue(CUstream stream, fake_work work, const void *arguments, size_t size);
 
-/* Whether all bytes are of one block of the device that has not been given back. */
+/* Whether all bytes are in one block of the device that has not been given back. */
 int fake_is_device(const void *data, size_t size);
 
-/* Prints what is wrong and ends the process: mistakes of the caller that hardware would answer with wrong results. */
+/* Prints the caller's mistake and ends the process, for mistakes that hardware would answer with wrong results. */
 void fake_refuse(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
-/* The status that the function has been told to fail with at this call; 0: none. */
+/* Returns the status that the function has been told to fail with at this call, or 0. */
 int fake_failure(const char *function);
 
-/* A number from the environment: STYLEID_FAKE_... */
+/* Returns a number from the environment's STYLEID_FAKE_... variables. */
 long fake_setting(const char *name, long otherwise);
 
 #endif

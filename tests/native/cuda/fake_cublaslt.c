@@ -1,4 +1,5 @@
-/* libcublasLt on the host: products from their descriptors, with the checks that the real one leaves to the caller. */
+/* libcublasLt on the host: it computes products from their descriptors, with the checks that the real one leaves to
+ * the caller. */
 #include "fake.h"
 
 #include <stdlib.h>
@@ -115,8 +116,8 @@ EXPORT cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* D (m x n) = A^T (k x m, transposed) B (k x n) + beta C, one floating type for A and B, float32 or the same for C and
- * D. */
+/* Whether this is D (m x n) = A^T (k x m, transposed) B (k x n) + beta C, with one floating type for A and B, and
+ * float32 or the same for C and D. */
 static int fits(const product *p, const layout *a, const layout *b, const layout *c, const layout *d) {
     int types = a->type == b->type && c->type == d->type && (d->type == a->type || d->type == CUDA_R_32F) &&
                 (a->type == CUDA_R_32F || a->type == CUDA_R_16F || a->type == CUDA_R_16BF);
@@ -157,7 +158,7 @@ typedef struct {
 
 static sid_dtype dtype_of(int type) { return type == CUDA_R_32F ? SID_F32 : type == CUDA_R_16BF ? SID_BF16 : SID_F16; }
 
-/* The columns of a matrix as float32. */
+/* Returns the columns of a matrix as float32. */
 static float *columns_of(const layout *l, const void *data) {
     float *floats = malloc(l->rows * l->columns * sizeof *floats), *next = floats;
     for (uint64_t j = 0; j < l->columns; j++)

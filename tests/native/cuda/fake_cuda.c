@@ -1,9 +1,8 @@
-/* libcuda.so.1 on the host. Device memory is a reserved range without any access, except while a stream's work is done:
- * host code that touches a device's address dies there. New memory is full of NaNs, memory given back is gone, its end
- * is watched. Kernels are libraries that fake_nvrtc.c compiled for the host.
+/* libcuda.so.1 on the host. Device memory is a reserved range that is accessible only while a stream's work is done, so
+ * host code that touches a device's address dies there. New memory is full of NaNs, memory that was given back is
+ * unmapped, and the ends of blocks are watched. Kernels are libraries that fake_nvrtc.c compiled for the host.
  *
- * STYLEID_FAKE_DEVICES, _ARCHITECTURE, _DRIVER and _MEMORY (MiB) say what the machine has; fake_fail() makes calls
- * fail. */
+ * STYLEID_FAKE_DEVICES, _ARCHITECTURE, _DRIVER and _MEMORY (MiB) describe the machine; fake_fail() makes calls fail. */
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -15,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static pthread_mutex_t lock; /* recursive: work may enqueue more */
+static pthread_mutex_t lock; /* recursive, because work may enqueue more */
 #define LOCKED(expression)                     \
     do {                                       \
         pthread_mutex_lock(&lock);             \
@@ -44,10 +43,10 @@ long fake_setting(const char *name, long otherwise) {
 
 static struct {
     char function[64];
-    int after, status; /* calls that still succeed; status 0: no failure is asked for */
+    int after, status; /* calls that still succeed; status is 0 if no failure is asked for */
 } failure;
 
-/* The call number `after` (from 0) of the function fails, once. */
+/* Makes the call number `after` (from 0) of the function fail, once. */
 EXPORT void fake_fail(const char *function, int after, int status) {
     snprintf(failure.function, sizeof failure.function, "%s", function);
     failure.after = after;
@@ -89,13 +88,13 @@ static _Thread_local int depth;
 typedef struct block {
     struct block *next;
     char *start;
-    size_t size, mapped; /* mapped: whole pages */
+    size_t size, mapped; /* mapped is size rounded up to whole pages */
 } block;
 
 static char *range;
 static size_t range_used, memory_used;
 static block *blocks;
-static int accessible; /* how many runs of work are under way */
+static int accessible; /* how many runs of work are in progress */
 
 static size_t memory_total(void) { return (size_t)fake_setting("MEMORY", 16384) << 20; }
 
@@ -170,7 +169,7 @@ typedef struct CUgraphNode_st {
     struct CUgraphNode_st *next;
     fake_work work;
     void *arguments;
-    size_t size, index; /* index: in its graph */
+    size_t size, index; /* index is its place in its graph */
 } node;
 
 typedef struct {
@@ -186,13 +185,13 @@ struct CUgraphExec_st {
 };
 struct CUstream_st {
     list queue;
-    CUgraph capture;                /* NULL: nothing is captured */
-    int spoiled;                    /* whether the capture met what cannot be captured */
-    unsigned long long done, asked; /* pieces of work */
-    CUgraphNode dependency;         /* of the capture, which cuStreamGetCaptureInfo_v2 shows */
+    CUgraph capture;                /* NULL if nothing is captured */
+    int spoiled;                    /* whether the capture met something that cannot be captured */
+    unsigned long long done, asked; /* counts of pieces of work */
+    CUgraphNode dependency;         /* the capture's last node, which cuStreamGetCaptureInfo_v2 returns */
 };
 struct CUevent_st {
-    CUstream stream; /* NULL: not recorded */
+    CUstream stream; /* NULL if it is not recorded */
     unsigned long long position;
 };
 
@@ -260,7 +259,7 @@ struct CUmod_st {
 };
 struct CUfunc_st {
     void (*run)(const unsigned *grid, unsigned threads, unsigned long shared, const void *parameters);
-    size_t size; /* of the parameters */
+    size_t size; /* that of the parameters */
     char name[64];
 };
 
@@ -291,14 +290,15 @@ EXPORT CUresult cuModuleLoadData(CUmodule *module, const void *image) {
 }
 
 EXPORT CUresult cuModuleUnload(CUmodule module) {
-    free(module); /* functions of it may still be in a queue */
+    free(module); /* its functions may still be in a queue */
     return CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
     char symbol[96];
     MAY_FAIL();
-    CUfunction f = *function = calloc(1, sizeof *f); /* as long as the process: CUDA has no call to end it */
+    /* lives as long as the process, because CUDA has no call to end it */
+    CUfunction f = *function = calloc(1, sizeof *f);
     snprintf(f->name, sizeof f->name, "%s", name);
     snprintf(symbol, sizeof symbol, "sid_emu_run_%s", name);
     void *run = dlsym(module->library, symbol);
@@ -537,7 +537,7 @@ EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t size) {
 }
 
 EXPORT CUresult cuMemFree_v2(CUdeviceptr address) {
-    (void)address; /* would have to wait for all streams; the tests' device has pools */
+    (void)address; /* this would have to wait for all streams, but the tests' device has pools */
     return CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -548,7 +548,7 @@ EXPORT CUresult cuMemGetInfo_v2(size_t *available, size_t *total) {
     return CUDA_SUCCESS;
 }
 
-/* Pinned memory, which transfers read when they take place and not when they are asked for. */
+/* Pinned memory. Transfers read it when they take place, not when they are asked for. */
 typedef struct pinned {
     struct pinned *next;
     char *start;

@@ -1,5 +1,5 @@
-/* libcudnn's backend API on the host, for the graphs that csrc/cuda/plan.c builds: a convolution, then what is added,
- * then perhaps the positive part. Its engines have the notes that a good choice has to look at. */
+/* libcudnn's backend API on the host, for the graphs that csrc/cuda/plan.c builds: a convolution, then additions,
+ * then perhaps the positive part. Its engines have the notes that a good choice has to consider. */
 #include "fake.h"
 
 #include <stdbool.h>
@@ -15,13 +15,13 @@ typedef struct descriptor descriptor;
 typedef struct {
     int name, type;
     int64_t count;
-    void *values; /* of descriptors: each held */
+    void *values; /* the descriptors among these are retained */
 } attribute;
 struct descriptor {
     int type, users, finished;
     attribute attributes[MOST_ATTRIBUTES];
     int count;
-    int engine; /* of an engine or a configuration */
+    int engine; /* that of an engine or a configuration */
 };
 
 struct cudnnContext {
@@ -141,7 +141,7 @@ static const descriptor *part(const descriptor *d, int name) { return *(descript
 
 /* ---- graphs ---- */
 
-/* What a graph computes; found anew from its descriptors. */
+/* What a graph computes, derived anew from its descriptors. */
 typedef struct {
     const descriptor *x, *w, *y, *bias, *residual, *geometry;
     int relu;
@@ -152,7 +152,7 @@ static int is_operation(const descriptor *d, int mode) {
            number(part(d, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR), CUDNN_ATTR_POINTWISE_MODE) == mode;
 }
 static int is_virtual(const descriptor *tensor) { return *(const bool *)values(tensor, CUDNN_ATTR_TENSOR_IS_VIRTUAL); }
-/* plan.c numbers its tensors; the bias, which a residual of one pixel could be taken for, is the third. */
+/* plan.c numbers its tensors. The bias, which a residual of one pixel could be mistaken for, is the third. */
 static int is_bias(const descriptor *tensor) { return integer(tensor, CUDNN_ATTR_TENSOR_UNIQUE_ID, 0) == 3; }
 
 static const char *read_graph(graph *g, const descriptor *d) {
@@ -197,7 +197,7 @@ static const char *check_tensor(const descriptor *t) {
     return NULL;
 }
 
-/* Shapes, strides and types of all tensors. */
+/* Checks the shapes, strides and types of all tensors. */
 static const char *check_graph(const graph *g) {
     const descriptor *tensors[] = {g->x, g->w, g->y, g->bias, g->residual};
     int type = number(g->x, CUDNN_ATTR_TENSOR_DATA_TYPE);
@@ -240,8 +240,8 @@ EXPORT cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t given) {
     return CUDNN_STATUS_SUCCESS;
 }
 
-/* ---- engines: 0 is not deterministic, 1 compiled at run time, 2 of tensor cores, 3 refuses, 4 is good for everything
- * ---- */
+/* ---- engines: 0 is not deterministic, 1 is compiled at run time, 2 uses tensor cores, 3 refuses, 4 suits
+ * everything ---- */
 
 enum { ENGINES = 5 };
 
@@ -258,7 +258,7 @@ static cudnnStatus_t get_engine(const descriptor *d, int name, int64_t *count, i
     return CUDNN_STATUS_SUCCESS;
 }
 
-/* Mode A proposes all but the last engine, which the fallback adds. */
+/* Mode A proposes all engines but the last, which the fallback adds. */
 static cudnnStatus_t get_results(const descriptor *heuristics, int64_t asked, int64_t *count,
                                  descriptor **configurations) {
     int fallback = number(heuristics, CUDNN_ATTR_ENGINEHEUR_MODE) == CUDNN_HEUR_MODE_FALLBACK;
@@ -349,7 +349,7 @@ static sid_dtype dtype_of(const descriptor *tensor) {
     return type == CUDNN_DATA_FLOAT ? SID_F32 : type == CUDNN_DATA_BFLOAT16 ? SID_BF16 : SID_F16;
 }
 
-/* The pointer of a tensor in a variant pack. */
+/* Returns the pointer of a tensor in a variant pack. */
 static void *pointer(const descriptor *pack, const descriptor *tensor) {
     const attribute *ids = find(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
     int64_t id = integer(tensor, CUDNN_ATTR_TENSOR_UNIQUE_ID, 0),

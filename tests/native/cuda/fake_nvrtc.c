@@ -1,5 +1,5 @@
-/* libnvrtc on the host: "compiles" a kernel's source with the system's C++ compiler and emu.h to a library, which is
- * what fake_cuda.c takes for a cubin. */
+/* libnvrtc on the host: it "compiles" a kernel's source with the system's C++ compiler and emu.h to a library, which
+ * fake_cuda.c takes for a cubin. */
 #include "fake.h"
 
 #include <fcntl.h>
@@ -78,7 +78,7 @@ static char *read_file(const char *path, size_t before, size_t *size) {
     return data;
 }
 
-/* Runs the compiler in the program's folder, its messages to `log`. */
+/* Runs the compiler in the program's folder, and stores its messages in `log`. */
 static int run_compiler(const char *folder, char *const *arguments) {
     posix_spawn_file_actions_t actions;
     char log[128];
@@ -93,7 +93,7 @@ static int run_compiler(const char *folder, char *const *arguments) {
     return status;
 }
 
-/* NVRTC's options: the language, an architecture that it knows, and definitions. */
+/* Whether it is one of NVRTC's options: the language, a supported architecture, or a definition. */
 static int is_option(const char *option) {
     int architecture = 0;
     if (strncmp(option, "-D", 2) == 0 || strcmp(option, "-std=c++17") == 0) return 1;

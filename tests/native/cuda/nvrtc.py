@@ -18,7 +18,7 @@ WHEELS = Path(os.environ.get("STYLEID_NVIDIA_WHEELS", ROOT / ".nvidia"))
 
 
 def path_of(major):
-    """Of a version's library; None where it is not there."""
+    """The path of a version's library, or None if it is not installed."""
     distribution = "nvidia-cuda-nvrtc" + ("-cu12" if major == 12 else "")
     try:
         found = [file.locate() for file in files(distribution) or ()]
@@ -52,7 +52,7 @@ def strings(values):
 
 
 def compile_kernels(major, architecture, file, dtype, options=()):
-    """What NVRTC and its assembler say; raises where they fail. The cubin is dropped."""
+    """The messages of NVRTC and its assembler; raises if they fail. The cubin is dropped."""
     nvrtc, program, size = library(major), c_void_p(), c_size_t()
     source = (KERNELS / f"{file}.cu").read_text()
     headers = strings([(KERNELS / name).read_text() for name in HEADERS])

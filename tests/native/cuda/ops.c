@@ -1,11 +1,11 @@
-/* The CUDA backend for tests/ops.py. */
+/* The CUDA backend, for tests/ops.py. */
 #include "core/backend.h"
 #include "core/err.h"
 #include "cuda/cuda.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* paths: of the driver, NVRTC, cuBLASLt and cuDNN. */
+/* Opens a backend; paths are those of the driver, NVRTC, cuBLASLt and cuDNN. */
 EXPORT int ops_cuda_open(sid_backend **backend, const char *const *paths, int dtype, int threads) {
     int version;
     SID_TRY(sid_cuda_driver(paths[0], &version));

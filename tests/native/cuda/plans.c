@@ -1,4 +1,5 @@
-/* csrc/cuda/plan.c with the real cuDNN and the properties of a device that is not there; called by ctypes. */
+/* Runs csrc/cuda/plan.c with the real cuDNN and the properties of a device that does not exist here; called by
+ * ctypes. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +13,7 @@ static sid_planner planner;
 const char *plans_error(void);
 const char *plans_error(void) { return sid_error(); }
 
-/* The version of the library at the path; 0: it cannot be used. */
+/* Returns the version of the library at the path, or 0 if it cannot be used. */
 int plans_open(const char *path);
 int plans_open(const char *path) {
     void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
@@ -28,7 +29,7 @@ int plans_open(const char *path) {
     return (int)nvidia.cudnnGetVersion();
 }
 
-/* What is planned for from now on; 0: fine. */
+/* Sets the device that is planned for. Returns 0 if this succeeded. */
 int plans_device(const char *json);
 int plans_device(const char *json) {
     int status = nvidia.cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &planner.properties);
@@ -42,7 +43,8 @@ int plans_device(const char *json) {
     return sid_fail(status, "%s", words);
 }
 
-/* The workspace of a plan in bytes; -1: there is no plan. numbers: sid_plan_shape's, in its order. */
+/* Returns the workspace of a plan in bytes, or -1 if there is no plan. numbers are those of sid_plan_shape, in its
+ * order. */
 long plans_workspace(const int64_t *numbers);
 long plans_workspace(const int64_t *numbers) {
     sid_plan plan;

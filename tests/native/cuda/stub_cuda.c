@@ -1,6 +1,6 @@
-/* A libcuda.so.1 that cuDNN can be loaded beside on a machine without a driver: it plans from given properties of a
- * device, and every call fails. */
-/* The formatter moves these lines at every run. */
+/* A libcuda.so.1 beside which cuDNN can be loaded on a machine without a driver. cuDNN plans from given properties
+ * of a device, and every call of the driver fails. */
+/* The formatter would change these lines at every run. */
 /* clang-format off */
 #define CALLS(X)                                                                                                    \
     X(cuCtxGetCurrent)                                                                                              \
