@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from styleid.images import ImageLike, to_array
+from styleid.images import ImageLike, Pixels, to_array
 
 Float64 = NDArray[np.float64]
 
@@ -13,16 +13,16 @@ WHITE = TO_XYZ.sum(axis=1)
 KNEE = 6 / 29
 
 
-def keep_colours(stylized: ImageLike, content: ImageLike) -> NDArray[np.uint8]:
+def keep_colours(stylized: ImageLike, content: ImageLike) -> Pixels:
     """The stylized image's luminance with the content's colours: L* of the one, a* and b* of the other.
 
-    Colours outside sRGB are clamped; the result is rounded to 8 bits, so that an image with its own colours is itself.
+    Colours outside sRGB are clamped; a result of 8 bits is rounded, so that an image with its own colours is itself.
 
     Args:
         stylized, content: images of one size, as `styleid.to_array` takes them
 
     Returns:
-        (H, W, 3) uint8
+        (H, W, 3): uint8, or where `stylized` has more than 8 bits float32 in [0, 1]
 
     Raises:
         TypeError, ValueError: as `styleid.to_array`; sizes that differ
@@ -32,7 +32,8 @@ def keep_colours(stylized: ImageLike, content: ImageLike) -> NDArray[np.uint8]:
         raise ValueError(f"content: the shape is {colour.shape}, but stylized's is {light.shape}")
     lab = to_lab(light)
     lab[..., 1:] = to_lab(colour)[..., 1:]
-    return from_lab(lab)
+    x = from_lab(lab)
+    return np.rint(255 * x).astype(np.uint8) if light.dtype == np.uint8 else x.astype(np.float32)
 
 
 def to_lab(pixels: NDArray[np.uint8] | NDArray[np.float32]) -> Float64:
@@ -45,12 +46,11 @@ def to_lab(pixels: NDArray[np.uint8] | NDArray[np.float32]) -> Float64:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def from_lab(lab: Float64) -> NDArray[np.uint8]:
-    """CIE L*a*b* (H, W, 3) as sRGB uint8, clamped and rounded: the inverse of `to_lab`."""
+def from_lab(lab: Float64) -> Float64:
+    """CIE L*a*b* (H, W, 3) as sRGB, clamped to [0, 1]: the inverse of `to_lab`."""
     y = (lab[..., 0] + 16) / 116
     roots = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
     relative = np.where(roots > KNEE, roots**3, 3 * KNEE**2 * (roots - 4 / 29))
     linear = np.clip((relative * WHITE) @ np.linalg.inv(TO_XYZ).T, 0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    rounded: NDArray[np.uint8] = np.rint(255 * encoded).astype(np.uint8)
-    return rounded
+    encoded: Float64 = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return encoded.clip(0, 1)

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -30,6 +31,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 ImageLike = NDArray[Any] | Image.Image | str | os.PathLike[str]
 Size = int | tuple[int, int]
 Padded = TypeVar("Padded", bound=NDArray[Any])
+BITS = (8, 16)  # of a channel, in files that are written
 RESIZE = ("crop", "fit", "stretch")
 LARGEST_SIDE = 1 << 16  # pixels
 LARGEST_PIPE = 1 << 30  # bytes
@@ -129,22 +131,27 @@ def padded_size(size: tuple[int, ...], multiple: int) -> tuple[int, int]:
 
 
 def save_image(
-    path: str | os.PathLike[str], image: NDArray[np.uint8] | Image.Image, metadata: Metadata | None = None
+    path: str | os.PathLike[str], image: NDArray[Any] | Image.Image, metadata: Metadata | None = None, bits: int = 8
 ) -> None:
     """Writes an image in the format of the path's suffix, whole or not at all.
 
     Args:
         path: ends with .png, .jpg, .jpeg, .webp, .tif, .tiff or .bmp
         image: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) where the format has transparency; a PIL.Image becomes RGB as in
-            `to_array`
+            `to_array`. With 16 bits whatever `to_array` takes, such as what `VAE.decode_float` returns
         metadata: what the file says beside its pixels: how it was made, the content's EXIF and colour profile
+        bits: of a channel: 8, or in PNG files 16: round(65535 x) of x in [0, 1]. These are always sRGB, which the file
+            says, whatever the content's colour profile is
 
     Raises:
         TypeError: another type or dtype
-        ValueError: an unknown suffix, another shape, or what the format does not hold
+        ValueError: an unknown suffix, another shape, other bits, or what the format does not hold
         OSError: nothing can be written there
     """
-    kind, options = _format(path)
+    kind, options = check_format(path, bits)
+    if bits == 16:
+        _save_16_bits(path, image, metadata or Metadata())
+        return
     pixels = _writable(to_array(image) if isinstance(image, Image.Image) else image, kind)
     with write_whole(check_path(path)) as file:
         try:
@@ -155,6 +162,18 @@ def save_image(
                 raise  # the operating system's
             height, width = pixels.shape[:2]
             raise ValueError(f"image: {width} x {height} pixels cannot be written as {kind}: {error}") from None
+
+
+def _save_16_bits(path: str | os.PathLike[str], image: ImageLike, metadata: Metadata) -> None:
+    from styleid.files.png import carrier, write_png16
+
+    pixels = to_array(image)
+    x = pixels / np.float64(255 if pixels.dtype == np.uint8 else 1)
+    described = io.BytesIO()
+    written, facts = prepare(carrier(), replace(metadata, icc_profile=None), "PNG")
+    written.save(described, format="PNG", **facts)
+    with write_whole(check_path(path)) as file:
+        write_png16(file, np.rint(65535 * x).astype(np.uint16), described.getvalue())
 
 
 def _writable(image: object, kind: str) -> NDArray[np.uint8]:
@@ -175,9 +194,10 @@ def _writable(image: object, kind: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[..., 0] if image.ndim == 3 and shape[2] == 1 else image)
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
-    """Raises TypeError, ValueError or OSError now if `save_image` would fail later: an unknown suffix, an unwritable place."""
-    _format(path)
+def check_output(path: str | os.PathLike[str], bits: int = 8) -> None:
+    """Raises TypeError, ValueError or OSError now if `save_image` would fail later: an unknown suffix, bits that the format
+    does not hold, an unwritable place."""
+    check_format(path, bits)
     check_writable(check_path(path))
 
 
@@ -378,8 +398,14 @@ def _registered() -> set[str]:
     return set(Image.OPEN)
 
 
-def _format(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+def check_format(path: str | os.PathLike[str], bits: int = 8) -> tuple[str, dict[str, Any]]:
+    """The format of the path's suffix by Pillow's name, and the options that it is written with. ValueError where the suffix
+    is unknown, or the format does not hold so many bits."""
     suffix = Path(check_path(path)).suffix.lower()
     if suffix not in WRITABLE:
         raise ValueError(f"{path}: unknown image format {suffix!r}; expected one of {', '.join(WRITABLE)}")
+    if bits not in BITS:
+        raise ValueError(f"bits: expected 8 or 16, got {bits!r}")
+    if bits == 16 and suffix != ".png":
+        raise ValueError(f"bits: 16 are written to .png files only, got {path}")
     return WRITABLE[suffix]

@@ -24,12 +24,19 @@ def test_lab_of_known_colours(rgb, lab):
 
 def test_lab_and_back():
     pixels = random_image(0, 64, 64)
-    np.testing.assert_array_equal(from_lab(to_lab(pixels)), pixels)
+    np.testing.assert_allclose(255 * from_lab(to_lab(pixels)), pixels, atol=1e-9)
     np.testing.assert_allclose(to_lab(pixels), to_lab(np.float32(pixels / 255)), atol=1e-4)
 
 
 def test_own_colours_change_nothing():
     np.testing.assert_array_equal(styleid.keep_colours(random_image(0), random_image(0)), random_image(0))
+
+
+def test_more_than_8_bits_are_kept():
+    fine = np.linspace(0, 1, 3 * 1024, dtype=np.float32).reshape(32, 32, 3)
+    kept = styleid.keep_colours(fine, fine)
+    assert kept.dtype == np.float32
+    np.testing.assert_allclose(kept, fine, atol=1e-6)
 
 
 def test_luminance_of_one_and_colours_of_the_other():

@@ -6,6 +6,7 @@ import os
 import sys
 
 import numpy as np
+import png
 import pytest
 from PIL import Image, ImageCms
 from test_cli import complaint, output, place, run, transfer  # noqa: F401  place is a fixture
@@ -25,6 +26,90 @@ def test_made_again(place, name):  # noqa: F811
     again = "again" + os.path.splitext(name)[1]
     assert run("transfer", "--like", name, "-o", again) == 0
     assert open(again, "rb").read() == open(name, "rb").read()
+
+
+# ---- 16 bits ----
+
+
+def read_16_bits(path):
+    width, height, rows, facts = png.Reader(str(path)).asDirect()
+    assert facts["bitdepth"] == 16 and facts["planes"] == 3
+    return np.vstack([np.uint16(row) for row in rows]).reshape(height, width, 3)
+
+
+def float_result(**settings):
+    """What the decoder gives for the latent at the end, in [0, 1]."""
+    model, latents = styleid.load_model("model"), []
+    hooks = styleid.Hooks(on_step=lambda step, steps, z: latents.append(z.copy()))
+    styleid.transfer("content.png", "style.png", model, steps=3, **settings, options=hooks)
+    x = (model.engine.decode_float(latents[-1])[0].transpose(1, 2, 0) + 1) / 2
+    return x.clip(0, 1)
+
+
+def test_16_bits(place):  # noqa: F811
+    assert transfer("--bits", 16, "-o", "deep.png") == 0
+    pixels = read_16_bits("deep.png")
+    np.testing.assert_array_equal(pixels, np.rint(65535 * np.float64(float_result())))
+    assert len(np.unique(pixels)) > 256
+    assert transfer() == 0
+    assert np.abs(pixels / 257 - output() - 0.5).max() <= 0.51  # the published program does not round its 8 bits
+    assert read_settings("deep.png")["options"]["bits"] == "16"
+    assert run("transfer", "--like", "deep.png", "-o", "again.png") == 0
+    assert open("again.png", "rb").read() == open("deep.png", "rb").read()
+    assert run("transfer", "--like", "deep.png", "--bits", 8, "-o", "plain.png") == 0
+    np.testing.assert_array_equal(output("plain.png"), output())
+
+
+def test_16_bits_of_an_inverted_pair_and_of_previews(place):  # noqa: F811
+    for name in "content", "style":
+        assert run("invert", f"{name}.png", "-o", f"{name}.inv", "--model", "model", "--steps", 3) == 0
+    assert run("inject", "content.inv", "style.inv", "-o", "deep.png", "--model", "model", "--bits", 16) == 0
+    assert transfer("--bits", 16, "--preview", "preview.png", "-o", "previewed.png") == 0
+    for name in "deep.png", "previewed.png":
+        assert np.abs(read_16_bits(name) / 65535 - float_result()).max() < 1e-3
+
+
+def test_16_bits_with_the_contents_colours(place):  # noqa: F811
+    assert transfer("--bits", 16, "--keep-colours", "-o", "deep.png") == 0
+    kept = styleid.keep_colours(float_result(), styleid.load_image("content.png", 16))
+    np.testing.assert_array_equal(read_16_bits("deep.png"), np.rint(65535 * np.float64(kept)))
+
+
+def test_16_bits_keep_what_a_photograph_says(place):  # noqa: F811
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    Image.open("content.png").save("content.png", exif=exif, icc_profile=srgb_profile())
+    assert transfer("--bits", 16, "-o", "deep.png") == 0
+    written = Image.open("deep.png")
+    assert written.getexif()[0x010F] == "A camera" and written.info["srgb"] == 0 and "icc_profile" not in written.info
+    np.testing.assert_array_equal(np.asarray(written), read_16_bits("deep.png") >> 8)  # as Pillow reads it
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["-o", "out.jpg"], "bits: 16 are written to .png files only, got out.jpg"),
+        (["-o", "out.tif"], "bits: 16 are written to .png files only, got out.tif"),
+        (["--bits", "12"], "--bits"),
+    ],
+)
+def test_where_there_are_no_16_bits(place, capsys, options, message):  # noqa: F811
+    assert transfer("--bits", "16", *options) == 2
+    assert message in complaint(capsys)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_arrays_of_16_bits(tmp_path, dtype):
+    x = np.random.default_rng(0).random((5, 7, 3))
+    scale = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+    image = (x * scale).astype(dtype)
+    styleid.save_image(tmp_path / "a.png", image, bits=16)
+    np.testing.assert_array_equal(read_16_bits(tmp_path / "a.png"), np.rint(65535 * (image / scale)))
+    assert np.abs(styleid.load_image(tmp_path / "a.png") - 255 * x).max() <= 2
+    with pytest.raises(ValueError, match="^bits: expected 8 or 16, got 10"):
+        styleid.save_image(tmp_path / "a.png", image, bits=10)
+    with pytest.raises(ValueError, match="^image: floating-point pixels must lie"):
+        styleid.save_image(tmp_path / "a.png", np.full((2, 2, 3), np.nan), bits=16)
 
 
 def test_flags_take_precedence(place):  # noqa: F811

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 from styleid._core import __version__
 from styleid.cli.settings import add_settings_flags
+from styleid.images import BITS
 from styleid.method.options import DTYPES, Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
 
 USER_ERROR = 2
@@ -137,6 +138,7 @@ def _add_transfer(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--save-latents", metavar="NPZ", help="the latents of all steps of the sampling, as NumPy arrays"
     )
+    _add_bits(command)
     command.add_argument("--json", action="store_true", help="a line of JSON for each result in place of a sentence")
     add_settings_flags(command)
     for kind in (Steps, Injection, Start, Mix, Text, Resize, Accuracy, Storage):
@@ -157,6 +159,7 @@ def _add_inject(command: argparse.ArgumentParser) -> None:
     command.add_argument("content", metavar="CONTENT", help="the content's inversion")
     command.add_argument("style", metavar="STYLE", nargs="+", help="the style's inversion, or those of several")
     _add_output(command, "the image to write: .png, .jpg, .webp, .tif or .bmp")
+    _add_bits(command)
     add_options(command, Text, leave_out=OF_TRANSFER)
     for kind in (Injection, Start, Mix):
         add_options(command, kind)
@@ -193,6 +196,12 @@ ARGUMENTS: dict[str, tuple[str, Add]] = {
 def _add_output(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=text)
     command.add_argument("--overwrite", action="store_true", help="also where OUT is one of the files that are read")
+
+
+def _add_bits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--bits", type=int, choices=BITS, default=8, help="bits of a channel; 16 in PNG files (default: 8)"
+    )
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:

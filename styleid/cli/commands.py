@@ -8,16 +8,25 @@ import numpy as np
 
 from styleid import _core, _cuda
 from styleid.cli.arguments import arguments_of, read_options
-from styleid.cli.common import check_inputs, listing, load, open_image, open_masks, say_recommended, show_progress
+from styleid.cli.common import (
+    Latents,
+    check_inputs,
+    listing,
+    load,
+    open_image,
+    open_masks,
+    say_recommended,
+    show_progress,
+)
 from styleid.cli.common import mix as mix_of
 from styleid.cli.study_commands import run_evaluate, run_merge, run_reproduce, run_sweep
 from styleid.cli.transfer import run_transfer
 from styleid.files.disk import check_writable
-from styleid.images import check_output, save_image
+from styleid.images import Pixels, check_output, save_image
 from styleid.inversions.inversion import Inversion
 from styleid.memory import free_memory
 from styleid.method.calls import inject_styles, invert
-from styleid.method.options import Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
+from styleid.method.options import Accuracy, Hooks, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
 from styleid.method.plan import predict_memory
 from styleid.models.model import Model
 from styleid.processors import default_threads
@@ -36,7 +45,7 @@ def run_invert(options: argparse.Namespace) -> None:
 
 def run_inject(options: argparse.Namespace) -> None:
     """styleid inject CONTENT STYLE -o OUT"""
-    check_output(options.output)
+    check_output(options.output, options.bits)
     masks = arguments_of(options, Mix)
     check_inputs(options, [options.content, *options.style, *(masks["masks"] or ()), *(masks["style_masks"] or ())])
     settings = arguments_of(options, Injection)
@@ -45,8 +54,12 @@ def run_inject(options: argparse.Namespace) -> None:
     mix = mix_of(open_masks(masks, len(styles)), [one.size for one in (content, *styles)], "crop")
     model = load(options)
     say_recommended(options, model, settings | {"layers": content.layers})
-    image = inject_styles(content, styles, model, **settings, progress=show_progress(options), options=[*chosen, mix])
-    save_image(options.output, image)
+    latents = Latents()
+    told = [*chosen, mix, Hooks(on_step=latents if options.bits == 16 else None)]
+    image: Pixels = inject_styles(content, styles, model, **settings, progress=show_progress(options), options=told)
+    if options.bits == 16:
+        image = latents.image(model, image.shape)
+    save_image(options.output, image, bits=options.bits)
 
 
 def run_info(options: argparse.Namespace) -> None:

@@ -84,3 +84,22 @@ def listing(settings: Any) -> str:
 def show_progress(options: argparse.Namespace) -> bool:
     """Whether there is somebody to look at a bar."""
     return not options.quiet and sys.stderr.isatty()
+
+
+class Latents:
+    """An `on_step` that keeps the latents of a sampling.
+
+    Attributes:
+        seen: of every step, (1, C, h, w) float32
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[NDArray[np.float32]] = []
+
+    def __call__(self, step: int, steps: int, latents: NDArray[np.float32]) -> None:
+        """As `inject_styles` calls it."""
+        self.seen.append(latents.copy())
+
+    def image(self, model: Model, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The sampling's result before it is rounded to 8 bits, (H, W, 3) in [0, 1], cut to a shape (H, W, ...)."""
+        return np.ascontiguousarray(model.decode_float(self.seen[-1])[: shape[0], : shape[1]])

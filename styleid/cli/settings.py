@@ -116,6 +116,8 @@ def _options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     for name in "ema", "keep_colours":
         if getattr(options, name):
             table[name.replace("_", "-")] = True
+    if options.bits != 8:
+        table["bits"] = options.bits
     table |= {name: text for name, text in options.texts.items() if name != "cache"}
     # As texts, so that what is said again is said in the same way.
     return {name: value if isinstance(value, (bool, list)) else str(value) for name, value in table.items()}

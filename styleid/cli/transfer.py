@@ -7,8 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from styleid import _core
 from styleid.cli.arguments import arguments_of, read_options
-from styleid.cli.common import check_inputs, load, mix, open_image, open_masks, say_recommended, show_progress
+from styleid.cli.common import Latents, check_inputs, load, mix, open_image, open_masks, say_recommended, show_progress
 from styleid.cli.settings import check_model, describe, inputs_like
 from styleid.colours import keep_colours
 from styleid.files.disk import check_writable, write_whole
-from styleid.images import check_output, save_image
+from styleid.images import Pixels, check_output, save_image
 from styleid.metadata import photograph
 from styleid.method.calls import inject_styles, invert, transfer
 from styleid.method.options import Accuracy, Hooks, Injection, Mix, Option, Resize, Start, Steps, Storage, Text
@@ -138,7 +139,7 @@ def _check(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     masks = [*(given["masks"] or ()), *(given["style_masks"] or ())]
     for job in jobs:
         if job.output != STREAM:
-            check_output(job.output)
+            check_output(job.output, options.bits)
             check_inputs(
                 argparse.Namespace(output=job.output, overwrite=options.overwrite), [job.content, *job.styles, *masks]
             )
@@ -153,12 +154,33 @@ def _check(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
 
 def _stylize(
     options: argparse.Namespace, model: Model, pixels: list[Any], settings: dict[str, Any], chosen: list[Option]
+) -> Pixels:
+    latents = Latents()
+    if options.preview:
+        image = _previewed(options, model, pixels, settings, chosen, latents)
+    else:
+        hooks = Hooks(on_step=latents if options.save_latents or options.bits == 16 else None)
+        content, *styles = pixels
+        image = transfer(
+            content, styles, model, **settings, progress=show_progress(options), options=[*chosen, hooks]
+        )
+    if options.save_latents:
+        facts = _core.schedule(model.engine, settings["schedule"], settings["steps"])
+        with write_whole(options.save_latents) as file:
+            np.savez(file, latents=np.concatenate(latents.seen), timesteps=facts["timesteps"])
+    return latents.image(model, image.shape) if options.bits == 16 else image
+
+
+def _previewed(
+    options: argparse.Namespace,
+    model: Model,
+    pixels: list[Any],
+    settings: dict[str, Any],
+    chosen: list[Option],
+    latents: Latents,
 ) -> NDArray[np.uint8]:
+    """By both halves of the method, because previews need the content's inversion."""
     progress = show_progress(options)
-    content, *styles = pixels
-    if not (options.preview or options.save_latents):
-        return transfer(content, styles, model, **settings, progress=progress, options=chosen)
-    # The hooks need the content's inversion, so that both halves are called.
     text = next(one for one in chosen if isinstance(one, Text))
     of_invert = [one for one in chosen if isinstance(one, (Storage, Accuracy))]
     of_inject = [one for one in chosen if isinstance(one, (Start, Mix))]
@@ -171,51 +193,34 @@ def _stylize(
             image, model, **inverting, layers=layers, keep=keep, progress=progress, options=[told, *of_invert]
         )
 
-    first = inverted(content, "query", text.content_prompt)
-    others = [inverted(style, "keys", text.style_prompt) for style in styles]
-    told = Text(text.prompt or "", text.negative, text.guidance)
-    with _watching(options, model, first) as hooks:
-        injecting = {name: value for name, value in settings.items() if name not in inverting}
-        return inject_styles(first, others, model, **injecting, progress=progress, options=[told, hooks, *of_inject])
-
-
-@contextmanager
-def _watching(options: argparse.Namespace, model: Model, content: Any) -> Iterator[Hooks]:
-    """The hook that shows previews and gathers latents; these are written at the end."""
-    latents: list[NDArray[np.float32]] = []
-    preview = (
-        Preview(lambda step, steps, image: save_image(options.preview, image), content, model)
-        if options.preview
-        else None
-    )
+    content = inverted(pixels[0], "query", text.content_prompt)
+    styles = [inverted(style, "keys", text.style_prompt) for style in pixels[1:]]
+    preview = Preview(lambda step, steps, image: save_image(options.preview, image), content, model)
 
     def on_step(step: int, steps: int, z: NDArray[np.float32]) -> None:
-        if options.save_latents:
-            latents.append(z.copy())
-        if preview is not None:
-            preview(step, steps, z)
+        latents(step, steps, z)
+        preview(step, steps, z)
 
-    yield Hooks(on_step=on_step)
-    if options.save_latents:
-        with write_whole(options.save_latents) as file:
-            np.savez(file, latents=np.concatenate(latents), timesteps=content.timesteps)
+    told = [Text(text.prompt or "", text.negative, text.guidance), Hooks(on_step=on_step), *of_inject]
+    injecting = {name: value for name, value in settings.items() if name not in inverting}
+    return inject_styles(content, styles, model, **injecting, progress=progress, options=told)
 
 
-def _write(options: argparse.Namespace, model: Model, job: Job, image: NDArray[np.uint8]) -> None:
+def _write(options: argparse.Namespace, model: Model, job: Job, image: Pixels) -> None:
     paths = [job.content, *job.styles]
     metadata = replace(photograph(job.content), settings=describe(options, model, paths))
     if job.output != STREAM:
-        save_image(job.output, image, metadata)
+        save_image(job.output, image, metadata, options.bits)
         return
     with TemporaryDirectory(prefix="styleid-") as folder:
         path = Path(folder) / "image.png"
-        save_image(path, image, metadata)
+        save_image(path, image, metadata, options.bits)
         sys.stdout.buffer.write(path.read_bytes())
         sys.stdout.buffer.flush()
 
 
 def _report(
-    options: argparse.Namespace, job: Job, image: NDArray[np.uint8], seconds: float, counted: tuple[int, int]
+    options: argparse.Namespace, job: Job, image: Pixels, seconds: float, counted: tuple[int, int]
 ) -> None:
     stream = sys.stderr if job.output == STREAM else sys.stdout
     height, width = image.shape[:2]

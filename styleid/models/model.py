@@ -158,10 +158,14 @@ class VAE:
 
     def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
         """The image of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. TypeError, ValueError for others."""
-        array = float32_array("latent", latent, 4)
-        if len(array) != 1:
-            raise ValueError(f"latent: expected the shape (1, C, h, w), got {array.shape}")
-        return cast(NDArray[np.uint8], self._engine.decode(array)[0])
+        return cast(NDArray[np.uint8], self._engine.decode(_one_latent(latent))[0])
+
+    def decode_float(self, latent: ArrayLike) -> Float32:
+        """The image of a (1, C, h, w) latent that is not rounded to 8 bits: (H, W, 3) float32, (x + 1) / 2 of the decoder's
+        x, cut to [0, 1]. TypeError, ValueError for others."""
+        planes = self._engine.decode_float(_one_latent(latent))[0]
+        image: Float32 = np.ascontiguousarray(((planes + 1) / 2).clip(0, 1).transpose(1, 2, 0))
+        return image
 
 
 class Model(VAE):
@@ -293,6 +297,13 @@ class Model(VAE):
     def empty_context(self) -> Float32:
         """The (1, tokens, channels) float32 context of the empty prompt, which the method uses unless told otherwise."""
         return self.encode_prompt("")
+
+
+def _one_latent(latent: ArrayLike) -> Float32:
+    array = float32_array("latent", latent, 4)
+    if len(array) != 1:
+        raise ValueError(f"latent: expected the shape (1, C, h, w), got {array.shape}")
+    return array
 
 
 def _generator(seed: int) -> np.random.Generator:
