@@ -161,9 +161,7 @@ def _stylize(
     else:
         hooks = Hooks(on_step=latents if options.save_latents or options.bits == 16 else None)
         content, *styles = pixels
-        image = transfer(
-            content, styles, model, **settings, progress=show_progress(options), options=[*chosen, hooks]
-        )
+        image = transfer(content, styles, model, **settings, progress=show_progress(options), options=[*chosen, hooks])
     if options.save_latents:
         facts = _core.schedule(model.engine, settings["schedule"], settings["steps"])
         with write_whole(options.save_latents) as file:
@@ -219,9 +217,7 @@ def _write(options: argparse.Namespace, model: Model, job: Job, image: Pixels) -
         sys.stdout.buffer.flush()
 
 
-def _report(
-    options: argparse.Namespace, job: Job, image: Pixels, seconds: float, counted: tuple[int, int]
-) -> None:
+def _report(options: argparse.Namespace, job: Job, image: Pixels, seconds: float, counted: tuple[int, int]) -> None:
     stream = sys.stderr if job.output == STREAM else sys.stdout
     height, width = image.shape[:2]
     if options.json:
