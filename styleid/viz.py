@@ -1,8 +1,11 @@
-"""Figures of the method, and the numbers behind them. Needs Matplotlib: pip install styleid[viz].
+"""Figures of the method, and the numbers behind them. They need Matplotlib: pip install "styleid[viz]".
 
-Functions named plot_* return a matplotlib.figure.Figure, to be shown by a notebook or written with its savefig(); the
-others return NumPy arrays. Points are (row, column) fractions of an image: (0, 0) is its top left corner, (1, 1) its
-bottom right one.
+Functions named plot_* return a matplotlib.figure.Figure, which a notebook shows and its savefig() writes; the others return
+NumPy arrays. In all of them
+
+- a step is an index of `Inversion.timesteps`, a layer the number of a decoder layer whose features the inversions kept
+- a point is a pair (row, column) of fractions of an image: (0, 0) is its top left corner, (1, 1) its bottom right one
+- model is the model of the inversions; None: the one that made them, or the default one for inversions from files
 """
 
 from collections.abc import Sequence
@@ -32,8 +35,8 @@ PANEL = 1.8  # inches
 def query_components(inversion: Inversion, step: int, layer: int) -> Float64:
     """The first three principal components of a layer's queries at a step, as colours.
 
-    Q (tokens, channels) less its mean = U S V^T; the columns of U S, each stretched to [0, 1]. The sign of each is such
-    that its entry of largest magnitude is positive.
+    With $U S V^T$ the singular value decomposition of Q (tokens, channels) less its mean, these are the first columns of
+    $U S$, each stretched to [0, 1]. The sign of a column is such that its entry of largest magnitude is positive.
 
     Returns:
         (h, w, 3) float64 in [0, 1]
@@ -65,8 +68,11 @@ def attention_map(
     temperature: float = 1.5,
     model: Model | None = None,
 ) -> Float64:
-    """Where in the style the content's query at a point looks: the mean over the heads of
-    softmax(temperature * q K^T / sqrt(d)), with q of the content (gamma = 1) and K of the style.
+    r"""Where in the style the content's query at a point looks: the mean over the heads of
+
+    $$\mathrm{softmax}(\mathrm{temperature} \cdot q^c (K^s)^T / \sqrt{d})$$
+
+    with the query $q^c$ of the content alone (gamma = 1) and the keys $K^s$ of the style.
 
     Returns:
         (h, w) of the style's map, which adds up to 1
@@ -82,11 +88,13 @@ def attention_map(
 
 
 def logit_deviation(queries: NDArray[np.float32], keys: NDArray[np.float32], heads: int) -> float:
-    """How much attention logits q K^T / sqrt(d) vary over the keys: the root of their variance's mean over queries and
-    heads. The softmax is the flatter, the smaller this is; what all logits of a query share changes nothing.
+    r"""How much attention logits vary over the keys:
 
-    With centred keys Kc, the sum of all squared deviations is the inner product of Q^T Q and Kc^T Kc: no matrix of
-    queries x keys is made.
+    $$\sqrt{\mathrm{mean}_{q, h} \mathrm{var}_k (q \cdot k / \sqrt{d})}$$
+
+    over queries q, heads h and keys k. The smaller it is, the flatter is the softmax; what all logits of a query share
+    changes nothing. With centred keys $K_c$, the sum of all squared deviations is the inner product of $Q^T Q$ and
+    $K_c^T K_c$, so that no matrix of queries x keys is made.
 
     Args:
         queries, keys: (tokens, channels), the heads' channels one after the other
@@ -143,9 +151,16 @@ def logit_curves(
     temperature: float = 1.5,
     model: Model | None = None,
 ) -> dict[str, Float64]:
-    """The deviation of the attention logits at every timestep of a sampling, the mean of the layers (None: those of the
-    content): without injection; with it; and with it and the temperature. NaN where the schedule leaves a step out. They
-    are seen in three samplings."""
+    """The deviation of the attention logits at every timestep, the mean of the layers (None: those of the content), in
+    three samplings: without injection, with it, and with it and the temperature.
+
+    Args:
+        content, style, model, gamma, temperature: as for `inject_styles`
+        layers: decoder layers
+
+    Returns:
+        (steps,) float64 for each sampling, by its name; NaN where the schedule leaves a step out
+    """
     chosen = list(content.layers if layers is None else layers)
     settings = {
         "own keys": (False, 1.0),
@@ -173,9 +188,11 @@ def plot_logits(
     gamma: Rate | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """`logit_curves` over the timesteps, as in the paper's figure 4.
+    """Draws `logit_curves` over the timesteps, as in the paper's figure 4.
 
-    ax: what to draw into; None: a new figure
+    Args:
+        content, style, layers, temperature, model, gamma: as for `logit_curves`
+        ax: the axes to draw into; None: those of a new figure
     """
     axes = Figure(figsize=(5, 3.4), layout="constrained").add_subplot() if ax is None else ax
     curves = logit_curves(content, style, layers, gamma, temperature, model)
@@ -190,10 +207,12 @@ def plot_logits(
 def plot_ablation(
     content: Inversion, style: Inversion, model: Model | None = None, axes: Sequence[Axes] | None = None
 ) -> Figure:
-    """What each part of the method does, as in the paper's figure 5: both images as their inversions give them back;
-    K and V alone; with Q; with AdaIN; all.
+    """What each part of the method does, as in the paper's figure 5: both images as their inversions give them back, then
+    results with K and V alone, with Q as well, with AdaIN as well, and with everything.
 
-    axes: six to draw into; None: a new figure
+    Args:
+        content, style, model: as for `inject_styles`
+        axes: six axes to draw into; None: those of a new figure
     """
     parts = {  # gamma, temperature, AdaIN
         "K, V": (0.0, 1.0, False),
@@ -214,7 +233,7 @@ def plot_ablation(
 
 
 def plot_inversion(inversion: Inversion, count: int = 6, model: Model | None = None) -> Figure:
-    """The way of the latent from z0 to zT, `count` evenly spaced ones, decoded."""
+    """The latents from z0 to zT, decoded: `count` of them, evenly spaced."""
     model = model or inversion.model or default_model()
     chosen = np.linspace(0, inversion.steps, count).round().astype(int)
     figure, axes = _grid(1, count)
@@ -252,7 +271,9 @@ def plot_attention(
 ) -> Figure:
     """The content with a point marked, the style, and the style under `attention_map` of that point.
 
-    axes: three to draw into; None: a new figure
+    Args:
+        content, style, step, layer, point, temperature, model: as for `attention_map`
+        axes: three axes to draw into; None: those of a new figure
     """
     model = model or content.model or default_model()
     weights = attention_map(content, style, step, layer, point, temperature, model)

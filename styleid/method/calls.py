@@ -72,10 +72,13 @@ def invert(
     progress: Progress = None,
     options: Options = (),
 ) -> Inversion:
-    """DDIM inversion of an image, keeping attention features on the way (steps 1 and 2 of the method).
+    r"""Inverts an image by DDIM and keeps attention features on the way (steps 1 and 2 of the method).
 
-    At every evaluation the noise estimate e at level a moves the latent to the next level b:
-    x0 = (z - sqrt(1 - a) e) / sqrt(a), then z = sqrt(b) x0 + sqrt(1 - b) e.
+    At every evaluation the noise estimate e moves the latent z from its level a to z' at the next level b:
+
+    $$x_0 = (z - \sqrt{1 - a} e) / \sqrt{a}$$
+
+    $$z' = \sqrt{b} x_0 + \sqrt{1 - b} e$$
 
     Args:
         image: an array (H, W, 3), (H, W) or (H, W, 4), uint8, uint16 or floating point in [0, 1]; a PIL.Image; or the
@@ -88,8 +91,8 @@ def invert(
         keep: "both", "query" (enough for a content), "keys" (keys and values: enough for a style) or "none"
         progress: True for a bar that counts evaluations, False for none, None for one in a terminal or a notebook only,
             or a function that is called with (step, total)
-        options: of `styleid.Text` (prompts), `Storage` (where features are, a cache), `Hooks`, `Accuracy` and `Resize`
-            one, or several in a list
+        options: one option or a list of options: `styleid.Text` (prompts), `Storage` (where features are, a cache),
+            `Hooks`, `Accuracy`, `Resize`
 
     Returns:
         the latents of all steps, float32 (steps + 1, C, h, w), with the features
@@ -122,11 +125,22 @@ def inject_styles(
     progress: Progress = None,
     options: Options = (),
 ) -> NDArray[np.uint8]:
-    """Samples an image from two inversions: the content's with the style's injected (steps 3 to 5 of the method).
+    r"""Samples an image from two inversions: the content's, with the style's injected (steps 3 to 5 of the method).
 
-    The initial latent is AdaIN of both zT. In the chosen layers, at every timestep t:
-    attention = softmax(temperature * Q K^T / sqrt(d)) V with Q = gamma * Q_t^c + (1 - gamma) * Q_t^cs and K, V of
-    the style.
+    The sampling starts from AdaIN of the content's and the style's latents zT, with means and standard deviations of
+    each channel:
+
+    $$z_T = \mathrm{std}(z_T^s) (z_T^c - \mathrm{mean}(z_T^c)) / \mathrm{std}(z_T^c) + \mathrm{mean}(z_T^s)$$
+
+    In the chosen layers, at every timestep t, the attention with heads of d channels becomes, with `gamma` and
+    `temperature`,
+
+    $$\tilde{Q} = \gamma Q_t^c + (1 - \gamma) Q_t^{cs}$$
+
+    $$\mathrm{softmax}(\mathrm{temperature} \cdot \tilde{Q} (K_t^s)^T / \sqrt{d}) V_t^s$$
+
+    where $Q_t^c$ is the query that the content's inversion kept, $Q_t^{cs}$ the sampling's own, and $K_t^s$ and $V_t^s$ are the
+    style's key and value.
 
     Args:
         content: an inversion that kept queries, if they are injected
@@ -142,12 +156,12 @@ def inject_styles(
             broadcasts to (steps, decoder layers), or a function of (fraction, layer), as for gamma
         adain: False: start from the content's zT as it is
         inject: True: queries of the content, keys and values of the style; False: no layer is touched; or a string of
-            those letters of "qkv" that are injected, such as "kv" (as with gamma 0) or "v". What is not stays the
-            layer's own, also where it is the keys alone or the values alone, which then must be of one number
+            those letters of "qkv" that are injected, such as "kv" (as with gamma 0) or "v". What is not injected stays
+            the layer's own. With keys or values alone, the style must have as many tokens as the content
         progress: True for a bar that counts evaluations, False for none, None for one in a terminal or a notebook only,
             or a function that is called with (step, total)
-        options: of `styleid.Text` (prompts), `Mix` (weights and masks of styles), `Start` (the initial latent) and `Hooks`
-            one, or several in a list
+        options: one option or a list of options: `styleid.Text` (prompts), `Mix` (weights and masks of styles), `Start`
+            (the initial latent), `Hooks`
 
     Returns:
         (H, W, 3) uint8 of the content's size
@@ -191,11 +205,10 @@ def transfer(
     progress: Progress = None,
     options: Options = (),
 ) -> NDArray[np.uint8]:
-    """Gives the content image the style of the other, or of several: the whole method.
+    """Gives the content image the style of another image, or of several: the whole method.
 
-    The same as `inject_styles(invert(content), invert(style))`, where one style of the content's size is inverted in one
-    batch with it: attention = softmax(temperature * Q K^T / sqrt(d)) V, with Q = gamma * Q^c + (1 - gamma) * Q^cs of the
-    content's inversion and K, V of the style's.
+    The result is that of `inject_styles(invert(content), invert(style))`, whose documentation has the equations. One
+    style of the content's size is inverted in one batch with it.
 
     Args:
         content: an array (H, W, 3), (H, W) or (H, W, 4), uint8, uint16 or floating point in [0, 1]; a PIL.Image; or the
@@ -213,8 +226,8 @@ def transfer(
         inject: True, False for no layer, or a string of those letters of "qkv" that are injected
         progress: True for a bar that counts evaluations, False for none, None for one in a terminal or a notebook only,
             or a function that is called with (step, total)
-        options: of `styleid.Text` (prompts), `Mix` (weights and masks of styles), `Start` (the initial latent), `Storage`
-            (where features are, a cache), `Hooks` (of the sampling), `Accuracy` and `Resize` one, or several in a list
+        options: one option or a list of options: `styleid.Text` (prompts), `Mix` (weights and masks of styles), `Start`
+            (the initial latent), `Storage` (where features are, a cache), `Hooks` (of the sampling), `Accuracy`, `Resize`
 
     Returns:
         (H, W, 3) uint8 of the content's size

@@ -17,13 +17,15 @@ Initial = str | Mixer
 
 
 def style_only(content: Float32, style: Float32) -> Float32:
-    """z = z^s: nothing of the content but what its queries bring."""
+    """The style's latent, $z = z^s$: the content comes in by its queries alone."""
     _check_sizes(content, style)
     return style
 
 
 def blend(share: float) -> Mixer:
-    """z = sqrt(1 - share) z^c + sqrt(share) z^s: 0 is the content's, 1 the style's.
+    r"""A function that blends both latents by a share from 0, the content's, to 1, the style's:
+
+    $$z = \sqrt{1 - \mathrm{share}} z^c + \sqrt{\mathrm{share}} z^s$$
 
     The roots keep the variance where both are independent and normal, as zT should be.
     """
@@ -38,10 +40,12 @@ def blend(share: float) -> Mixer:
 
 
 def match_quantiles(content: Float32, style: Float32) -> Float32:
-    """z_i = Q^s((rank(z^c_i) + 1/2) / n) per channel: the content's order of the numbers, the style's distribution.
+    r"""The content's order of the numbers with the style's distribution, for each channel of n numbers:
 
-    Q^s is the style's empirical quantile function, linear between the midpoints (k + 1/2) / m of its m sorted numbers.
-    AdaIN matches the first two moments, this all of them (histogram matching).
+    $$z_i = Q^s((\mathrm{rank}(z^c_i) + 1/2) / n)$$
+
+    $Q^s$ is the style's empirical quantile function, linear between the midpoints (k + 1/2) / m of its m sorted numbers.
+    AdaIN matches the first two moments, this function matches all of them (histogram matching).
     """
     mixed = np.empty_like(content)
     for wanted, source, reference in zip(mixed[0], content[0], style[0], strict=True):
@@ -52,8 +56,12 @@ def match_quantiles(content: Float32, style: Float32) -> Float32:
 
 
 def split_frequencies(cutoff: float = 0.1) -> Mixer:
-    """z = F^-1(H F(z^s) + (1 - H) F(z^c)), H = exp(-(f / cutoff)^2 / 2): low frequencies of the style, high ones of the
-    content. f: cycles per latent pixel, 0 to 0.5 in each direction; the cutoff is above 0."""
+    r"""A function that takes low frequencies of the style and high frequencies of the content, by the Fourier transform F:
+
+    $$z = F^{-1}(H F(z^s) + (1 - H) F(z^c)), \quad H = \exp(-(f / \mathrm{cutoff})^2 / 2)$$
+
+    The frequency f is in cycles per latent pixel, 0 to 0.5 in each direction; the cutoff is above 0.
+    """
     if not cutoff > 0:
         raise ValueError(f"cutoff: expected a number above 0, got {cutoff}")
 

@@ -14,11 +14,13 @@ ROWS = 1024  # queries whose logits are in memory at once
 
 
 class LogitStatistics:
-    """An `on_attention` hook that gathers statistics of the logits temperature * q k / sqrt(d) of what it is shown, over
-    all queries, keys and heads, without the logarithms of weights and masks.
+    r"""An `on_attention` hook that gathers statistics of the attention's logits, over all queries, keys and heads:
 
-    Mean and variances follow from the matrices Q^T Q and K^T K, so that only the largest logit needs all of them: with
-    centred keys Kc, the sum of the squared deviations over the keys is the inner product of Q^T Q and Kc^T Kc.
+    $$\mathrm{temperature} \cdot q_i \cdot k_j / \sqrt{d}$$
+
+    The logarithms of weights and masks are not part of them. Mean and variances follow from the matrices $Q^T Q$ and
+    $K^T K$, so that only the largest logit needs all logits: with centred keys $K_c$, the sum of the squared deviations
+    over the keys is the inner product of $Q^T Q$ and $K_c^T K_c$.
 
     Args:
         content: the inversion that `inject_styles` is given, of whose steps the arrays are

@@ -1,14 +1,17 @@
-"""Masks: where in the content a style is injected, and which part of the style is.
+r"""Masks: where in the content a style is injected, and which part of the style is looked at.
 
-A mask is an array (H, W) over an image, of any size: numbers in [0, 1], bool, or uint8 that is divided by 255. m_s(i), of
-style s at token i, is its mean over the token's area of the content, n_s(j) the same over the style; w_s is the style's
-weight. Then
+A mask is an array (H, W) over an image, of any size: numbers in [0, 1], bool, or uint8 that is divided by 255. For style s,
+$m_s(i)$ is the mean of the content's mask over the area of token i, $n_s(j)$ the mean of the style's mask over the area of
+the style's token j, and $w_s$ the style's weight. The logits of query i with the keys of style s are
 
-    logits   temperature * q_i k_j / sqrt(d) + log(w_s) + log(m_s(i)) + log(n_s(j))
-    output   c(i) * injected attention + (1 - c(i)) * plain attention,   c(i) = min(1, sum over s of m_s(i))
+$$\mathrm{temperature} \cdot q_i \cdot k_j / \sqrt{d} + \log w_s + \log m_s(i) + \log n_s(j)$$
 
-where the plain attention is the layer's own, with its own queries and temperature 1. So a token that no mask covers is
-not touched, and where several do, each style gets its share.
+and with the cover $c(i) = \min(1, \sum_s m_s(i))$ the output at token i is
+
+$$c(i) A(i) + (1 - c(i)) A_\mathrm{plain}(i)$$
+
+where A is the injected attention, and the plain one is the layer's own, with its own queries and temperature 1. So a token
+that no mask covers is not touched, and where several masks cover one, each style gets its share.
 """
 
 from collections.abc import Sequence
@@ -124,9 +127,9 @@ def regions(
 
 
 def pixel_shares(masks: Sequence[Float64 | None], weights: Sequence[float], size: Size) -> tuple[Float32, Float32]:
-    """What the initial latents of the styles and that of the content count at each latent pixel.
+    r"""How much the initial latents of the styles, and that of the content, count at each latent pixel.
 
-    r_s = c * w_s m_s / sum over s of w_s m_s, and 1 - c
+    $r_s = c w_s m_s / \sum_s w_s m_s$ for style s, and $1 - c$ for the content
 
     Returns:
         (styles, h, w) and (h, w), which add up to 1

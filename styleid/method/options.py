@@ -156,18 +156,22 @@ class Option:
 
 @dataclass(frozen=True)
 class Text(Option):
-    """What the model is told.
+    r"""The prompts that the model is given.
 
-    The paper's prompt is empty, without guidance.
+    The paper's prompt is empty, and there is no guidance. With guidance g, every evaluation of the sampling is two, one
+    under `prompt` and one under `negative`, which get the same features injected (Ho and Salimans, Classifier-free
+    diffusion guidance, 2022):
+
+    $$e = e_\mathrm{negative} + g (e_\mathrm{prompt} - e_\mathrm{negative})$$
 
     Args:
-        prompt: the text that an image is inverted or sampled under. None: of `inject_styles`, the one that `content` was
-            inverted under; else the empty one
-        negative: what `guidance` leads away from
-        guidance: g in e = e_negative + g (e_prompt - e_negative), where both evaluations get the same features (Ho and
-            Salimans, Classifier-free diffusion guidance, 2022). 1: the prompt's evaluation alone. An inversion above 1
-            strays from what the sampling can undo, so `transfer` guides the sampling only
-        content_prompt, style_prompt: of `transfer`: the texts that the content and the styles are inverted under; None: `prompt`
+        prompt: the text that an image is inverted or sampled under. None: for `inject_styles`, the text that `content`
+            was inverted under; else the empty one
+        negative: the text that `guidance` leads away from
+        guidance: g above; 1: the prompt's evaluation alone. A guided inversion strays from what the sampling can undo, so
+            `transfer` guides the sampling only
+        content_prompt, style_prompt: for `transfer`, the texts that the content and the styles are inverted under; None:
+            `prompt`
 
     Raises:
         TypeError, ValueError: naming the field, what came and what was expected
@@ -202,11 +206,11 @@ class Text(Option):
 
 @dataclass(frozen=True, eq=False)
 class Mix(Option):
-    """Several styles, and where each is injected.
+    r"""Several styles, and where each is injected.
 
     Args:
-        weights: the share of each style; None: equal. log(weight) is added to the logits of a style's keys, and the initial
-            latent is the mean with these weights: two styles are interpolated by (1 - s, s)
+        weights: the share of each style; None: equal shares. $\log w_s$ of a style's weight is added to the logits of its
+            keys, and the initial latent is the mean with these weights: (1 - s, s) interpolates two styles
         masks: where in the content a style is injected, see `styleid.method.masks`: an array (H, W) over the content, or,
             with several styles, a list of one for each; None, also in the list: everywhere. Where the masks leave
             something over, that share of the attention, and of the initial latent, is the content's, as without any
@@ -262,10 +266,10 @@ class Start(Option):
     """Where the sampling begins.
 
     Args:
-        initial: the initial latent in place of what `adain` says: "adain", "content", "style", "quantiles",
+        initial: how the initial latent is made, in place of what `adain` says: "adain", "content", "style", "quantiles",
             "frequencies", or a function of the content's and the style's zT, see `styleid.method.initial`
-        strength: above 0, at most 1: below 1 the sampling is the last k = round(strength * steps) evaluations, at least one,
-            from the latents that the inversions had at that level in place of zT
+        strength: above 0, at most 1. Below 1, only the last k = round(strength * steps) evaluations are made, at least
+            one, from the latents that the inversions had at that level in place of zT
 
     Raises:
         TypeError, ValueError: naming the field, what came and what was expected
@@ -366,10 +370,11 @@ class Accuracy(Option):
     """How an image is inverted beyond what the paper does.
 
     Args:
-        refine: k: after every move from z to z' = M(z, e), k times z' = M(z, e(z', t')), with t' the timestep of the level
-            that it leads to: the fixed point is what the sampling's move leads back to z. k more evaluations a step. Where
-            a schedule samples at t' in this step, as "diffusers" does, features are kept of the last one
-        seed: of a sample of the VAE's posterior in place of its mean, see `Model.encode`
+        refine: k further evaluations in each step. After a step from z to $z' = M(z, e)$, the step is made again with the
+            noise at its end, $z' = M(z, e(z', t'))$, k times; t' is the timestep of the level that the step leads to. The
+            fixed point is the latent that the sampling's step leads back to z. Where a schedule samples at t' in this
+            step, as "diffusers" does, the features of the last evaluation are kept
+        seed: the seed of a sample of the VAE's posterior in place of its mean, see `Model.encode`
 
     Raises:
         TypeError, ValueError: naming the field, what came and what was expected

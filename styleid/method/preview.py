@@ -1,4 +1,4 @@
-"""What a run is heading for, shown while it goes on."""
+"""Previews: the image that a sampling predicts so far, shown while it runs."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,13 @@ Show = Callable[[int, int, NDArray[np.uint8]], object]
 
 
 class Preview:
-    """An `on_step` of `inject_styles` that shows the image which each evaluation predicts, at the cost of its decoding.
+    r"""An `on_step` hook of `inject_styles` that shows the image which each evaluation predicts; it costs a decoding each.
 
-    An evaluation moves the latent z = sqrt(a) x0 + sqrt(1 - a) e at level a to z' = sqrt(b) x0 + sqrt(1 - b) e at
-    level b. Both are seen, so that x0, the prediction, needs no evaluation of its own:
-    x0 = (sqrt(1 - a) z' - sqrt(1 - b) z) / (sqrt(1 - a) sqrt(b) - sqrt(1 - b) sqrt(a)).
+    An evaluation moves the latent from $z = \sqrt{a} x_0 + \sqrt{1 - a} e$ at level a to
+    $z' = \sqrt{b} x_0 + \sqrt{1 - b} e$ at level b. The hook sees both, so that the predicted x0 needs no evaluation of
+    its own:
+
+    $$x_0 = (\sqrt{1 - a} z' - \sqrt{1 - b} z) / (\sqrt{1 - a} \sqrt{b} - \sqrt{1 - b} \sqrt{a})$$
 
     Args:
         show: called as show(step, steps, image) after evaluation `step` of `steps`, counted from 1; image

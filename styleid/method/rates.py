@@ -28,11 +28,13 @@ SHAPES: dict[str, Callable[[float], float]] = {
 def decreasing(
     start: float, end: float, shape: str = "linear", layers: tuple[int, int] | None = None
 ) -> Callable[[float, int], float]:
-    """A gamma or temperature that goes from `start` down to `end`: start + (end - start) * w(p).
+    r"""A gamma or temperature that goes from `start` down to `end`:
 
-    w(p) = p for "linear", (1 - cos(pi p)) / 2 for "cosine", sqrt(p) for "sqrt". p is the fraction of the sampling that is
-    done, 0 at the largest timestep and 1 at the smallest; with `layers` = (first, last) it is the layer's place between
-    these two, both included, and the same at all steps.
+    $$\mathrm{start} + (\mathrm{end} - \mathrm{start}) w(p)$$
+
+    with $w(p) = p$ for the `shape` "linear", $w(p) = (1 - \cos \pi p) / 2$ for "cosine" and $w(p) = \sqrt{p}$ for "sqrt".
+    p is the fraction of the sampling that is done, 0 at the largest timestep and 1 at the smallest; with `layers` =
+    (first, last) it is the layer's place between these two, both included, and the same at all steps.
 
     >>> gamma = decreasing(0.9, 0.5, "cosine")
     >>> gamma(0.0, 6), round(gamma(0.5, 6), 3), gamma(1.0, 6)

@@ -18,9 +18,11 @@ SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 
 
 def psnr(image: ImageLike, reference: ImageLike) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(1 / mean((x - y)^2)) over pixels and channels; infinite if equal.
+    r"""The peak signal-to-noise ratio in dB over pixels and channels; infinite for equal images:
 
-    `image` and `reference` are (H, W, 3) of one size; else ValueError, as for all that compare pixels here.
+    $$10 \log_{10}(1 / \mathrm{mean}((x - y)^2))$$
+
+    `image` and `reference` are (H, W, 3) of one size; ValueError for other sizes.
     """
     x, y = _pair(image, reference)
     error = float(np.mean((x - y) ** 2))
@@ -28,11 +30,15 @@ def psnr(image: ImageLike, reference: ImageLike) -> float:
 
 
 def ssim(image: ImageLike, reference: ImageLike) -> float:
-    """Structural similarity of `image` and `reference`: Wang, Bovik, Sheikh and Simoncelli (IEEE TIP 2004), the mean over channels and positions:
+    r"""The structural similarity of `image` and `reference` (Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 2004), -1 to 1;
+    1 for equal images. It is the mean over channels and positions of
 
-    (2 mx my + C1) (2 sxy + C2) / ((mx^2 + my^2 + C1) (sx^2 + sy^2 + C2)), C1 = 0.01^2, C2 = 0.03^2, with local moments by
-    an 11 x 11 Gaussian window, sigma 1.5, weights adding up to 1, where it lies wholly inside. -1 to 1; 1 if equal.
-    The same as scikit-image's structural_similarity with gaussian_weights=True, use_sample_covariance=False. ValueError for sizes that differ, or below 11 x 11.
+    $$(2 m_x m_y + C_1) (2 s_{xy} + C_2) / ((m_x^2 + m_y^2 + C_1) (s_x^2 + s_y^2 + C_2))$$
+
+    with $C_1 = 0.01^2$ and $C_2 = 0.03^2$. The local means m and (co)variances s are weighted by an 11 x 11 Gaussian window
+    of sigma 1.5, whose weights add up to 1, at the positions where it lies wholly inside the images. scikit-image's
+    structural_similarity gives the same with gaussian_weights=True and use_sample_covariance=False. ValueError for sizes
+    that differ, or below 11 x 11.
     """
     x, y = _pair(image, reference)
     if min(x.shape[:2]) < 2 * SSIM_RADIUS + 1:
@@ -48,7 +54,8 @@ def ssim(image: ImageLike, reference: ImageLike) -> float:
 def gradient_correlation(image: ImageLike, reference: ImageLike) -> float:
     """Pearson's correlation of the luma's gradient magnitudes: whether the image's edges are where the reference has them.
 
-    Luma by BT.601, gradients by central differences (one-sided at the borders). -1 to 1; 0 where either has none. ValueError for sizes that differ.
+    Luma is that of BT.601; gradients are central differences (one-sided at the borders). The result is -1 to 1, and 0
+    where either image has no gradients. ValueError for sizes that differ.
     """
     first, second = (np.hypot(*np.gradient(pixels @ LUMA)).ravel() for pixels in _pair(image, reference))
     first, second = first - first.mean(), second - second.mean()
@@ -57,22 +64,28 @@ def gradient_correlation(image: ImageLike, reference: ImageLike) -> float:
 
 
 def histogram_loss(image: ImageLike, reference: ImageLike) -> float:
-    """The distance of the colours of image and reference, of any sizes: Hellinger's, of their RGB-uv histograms.
+    r"""The distance of the colours of `image` and `reference`, 0 to 1: the Hellinger distance of their RGB-uv histograms
+    (Afifi, Brubaker and Brown, HistoGAN, CVPR 2021; see `rgb_uv_histogram`):
 
-    |sqrt(H1) - sqrt(H2)|_F / sqrt(2), 0 to 1: Afifi, Brubaker and Brown, HistoGAN (CVPR 2021), see `rgb_uv_histogram`.
-    TypeError, ValueError as `styleid.to_array`.
+    $$|\sqrt{H_1} - \sqrt{H_2}|_F / \sqrt{2}$$
+
+    The images may have different sizes. TypeError and ValueError as for `styleid.to_array`.
     """
     roots = [np.sqrt(rgb_uv_histogram(each)) for each in (image, reference)]
     return float(np.linalg.norm(roots[0] - roots[1]) / np.sqrt(2))
 
 
 def rgb_uv_histogram(image: ImageLike) -> Float64:
-    """The image's RGB-uv histogram, (3, 64, 64) float64, of HistoGAN: log-chromaticities, weighted by intensity; its sum is 1.
+    r"""The RGB-uv histogram of HistoGAN, (3, 64, 64) float64: log-chromaticities of the image, weighted by intensity; its
+    sum is 1.
 
-    For channel c with the others d < e: u = log(I_c / I_d), v = log(I_c / I_e) with 1e-6 added to each I; bins are 64
-    points from -3 to 3, each pixel counts sqrt(I_r^2 + I_g^2 + I_b^2) k(u - bin) k(v - bin'), k(x) = 1 / (1 + (x / 0.02)^2).
-    Images with more than 256 pixels a side are resized to 256 x 256 (bilinear, without smoothing), as StyleID's
-    evaluation has it. TypeError, ValueError as `styleid.to_array`.
+    For channel c and the others d < e the coordinates are $u = \log(I_c / I_d)$ and $v = \log(I_c / I_e)$, with 1e-6 added
+    to each I. Bins are the 64 points from -3 to 3 in each direction; a pixel counts in the bin at (p, q) as
+
+    $$\sqrt{I_r^2 + I_g^2 + I_b^2} k(u - p) k(v - q), \quad k(x) = 1 / (1 + (x / 0.02)^2)$$
+
+    An image with more than 256 pixels a side is resized to 256 x 256 (bilinear, without smoothing), as in StyleID's
+    evaluation. TypeError and ValueError as for `styleid.to_array`.
     """
     pixels = _reduced(_floats(image, "image")).reshape(-1, 3)
     blocks = np.array_split(pixels, 1 + len(pixels) // PIXELS_AT_ONCE)

@@ -45,9 +45,11 @@ def _torch() -> Any:
 
 
 def lpips(image: ImageLike, reference: ImageLike, weights: Folder = None) -> float:
-    """The learned perceptual distance of `image` and `reference`, of one size, at least 32 x 32, at that size:
+    r"""The learned perceptual distance (LPIPS) of `image` and `reference`, which have one size of at least 32 x 32:
 
-    sum over AlexNet's five ReLUs of mean over positions of sum over channels of w_c (x_c / |x| - y_c / |y|)^2
+    $$\sum_l \mathrm{mean}_p \sum_c w_{lc} (x_{lc}(p) / |x_l(p)| - y_{lc}(p) / |y_l(p)|)^2$$
+
+    over AlexNet's five ReLUs l, the positions p and channels c of their outputs x and y, and the learned weights w.
 
     Raises:
         TypeError, ValueError: as `styleid.to_array`; sizes that differ or are too small; weights that are not there
@@ -65,8 +67,8 @@ def lpips(image: ImageLike, reference: ImageLike, weights: Folder = None) -> flo
 def cfsd(image: ImageLike, content: ImageLike, weights: Folder = None) -> float:
     """The content feature structural distance of a result to its content: `structural_distance` of VGG-19's relu3_1.
 
-    It compares what is similar to what within each image, and not features with features. Of two images of one size;
-    memory grows with height x width, work with its square.
+    It compares the similarities within each image, and not the features of one image with those of the other. The two
+    images have one size. Memory grows with height x width, work with its square.
 
     Raises:
         TypeError, ValueError: as `styleid.to_array`; sizes that differ or are too small; weights that are not there

@@ -12,12 +12,13 @@ ROWS_AT_ONCE = 1024  # of a matrix of positions x positions
 
 
 def frechet_distance(features: ArrayLike, reference: ArrayLike) -> float:
-    """The Frechet distance of the normal distributions that two sets of features have (FID; Heusel et al., NIPS 2017):
+    r"""The Frechet distance of the normal distributions that two sets of features have (FID; Heusel et al., NIPS 2017):
 
-    |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)), with means m and unbiased covariances S.
+    $$|m_1 - m_2|^2 + \mathrm{tr}(S_1) + \mathrm{tr}(S_2) - 2 \mathrm{tr}((S_1 S_2)^{1/2})$$
 
-    With S1 = A^T A and S2 = B^T B, the last trace is the sum of the singular values of A B^T: exact where covariances are
-    singular as well, which they are for fewer images than features.
+    with the means m and unbiased covariances S. With $S_1 = A^T A$ and $S_2 = B^T B$, the last trace is the sum of the
+    singular values of $A B^T$, which is exact also where covariances are singular, as they are for fewer images than
+    features.
 
     Args:
         features, reference: (n, d) and (m, d) numbers, n and m at least 2
@@ -41,11 +42,13 @@ def extrapolated_distance(
     points: int = EXTRAPOLATION_POINTS,
     seed: int = 0,
 ) -> float:
-    """FID for infinitely many images (Chong and Forsyth, CVPR 2020): a in the least-squares fit FID_N = a + b / N.
+    r"""FID for infinitely many images (Chong and Forsyth, CVPR 2020): a in the least-squares fit
 
-    FID_N is `frechet_distance` of N random pairs (the same places of both sets), for `points` evenly spaced N from
-    `start` to all. art-fid starts at 5000; where it is given fewer pairs, as the paper's 800, every FID_N is that of all
-    pairs, and so is its result.
+    $$\mathrm{FID}_N = a + b / N$$
+
+    where FID_N is `frechet_distance` of N random pairs (the same places of both sets), for `points` evenly spaced N from
+    `start` to all. art-fid starts at 5000; where it is given fewer pairs, such as the paper's 800, every FID_N is that of
+    all pairs, and so is its result.
 
     Args:
         features, reference: (n, d) numbers, n at least 4
@@ -71,18 +74,21 @@ def extrapolated_distance(
 
 
 def art_fid(lpips: float, fid: float) -> float:
-    """(1 + lpips) (1 + fid), the mean of all pairs and the distance of all images: Wright and Ommer, ArtFID (GCPR 2022)."""
+    r"""$(1 + \mathrm{lpips}) (1 + \mathrm{fid})$ of the pairs' mean LPIPS and of all images' FID: Wright and Ommer, ArtFID
+    (GCPR 2022)."""
     return (1 + lpips) * (1 + fid)
 
 
 def structural_distance(features: ArrayLike, reference: ArrayLike) -> float:
-    """CFSD, the content feature structural distance (Chung, Hyun, Heo, CVPR 2024), of feature maps of two images:
+    r"""CFSD, the content feature structural distance (Chung, Hyun, Heo, CVPR 2024), of feature maps of two images:
 
-    sum over positions i of KL(S_i | S'_i), S = softmax over j of F_i F_j / c^2, where F (positions, c) are the features, S
-    those of `reference`, the content, and S' those of `features`, the result. As in the authors' evaluation, it is the sum
-    and not the mean over positions, of maps of VGG-19's relu3_1: see `cfsd`.
+    $$\sum_i \mathrm{KL}(S_i | S'_i), \quad S_{ij} = \mathrm{softmax}_j(F_i \cdot F_j / c^2)$$
 
-    With d = the difference of the logits, KL_i is sum_j S_ij d_ij + log(sum_j S_ij exp(-d_ij)): nothing cancels.
+    over the positions i, where F (positions, c) are the features. S is of `reference`, the content, and S' of `features`,
+    the result. As in the authors' evaluation it is the sum and not the mean over positions; `cfsd` takes it of VGG-19's
+    relu3_1. With the difference d of the logits, the summands are computed without cancellation as
+
+    $$\mathrm{KL}_i = \sum_j S_{ij} d_{ij} + \log(\sum_j S_{ij} \exp(-d_{ij}))$$
 
     Args:
         features, reference: (c, h, w) numbers of the same shape
