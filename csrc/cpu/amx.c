@@ -24,37 +24,37 @@
  * b. */
 SID_TARGET static inline __attribute__((always_inline)) void multiply(float *c, const uint16_t *panel, const float *b,
                                                                       size_t words, int add, int columns) {
-    const size_t stride = (size_t)columns * TILE_BYTES;
+    const size_t stride = (size_t)columns * SID_TILE_BYTES;
     if (add) {
-        TILE_LOAD(0, c, stride);
-        if (columns > 1) TILE_LOAD(1, c + SID_LANES, stride);
-        if (columns > 2) TILE_LOAD(2, c + 2 * SID_LANES, stride);
+        SID_TILE_LOAD(0, c, stride);
+        if (columns > 1) SID_TILE_LOAD(1, c + SID_LANES, stride);
+        if (columns > 2) SID_TILE_LOAD(2, c + 2 * SID_LANES, stride);
     } else {
-        TILE_ZERO(0);
-        if (columns > 1) TILE_ZERO(1);
-        if (columns > 2) TILE_ZERO(2);
+        SID_TILE_ZERO(0);
+        if (columns > 1) SID_TILE_ZERO(1);
+        if (columns > 2) SID_TILE_ZERO(2);
     }
-    for (size_t i = 0; i < words; i += TILE_ROWS) {
+    for (size_t i = 0; i < words; i += SID_TILE_ROWS) {
         const float *rows = b + i * (size_t)columns * SID_LANES;
-        TILE_LOAD(3, panel + i * 2 * SID_ROWS, TILE_BYTES);
-        TILE_LOAD(4, rows, stride);
-        TILE_DOT(0, 3, 4);
+        SID_TILE_LOAD(3, panel + i * 2 * SID_ROWS, SID_TILE_BYTES);
+        SID_TILE_LOAD(4, rows, stride);
+        SID_TILE_DOT(0, 3, 4);
         if (columns > 1) {
-            TILE_LOAD(5, rows + SID_LANES, stride);
-            TILE_DOT(1, 3, 5);
+            SID_TILE_LOAD(5, rows + SID_LANES, stride);
+            SID_TILE_DOT(1, 3, 5);
         }
         if (columns > 2) {
-            TILE_LOAD(6, rows + 2 * SID_LANES, stride);
-            TILE_DOT(2, 3, 6);
+            SID_TILE_LOAD(6, rows + 2 * SID_LANES, stride);
+            SID_TILE_DOT(2, 3, 6);
         }
     }
-    TILE_STORE(0, c, stride);
-    if (columns > 1) TILE_STORE(1, c + SID_LANES, stride);
-    if (columns > 2) TILE_STORE(2, c + 2 * SID_LANES, stride);
+    SID_TILE_STORE(0, c, stride);
+    if (columns > 1) SID_TILE_STORE(1, c + SID_LANES, stride);
+    if (columns > 2) SID_TILE_STORE(2, c + 2 * SID_LANES, stride);
 }
 #include "cpu/attention_tmpl.h"
 
-ATTENTION_TILE(on_tiles, SID_BF16)
+SID_ATTENTION_TILE(on_tiles, SID_BF16)
 
 SID_TARGET static void attention_tile(const sid_attention_tile *tile) {
     tiles_begin();
@@ -88,9 +88,9 @@ SID_TARGET static void attention_pack(void *dst, const void *src, size_t row_str
     }
 }
 
-ATTENTION_TABLE(attention_bf16, attention_tile, attention_pack)
+SID_ATTENTION_TABLE(attention_bf16, attention_tile, attention_pack)
 
-void sid_kernels_amx(sid_kernels *kernels) { FILL_ATTENTION(kernels, SID_BF16, attention_bf16); }
+void sid_kernels_amx(sid_kernels *kernels) { SID_FILL_ATTENTION(kernels, SID_BF16, attention_bf16); }
 
 #else
 

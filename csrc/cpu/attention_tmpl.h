@@ -19,10 +19,10 @@
 #include <math.h>
 #include <string.h>
 
-#define COLUMNS 3
-#define QUERY_TILE (COLUMNS * SID_LANES)
+#define SID_COLUMNS 3
+#define SID_QUERY_TILE (SID_COLUMNS * SID_LANES)
 /* The numbers of packed keys and values are padded to multiples of this. */
-#define TOKEN_STEP (SID_ROWS > SID_GROUP ? SID_ROWS : SID_GROUP)
+#define SID_TOKEN_STEP (SID_ROWS > SID_GROUP ? SID_ROWS : SID_GROUP)
 
 #if SID_PAIR == 2
 typedef uint16_t element;
@@ -32,39 +32,39 @@ typedef float element;
 
 /* A larger maximum is adopted only once it exceeds the old one by this much (in powers of 2). Until then the
  * probabilities grow beyond 1, which costs no accuracy, and nothing needs rescaling. */
-#define SLACK 8
+#define SID_SLACK 8
 
 #ifdef __clang__
-#define UNROLL _Pragma("unroll")
+#define SID_UNROLL _Pragma("unroll")
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define SID_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 #if SID_GROUP == SID_PAIR
 typedef float __attribute__((may_alias)) word;
 
 /* Computes c[SID_ROWS][columns * SID_LANES] = (add ? c : 0) + panel * b[words][columns * SID_LANES]. */
-SIMD void multiply(float *c, const element *panel, const float *b, size_t words, int add, int columns) {
+SID_INLINE void multiply(float *c, const element *panel, const float *b, size_t words, int add, int columns) {
     const size_t width = (size_t)columns * SID_LANES;
-    vec sum[SID_ROWS][COLUMNS];
-    UNROLL for (int r = 0; r < SID_ROWS; r++) UNROLL for (int v = 0; v < columns; v++) sum[r][v] =
+    vec sum[SID_ROWS][SID_COLUMNS];
+    SID_UNROLL for (int r = 0; r < SID_ROWS; r++) SID_UNROLL for (int v = 0; v < columns; v++) sum[r][v] =
         add ? v_load(c + (size_t)r * width + v * SID_LANES) : v_set(0);
     for (size_t i = 0; i < words; i++) {
-        vec x[COLUMNS];
-        UNROLL for (int v = 0; v < columns; v++) x[v] = v_load(b + i * width + v * SID_LANES);
-        UNROLL for (int r = 0; r < SID_ROWS; r++) {
+        vec x[SID_COLUMNS];
+        SID_UNROLL for (int v = 0; v < columns; v++) x[v] = v_load(b + i * width + v * SID_LANES);
+        SID_UNROLL for (int r = 0; r < SID_ROWS; r++) {
             vec a = v_set(*(const word *)(panel + (i * SID_ROWS + (size_t)r) * SID_PAIR));
-            UNROLL for (int v = 0; v < columns; v++) sum[r][v] = SID_MULTIPLY_ADD(sum[r][v], a, x[v]);
+            SID_UNROLL for (int v = 0; v < columns; v++) sum[r][v] = SID_MULTIPLY_ADD(sum[r][v], a, x[v]);
         }
     }
-    UNROLL for (int r = 0; r < SID_ROWS; r++) UNROLL for (int v = 0; v < columns; v++)
+    SID_UNROLL for (int r = 0; r < SID_ROWS; r++) SID_UNROLL for (int v = 0; v < columns; v++)
         v_store(c + (size_t)r * width + v * SID_LANES, sum[r][v]);
 }
 #endif
 
 /* The function sid_attention_isa.pack, inlined with constant strides and dtype where that pays. */
-SIMD void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row_stride, size_t depth_stride,
-                      size_t rows, size_t depth) {
+SID_INLINE void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row_stride, size_t depth_stride,
+                            size_t rows, size_t depth) {
     for (size_t row = 0; row < rows; row += SID_ROWS)
         for (size_t first = 0; first < depth; first += SID_GROUP)
             for (size_t r = row; r < row + SID_ROWS; r++)
@@ -78,7 +78,7 @@ SIMD void pack_panels(element *dst, const void *src, sid_dtype dtype, size_t row
 
 /* Loads the channels, or pairs of channels, of one query that fill a vector as operand words; those from `count` on
  * are 0. */
-SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
+SID_INLINE vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
 #if SID_PAIR == 2
     (void)dtype;
     __mmask32 mask = count < 2 * SID_LANES ? (1u << count) - 1 : ~0u;
@@ -96,7 +96,7 @@ SIMD vec load_query(const char *q, size_t count, sid_dtype dtype, int negate) {
 
 /* Fills words[ceil(head_size / SID_GROUP) * SID_GROUP / SID_PAIR][columns * SID_LANES] with Q^T, negated where the
  * scale is negative. */
-SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
+SID_INLINE void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     const sid_attention *a = tile->attention;
     const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(a);
     const char *q = sid_head_row(a->q, a, tile->sample, tile->head, tile->first_query);
@@ -119,8 +119,8 @@ SIMD void pack_queries(float *words, const sid_attention_tile *tile, sid_dtype d
 }
 
 /* Stores dst = O / total, transposed back. `out` has rows for a whole number of SID_LANES. */
-SIMD void store_output(const float *out, const vec *total, const sid_attention_tile *tile, sid_dtype dtype,
-                       int columns) {
+SID_INLINE void store_output(const float *out, const vec *total, const sid_attention_tile *tile, sid_dtype dtype,
+                             int columns) {
     const size_t size = sid_dtype_size(dtype), head_size = sid_head_size(tile->attention);
     char *dst = sid_head_row(tile->dst, tile->attention, tile->sample, tile->head, tile->first_query);
     for (size_t column = 0; column < (size_t)columns; column++) {
@@ -150,20 +150,20 @@ SIMD void store_output(const float *out, const vec *total, const sid_attention_t
 /* The state of the online softmax, with a lane for each query, in powers of 2. Probabilities are relative to the
  * largest logit and are divided by their total only at the end. */
 typedef struct {
-    vec largest[COLUMNS], total[COLUMNS];
-    vec bias[COLUMNS]; /* added to the current source's logits */
+    vec largest[SID_COLUMNS], total[SID_COLUMNS];
+    vec bias[SID_COLUMNS]; /* added to the current source's logits */
 } softmax_state;
 
 /* Adopts the maxima of scores[keys][columns * SID_LANES]. Where they are new, what has been summed up in
  * out[channels][columns * SID_LANES] is rescaled. */
-SIMD void raise_largest(softmax_state *state, const float *scores, size_t keys, float scale, float *out,
-                        size_t channels, int columns) {
+SID_INLINE void raise_largest(softmax_state *state, const float *scores, size_t keys, float scale, float *out,
+                              size_t channels, int columns) {
     const size_t width = (size_t)columns * SID_LANES;
     for (size_t v = 0; v < (size_t)columns; v++) {
         vec top = v_set(-FLT_MAX);
         for (size_t key = 0; key < keys; key++) top = v_max(top, v_load(scores + key * width + v * SID_LANES));
         top = v_fma(top, v_set(scale), state->bias[v]);
-        vec bound = v_add(state->largest[v], v_set(SLACK));
+        vec bound = v_add(state->largest[v], v_set(SID_SLACK));
         if (!v_any_greater(top, bound)) continue;
         vec raised = v_if_greater(top, bound, top, state->largest[v]);
         vec factor = v_exp2(v_sub(state->largest[v], raised));
@@ -178,10 +178,10 @@ SIMD void raise_largest(softmax_state *state, const float *scores, size_t keys, 
 
 /* Replaces scores[keys][columns * SID_LANES] by probabilities, which become words of the second product's operand,
  * zero-padded to whole groups of keys, and adds them to the total. */
-SIMD void exponentials(softmax_state *state, float *scores, size_t keys, float scale, int columns) {
+SID_INLINE void exponentials(softmax_state *state, float *scores, size_t keys, float scale, int columns) {
     const size_t width = (size_t)columns * SID_LANES;
     const vec factor = v_set(scale);
-    vec shift[COLUMNS], total[COLUMNS];
+    vec shift[SID_COLUMNS], total[SID_COLUMNS];
     for (int v = 0; v < columns; v++) {
         shift[v] = v_sub(state->bias[v], state->largest[v]);
         total[v] = state->total[v];
@@ -210,8 +210,8 @@ SIMD void exponentials(softmax_state *state, float *scores, size_t keys, float s
 }
 
 /* Loads the sum of a source's bias and its query_bias for each query. */
-SIMD void load_bias(softmax_state *state, const sid_keys *source, const sid_attention_tile *tile, int columns) {
-    float bias[QUERY_TILE];
+SID_INLINE void load_bias(softmax_state *state, const sid_keys *source, const sid_attention_tile *tile, int columns) {
+    float bias[SID_QUERY_TILE];
     for (size_t q = 0; q < (size_t)columns * SID_LANES; q++) {
         int own = source->query_bias && q < tile->query_count;
         bias[q] = source->bias + (own ? source->query_bias[tile->first_query + q] : 0);
@@ -220,7 +220,7 @@ SIMD void load_bias(softmax_state *state, const sid_keys *source, const sid_atte
 }
 
 /* Computes scores[keys][columns * SID_LANES] = scale * scores + the keys' biases, in powers of 2. */
-SIMD void add_key_bias(float *scores, const float *bias, size_t keys, float scale, int columns) {
+SID_INLINE void add_key_bias(float *scores, const float *bias, size_t keys, float scale, int columns) {
     for (size_t key = 0; key < keys; key++) {
         vec added = v_set(bias[key] * SID_LOG2E);
         for (size_t v = 0; v < (size_t)columns; v++, scores += SID_LANES)
@@ -243,14 +243,14 @@ typedef struct {
 
 static tile_workspace workspace_layout(size_t head_size) {
     tile_workspace w = {.query = 0};
-    w.score = w.query + sid_round_up(head_size, SID_GROUP) / SID_PAIR * QUERY_TILE;
-    w.out = w.score + SID_KEY_BLOCK * QUERY_TILE;
-    w.end = w.out + sid_round_up(head_size, SID_LANES) * QUERY_TILE;
+    w.score = w.query + sid_round_up(head_size, SID_GROUP) / SID_PAIR * SID_QUERY_TILE;
+    w.out = w.score + SID_KEY_BLOCK * SID_QUERY_TILE;
+    w.end = w.out + sid_round_up(head_size, SID_LANES) * SID_QUERY_TILE;
     return w;
 }
 static size_t workspace_size(size_t head_size) { return workspace_layout(head_size).end * sizeof(float); }
 
-SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
+SID_INLINE void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     const sid_attention *a = tile->attention;
     const size_t width = (size_t)columns * SID_LANES, head_size = sid_head_size(a);
     const size_t depth = sid_round_up(head_size, SID_GROUP), channels = sid_round_up(head_size, SID_ROWS);
@@ -271,7 +271,7 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
         load_bias(&state, source, tile, columns);
         for (size_t token = 0; token < tokens; token += SID_KEY_BLOCK) {
             size_t keys = tokens - token < SID_KEY_BLOCK ? tokens - token : SID_KEY_BLOCK;
-            const element *values = packed + sid_round_up(keys, TOKEN_STEP) * depth;
+            const element *values = packed + sid_round_up(keys, SID_TOKEN_STEP) * depth;
             for (size_t key = 0; key < keys; key += SID_ROWS)
                 multiply(score + key * width, packed + key * depth, query, depth / SID_PAIR, 0, columns);
             if (a->causal) hide_later_keys(score, token, keys, tile, (size_t)columns);
@@ -282,18 +282,18 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
             const size_t key_depth = sid_round_up(keys, SID_GROUP);
             for (size_t c = 0; c < channels; c += SID_ROWS)
                 multiply(out + c * width, values + c * key_depth, score, key_depth / SID_PAIR, 1, columns);
-            packed += sid_round_up(keys, TOKEN_STEP) * (depth + channels);
+            packed += sid_round_up(keys, SID_TOKEN_STEP) * (depth + channels);
         }
     }
     store_output(out, state.total, tile, dtype, columns);
 }
 
 /* Defines name_tile() and name_pack(), which sid_attention_isa needs for one stored dtype. */
-#define ATTENTION_TILE(name, dtype)                                                                        \
+#define SID_ATTENTION_TILE(name, dtype)                                                                    \
     SID_TARGET static void name##_tile(const sid_attention_tile *tile) {                                   \
         if (tile->query_count <= SID_LANES) attend(tile, dtype, 1);                                        \
         else if (tile->query_count <= 2 * SID_LANES) attend(tile, dtype, 2);                               \
-        else attend(tile, dtype, COLUMNS);                                                                 \
+        else attend(tile, dtype, SID_COLUMNS);                                                             \
     }                                                                                                      \
     SID_TARGET static void name##_pack(void *dst, const void *src, size_t row_stride, size_t depth_stride, \
                                        size_t rows, size_t depth) {                                        \
@@ -302,22 +302,22 @@ SIMD void attend(const sid_attention_tile *tile, sid_dtype dtype, int columns) {
     }
 
 /* Defines name() and name_scratch(), the entries of the kernel table. */
-#define ATTENTION_TABLE(name, tile, pack)                                                                    \
-    static const sid_attention_isa name##_isa = {SID_ROWS,   SID_GROUP,      SID_KEY_BLOCK, sizeof(element), \
-                                                 QUERY_TILE, workspace_size, tile,          pack};           \
-    static size_t name##_scratch(const sid_attention *attention, int threads) {                              \
-        return sid_attention_scratch(&name##_isa, attention, threads);                                       \
-    }                                                                                                        \
-    static void name(const sid_tensor *dst, const sid_attention *attention, void *scratch, int threads) {    \
-        sid_attention_run(&name##_isa, dst, attention, scratch, threads);                                    \
+#define SID_ATTENTION_TABLE(name, tile, pack)                                                                    \
+    static const sid_attention_isa name##_isa = {SID_ROWS,       SID_GROUP,      SID_KEY_BLOCK, sizeof(element), \
+                                                 SID_QUERY_TILE, workspace_size, tile,          pack};           \
+    static size_t name##_scratch(const sid_attention *attention, int threads) {                                  \
+        return sid_attention_scratch(&name##_isa, attention, threads);                                           \
+    }                                                                                                            \
+    static void name(const sid_tensor *dst, const sid_attention *attention, void *scratch, int threads) {        \
+        sid_attention_run(&name##_isa, dst, attention, scratch, threads);                                        \
     }
 
-#define ATTENTION(name, dtype)  \
-    ATTENTION_TILE(name, dtype) \
-    ATTENTION_TABLE(name, name##_tile, name##_pack)
+#define SID_ATTENTION(name, dtype)  \
+    SID_ATTENTION_TILE(name, dtype) \
+    SID_ATTENTION_TABLE(name, name##_tile, name##_pack)
 
 /* Puts these two into the table. */
-#define FILL_ATTENTION(kernels, dtype, name)                  \
+#define SID_FILL_ATTENTION(kernels, dtype, name)              \
     do {                                                      \
         (kernels)->attention_scratch[dtype] = name##_scratch; \
         (kernels)->attention[dtype] = name;                   \

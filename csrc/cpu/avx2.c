@@ -23,10 +23,10 @@
 
 #include "cpu/attention_tmpl.h"
 
-ATTENTION(attention_f32, SID_F32)
+SID_ATTENTION(attention_f32, SID_F32)
 
 void sid_kernels_avx2(sid_kernels *kernels) {
-    FILL_ATTENTION(kernels, SID_F32, attention_f32);
+    SID_FILL_ATTENTION(kernels, SID_F32, attention_f32);
     fill_norms(kernels);
     fill_pointwise(kernels);
     fill_winograd(kernels);

@@ -22,12 +22,12 @@
 
 #include "cpu/attention_tmpl.h"
 
-ATTENTION(attention_f32, SID_F32)
-ATTENTION(attention_bf16, SID_BF16)
+SID_ATTENTION(attention_f32, SID_F32)
+SID_ATTENTION(attention_bf16, SID_BF16)
 
 void sid_kernels_avx512(sid_kernels *kernels) {
-    FILL_ATTENTION(kernels, SID_F32, attention_f32);
-    FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
+    SID_FILL_ATTENTION(kernels, SID_F32, attention_f32);
+    SID_FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
     fill_norms(kernels);
     fill_pointwise(kernels);
     kernels->onednn_products = 1;

@@ -17,10 +17,10 @@
 
 #include "cpu/attention_tmpl.h"
 
-ATTENTION(attention_bf16, SID_BF16)
+SID_ATTENTION(attention_bf16, SID_BF16)
 
 void sid_kernels_avx512_bf16(sid_kernels *kernels) {
-    FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
+    SID_FILL_ATTENTION(kernels, SID_BF16, attention_bf16);
     fill_winograd(kernels);
 }
 

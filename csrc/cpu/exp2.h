@@ -2,12 +2,15 @@
 #ifndef SID_CPU_EXP2_H
 #define SID_CPU_EXP2_H
 
+/* Functions of the templates have this where they are inlined; the including file defines SID_TARGET. */
+#define SID_INLINE SID_TARGET static inline __attribute__((always_inline))
+
 /* Returns a * b + c, rounded once where the instruction exists. The including file defines SID_HAS_FMA where its
  * SID_TARGET has the instruction. */
 #if defined(SID_HAS_FMA) || defined(__FP_FAST_FMAF)
-#define FMA(a, b, c) __builtin_fmaf(a, b, c)
+#define SID_FMA(a, b, c) __builtin_fmaf(a, b, c)
 #else
-#define FMA(a, b, c) ((a) * (b) + (c))
+#define SID_FMA(a, b, c) ((a) * (b) + (c))
 #endif
 
 #define SID_LOG2E 1.44269504f
@@ -37,12 +40,12 @@ static inline float sid_exp2(float x) {
     int exponent = (int)((unsigned)whole.bits - (unsigned)shifter.bits);
     exponent = exponent > -126 ? exponent : -126;
     exponent = exponent < 127 ? exponent : 127;
-    float p = FMA(f, SID_EXP2_C5, SID_EXP2_C4);
-    p = FMA(f, p, SID_EXP2_C3);
-    p = FMA(f, p, SID_EXP2_C2);
-    p = FMA(f, p, SID_EXP2_C1);
+    float p = SID_FMA(f, SID_EXP2_C5, SID_EXP2_C4);
+    p = SID_FMA(f, p, SID_EXP2_C3);
+    p = SID_FMA(f, p, SID_EXP2_C2);
+    p = SID_FMA(f, p, SID_EXP2_C1);
     word power = {.bits = (exponent + 127) << 23};
-    return FMA(f, p, 1) * power.number;
+    return SID_FMA(f, p, 1) * power.number;
 }
 
 #endif

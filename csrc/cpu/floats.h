@@ -6,12 +6,10 @@
 #include "core/floats.h"
 #include "cpu/exp2.h"
 
-#define INLINE SID_TARGET static inline __attribute__((always_inline))
-
 /* The elements converted at a time: most rows fit, and the buffer is small beside the first-level cache. */
-#define CHUNK 2048
+#define SID_CHUNK 2048
 
-/* Returns src[first .. first + count), count <= CHUNK, as float32: in place, or converted to the buffer. */
+/* Returns src[first .. first + count), count <= SID_CHUNK, as float32: in place, or converted to the buffer. */
 SID_TARGET static const float *read_floats(float *buffer, const void *src, sid_dtype dtype, size_t first,
                                            size_t count) {
     if (dtype == SID_F32) return (const float *)src + first;
@@ -27,7 +25,7 @@ SID_TARGET static const float *read_floats(float *buffer, const void *src, sid_d
 }
 
 /* Returns where to compute dst[first .. first + count) before write_floats(): in place, or in the buffer. */
-INLINE float *floats_of(float *buffer, void *dst, sid_dtype dtype, size_t first) {
+SID_INLINE float *floats_of(float *buffer, void *dst, sid_dtype dtype, size_t first) {
     return dtype == SID_F32 ? (float *)dst + first : buffer;
 }
 SID_TARGET static void write_floats(void *dst, sid_dtype dtype, size_t first, size_t count, const float *floats) {

@@ -6,7 +6,7 @@
 #include "cpu/pointwise_tmpl.h"
 #include "cpu/winograd_tmpl.h"
 
-WINOGRAD(bf16, SID_BF16) /* the reference for the kernels of processors that multiply bfloat16 fast */
+SID_WINOGRAD(bf16, SID_BF16) /* the reference for the kernels of processors that multiply bfloat16 fast */
 
 #include "cpu/matmul_tmpl.h"
 
@@ -28,7 +28,7 @@ typedef struct {
 } running;
 
 /* Adds the keys token .. token + keys - 1 of a source, at most SID_KEY_BLOCK of them, to the online softmax. */
-INLINE void attend_block(running *r, const sid_keys *source, size_t token, size_t keys, sid_dtype dtype) {
+SID_INLINE void attend_block(running *r, const sid_keys *source, size_t token, size_t keys, sid_dtype dtype) {
     const sid_attention *a = r->attention;
     const size_t size = sid_head_size(a), k_stride = source->k.stride, v_stride = source->v.stride;
     const void *q = sid_head_row(a->q, a, r->sample, r->head, r->query);
@@ -56,7 +56,7 @@ INLINE void attend_block(running *r, const sid_keys *source, size_t token, size_
 }
 
 /* This is inlined for either dtype. */
-INLINE void attend(running *r, const sid_tensor *dst, sid_dtype dtype) {
+SID_INLINE void attend(running *r, const sid_tensor *dst, sid_dtype dtype) {
     const sid_attention *a = r->attention;
     const size_t size = sid_head_size(a);
     for (size_t c = 0; c < size; c++) r->out[c] = 0;

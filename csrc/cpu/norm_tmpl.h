@@ -12,7 +12,7 @@
  * of pixels, whose size never depends on the threads. Within a block they are float32 sums of differences from the
  * block's first pixel, so that a large mean causes no cancellation; across blocks they are merged in float64 by
  * Chan's formula. */
-#define BLOCK 64
+#define SID_NORM_BLOCK 64
 
 /* The statistics of one group's values in one block. */
 typedef struct {
@@ -33,7 +33,7 @@ typedef struct {
 
 static group_norm_plan plan_group_norm(const sid_group_norm *norm, int threads) {
     group_norm_plan p = {.pixels = norm->a->h * norm->a->w, .channels = norm->a->c + (norm->b ? norm->b->c : 0)};
-    p.blocks = (p.pixels + BLOCK - 1) / BLOCK;
+    p.blocks = (p.pixels + SID_NORM_BLOCK - 1) / SID_NORM_BLOCK;
     p.spread_count = norm->a->n * p.blocks * norm->groups;
     p.coefficient_count = norm->a->n * 2 * p.channels;
     p.sum_count = (size_t)threads * 3 * p.channels;
@@ -45,22 +45,22 @@ static group_norm_plan plan_group_norm(const sid_group_norm *norm, int threads) 
  * and squares[c], for channels 0 .. c - 1 of src. */
 SID_TARGET static void sum_pixels(const void *src, sid_dtype dtype, size_t stride, size_t pixels, size_t c,
                                   float *pivot, float *sum, float *squares) {
-    float buffer[CHUNK];
-    for (size_t first = 0; first < c; first += CHUNK) {
-        size_t count = c - first < CHUNK ? c - first : CHUNK;
+    float buffer[SID_CHUNK];
+    for (size_t first = 0; first < c; first += SID_CHUNK) {
+        size_t count = c - first < SID_CHUNK ? c - first : SID_CHUNK;
         const float *x = read_floats(buffer, src, dtype, first, count);
         for (size_t i = 0; i < count; i++) pivot[first + i] = x[i], sum[first + i] = squares[first + i] = 0;
     }
     for (size_t pixel = 1; pixel < pixels; pixel++)
-        for (size_t first = 0; first < c; first += CHUNK) {
-            size_t count = c - first < CHUNK ? c - first : CHUNK;
+        for (size_t first = 0; first < c; first += SID_CHUNK) {
+            size_t count = c - first < SID_CHUNK ? c - first : SID_CHUNK;
             const float *x = read_floats(buffer, src, dtype, pixel * stride + first, count);
             float *of_pivot = pivot + first, *of_sum = sum + first, *of_squares = squares + first;
 #pragma omp simd
             for (size_t i = 0; i < count; i++) {
                 float d = x[i] - of_pivot[i];
                 of_sum[i] += d;
-                of_squares[i] = FMA(d, d, of_squares[i]);
+                of_squares[i] = SID_FMA(d, d, of_squares[i]);
             }
         }
 }
@@ -88,7 +88,8 @@ SID_TARGET static void group_coefficients(const group_norm_plan *p, const sid_gr
     double count = 0, mean = 0, squares = 0;
     for (size_t block = 0; block < p->blocks; block++) {
         spread s = p->spreads[(n * p->blocks + block) * norm->groups + g];
-        size_t pixels = p->pixels - block * BLOCK < BLOCK ? p->pixels - block * BLOCK : BLOCK;
+        size_t pixels =
+            p->pixels - block * SID_NORM_BLOCK < SID_NORM_BLOCK ? p->pixels - block * SID_NORM_BLOCK : SID_NORM_BLOCK;
         double added = (double)(pixels * size), apart = s.mean - mean;
         squares += s.squares + apart * apart * (count * added / (count + added));
         count += added;
@@ -105,22 +106,22 @@ SID_TARGET static void group_coefficients(const group_norm_plan *p, const sid_gr
 
 SID_TARGET static void apply_pixels(void *dst, size_t dst_stride, const sid_tensor *src, size_t pixel, size_t pixels,
                                     const float *factor, const float *offset, int silu) {
-    float in[CHUNK], out[CHUNK];
+    float in[SID_CHUNK], out[SID_CHUNK];
     for (size_t i = 0; i < pixels; i++)
-        for (size_t first = 0; first < src->c; first += CHUNK) {
-            size_t count = src->c - first < CHUNK ? src->c - first : CHUNK;
+        for (size_t first = 0; first < src->c; first += SID_CHUNK) {
+            size_t count = src->c - first < SID_CHUNK ? src->c - first : SID_CHUNK;
             const float *x = read_floats(in, src->data, src->dtype, (pixel + i) * src->stride + first, count);
             float *y = floats_of(out, dst, src->dtype, (pixel + i) * dst_stride + first);
             const float *of_factor = factor + first, *of_offset = offset + first;
             if (silu) {
 #pragma omp simd
                 for (size_t c = 0; c < count; c++) {
-                    float z = FMA(x[c], of_factor[c], of_offset[c]);
+                    float z = SID_FMA(x[c], of_factor[c], of_offset[c]);
                     y[c] = z / (1 + sid_exp2(-SID_LOG2E * z));
                 }
             } else {
 #pragma omp simd
-                for (size_t c = 0; c < count; c++) y[c] = FMA(x[c], of_factor[c], of_offset[c]);
+                for (size_t c = 0; c < count; c++) y[c] = SID_FMA(x[c], of_factor[c], of_offset[c]);
             }
             write_floats(dst, src->dtype, (pixel + i) * dst_stride + first, count, y);
         }
@@ -139,8 +140,9 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
         float *sum = pivot + p.channels, *squares = sum + p.channels;
 #pragma omp for
         for (size_t i = 0; i < tasks; i++) {
-            size_t n = i / p.blocks, block = i % p.blocks, pixel = n * p.pixels + block * BLOCK;
-            size_t pixels = p.pixels - block * BLOCK < BLOCK ? p.pixels - block * BLOCK : BLOCK;
+            size_t n = i / p.blocks, block = i % p.blocks, pixel = n * p.pixels + block * SID_NORM_BLOCK;
+            size_t pixels =
+                p.pixels - block * SID_NORM_BLOCK < SID_NORM_BLOCK ? p.pixels - block * SID_NORM_BLOCK : SID_NORM_BLOCK;
             sum_pixels((char *)a->data + pixel * a->stride * size, a->dtype, a->stride, pixels, a->c, pivot, sum,
                        squares);
             if (b)
@@ -154,8 +156,9 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
             group_coefficients(&p, norm, i / norm->groups, i % norm->groups);
 #pragma omp for
         for (size_t i = 0; i < tasks; i++) {
-            size_t n = i / p.blocks, block = i % p.blocks, pixel = n * p.pixels + block * BLOCK;
-            size_t pixels = p.pixels - block * BLOCK < BLOCK ? p.pixels - block * BLOCK : BLOCK;
+            size_t n = i / p.blocks, block = i % p.blocks, pixel = n * p.pixels + block * SID_NORM_BLOCK;
+            size_t pixels =
+                p.pixels - block * SID_NORM_BLOCK < SID_NORM_BLOCK ? p.pixels - block * SID_NORM_BLOCK : SID_NORM_BLOCK;
             const float *factor = p.coefficients + n * 2 * p.channels, *offset = factor + p.channels;
             apply_pixels(dst, p.channels, a, pixel, pixels, factor, offset, norm->silu);
             if (b)
@@ -167,30 +170,30 @@ static void group_norm(void *dst, const sid_group_norm *norm, void *scratch, int
 
 SID_TARGET static void normalize_row(void *dst, const void *src, sid_dtype dtype, size_t c, const float *scale,
                                      const float *shift, float eps) {
-    float in[CHUNK], out[CHUNK];
-    const float *row = c <= CHUNK ? read_floats(in, src, dtype, 0, c) : NULL; /* converted only once if it fits */
+    float in[SID_CHUNK], out[SID_CHUNK];
+    const float *row = c <= SID_CHUNK ? read_floats(in, src, dtype, 0, c) : NULL; /* converted only once if it fits */
     float sum = 0, squares = 0;
-    for (size_t first = 0; first < c; first += CHUNK) {
-        size_t count = c - first < CHUNK ? c - first : CHUNK;
+    for (size_t first = 0; first < c; first += SID_CHUNK) {
+        size_t count = c - first < SID_CHUNK ? c - first : SID_CHUNK;
         const float *x = row ? row : read_floats(in, src, dtype, first, count);
 #pragma omp simd reduction(+ : sum)
         for (size_t i = 0; i < count; i++) sum += x[i];
     }
     float mean = sum / (float)c;
-    for (size_t first = 0; first < c; first += CHUNK) {
-        size_t count = c - first < CHUNK ? c - first : CHUNK;
+    for (size_t first = 0; first < c; first += SID_CHUNK) {
+        size_t count = c - first < SID_CHUNK ? c - first : SID_CHUNK;
         const float *x = row ? row : read_floats(in, src, dtype, first, count);
 #pragma omp simd reduction(+ : squares)
         for (size_t i = 0; i < count; i++) squares += (x[i] - mean) * (x[i] - mean);
     }
     float inverse = 1 / sqrtf(squares / (float)c + eps);
-    for (size_t first = 0; first < c; first += CHUNK) {
-        size_t count = c - first < CHUNK ? c - first : CHUNK;
+    for (size_t first = 0; first < c; first += SID_CHUNK) {
+        size_t count = c - first < SID_CHUNK ? c - first : SID_CHUNK;
         const float *x = row ? row : read_floats(in, src, dtype, first, count);
         float *y = floats_of(out, dst, dtype, first);
         const float *of_scale = scale + first, *of_shift = shift + first;
 #pragma omp simd
-        for (size_t i = 0; i < count; i++) y[i] = FMA((x[i] - mean) * inverse, of_scale[i], of_shift[i]);
+        for (size_t i = 0; i < count; i++) y[i] = SID_FMA((x[i] - mean) * inverse, of_scale[i], of_shift[i]);
         write_floats(dst, dtype, first, count, y);
     }
 }

@@ -8,19 +8,19 @@
 #include <math.h>
 #include <string.h>
 
-#define SPAN (4 * CHUNK) /* elements that a thread takes at a time */
+#define SID_SPAN (4 * SID_CHUNK) /* elements that a thread takes at a time */
 
 SID_TARGET static void combine_span(const sid_combination *c, size_t begin, size_t end) {
     const float a = c->a, b = c->b;
-    float x_buffer[CHUNK], y_buffer[CHUNK], buffer[CHUNK];
-    for (size_t first = begin; first < end; first += CHUNK) {
-        size_t count = end - first < CHUNK ? end - first : CHUNK;
+    float x_buffer[SID_CHUNK], y_buffer[SID_CHUNK], buffer[SID_CHUNK];
+    for (size_t first = begin; first < end; first += SID_CHUNK) {
+        size_t count = end - first < SID_CHUNK ? end - first : SID_CHUNK;
         const float *from = read_floats(x_buffer, c->x, c->x_dtype, first, count);
         float *to = floats_of(buffer, c->dst, c->dst_dtype, first);
         if (c->y) {
             const float *other = read_floats(y_buffer, c->y, c->y_dtype, first, count);
 #pragma omp simd
-            for (size_t i = 0; i < count; i++) to[i] = FMA(a, from[i], b * other[i]);
+            for (size_t i = 0; i < count; i++) to[i] = SID_FMA(a, from[i], b * other[i]);
         } else {
 #pragma omp simd
             for (size_t i = 0; i < count; i++) to[i] = a * from[i];
@@ -31,15 +31,15 @@ SID_TARGET static void combine_span(const sid_combination *c, size_t begin, size
 
 static void combine(const sid_combination *c, size_t count, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (size_t first = 0; first < count; first += SPAN)
-        combine_span(c, first, count - first < SPAN ? count : first + SPAN);
+    for (size_t first = 0; first < count; first += SID_SPAN)
+        combine_span(c, first, count - first < SID_SPAN ? count : first + SID_SPAN);
 }
 
 SID_TARGET static void convert_span(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t begin,
                                     size_t end) {
-    float buffer[CHUNK];
-    for (size_t first = begin; first < end; first += CHUNK) {
-        size_t count = end - first < CHUNK ? end - first : CHUNK;
+    float buffer[SID_CHUNK];
+    for (size_t first = begin; first < end; first += SID_CHUNK) {
+        size_t count = end - first < SID_CHUNK ? end - first : SID_CHUNK;
         const float *x = read_floats(buffer, src, src_dtype, first, count);
         if (dst_dtype == SID_F32) memcpy((float *)dst + first, x, count * sizeof *x);
         else write_floats(dst, dst_dtype, first, count, x);
@@ -48,8 +48,8 @@ SID_TARGET static void convert_span(void *dst, sid_dtype dst_dtype, const void *
 
 static void convert(void *dst, sid_dtype dst_dtype, const void *src, sid_dtype src_dtype, size_t count, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (size_t first = 0; first < count; first += SPAN)
-        convert_span(dst, dst_dtype, src, src_dtype, first, count - first < SPAN ? count : first + SPAN);
+    for (size_t first = 0; first < count; first += SID_SPAN)
+        convert_span(dst, dst_dtype, src, src_dtype, first, count - first < SID_SPAN ? count : first + SID_SPAN);
 }
 
 static inline float curved(float x, const sid_curve *curve) {

@@ -36,7 +36,7 @@ static inline sid_tile_place sid_place_of(const sid_winograd_grid *g, size_t at,
 }
 
 /* Defines the kernels winograd_input_NAME and winograd_output_NAME from functions of one tile. */
-#define WINOGRAD_KERNELS(NAME, INPUT_TILE, OUTPUT_TILE)                                                           \
+#define SID_WINOGRAD_KERNELS(NAME, INPUT_TILE, OUTPUT_TILE)                                                       \
     static void winograd_input_##NAME(void *v, const sid_winograd_grid *g, const void *src, sid_dtype dtype,      \
                                       size_t channels, int threads) {                                             \
         _Pragma("omp parallel for num_threads(threads)") for (size_t i = 0; i < g->count; i++)                    \

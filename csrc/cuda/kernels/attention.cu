@@ -9,7 +9,7 @@
 #define WIDTH (SID_DP + 8) // keeps the rows of a matrix in different banks
 
 // Loads the lane's parts of the warp's queries straight from memory: they are needed once.
-DEVICE void load_queries(u32 (*parts)[4], const sid_cu_attention &p, int first) {
+SID_DEVICE void load_queries(u32 (*parts)[4], const sid_cu_attention &p, int first) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < SID_DP / 16; k++)
@@ -25,7 +25,7 @@ DEVICE void load_queries(u32 (*parts)[4], const sid_cu_attention &p, int first) 
 }
 
 template <int THREADS>
-DEVICE void fetch_tile(const sid_cu_attention &p, key_tile tile, u16 *keys, u16 *values, float *key_logits) {
+SID_DEVICE void fetch_tile(const sid_cu_attention &p, key_tile tile, u16 *keys, u16 *values, float *key_logits) {
     const sid_cu_source &s = p.source[tile.source];
     const u16 *k = (const u16 *)s.k + key_offset(s, s.k_stride) + blockIdx.y * p.head_size;
     const u16 *v = (const u16 *)s.v + key_offset(s, s.v_stride) + blockIdx.y * p.head_size;
@@ -35,7 +35,7 @@ DEVICE void fetch_tile(const sid_cu_attention &p, key_tile tile, u16 *keys, u16 
 }
 
 // keys, values and key_logits have room for two tiles each.
-template <int WARPS> DEVICE void attend(const sid_cu_attention &p, u16 *keys, u16 *values, float *key_logits) {
+template <int WARPS> SID_DEVICE void attend(const sid_cu_attention &p, u16 *keys, u16 *values, float *key_logits) {
     int block = blockIdx.x * WARPS * 16, end = block + WARPS * 16, first = block + threadIdx.x / 32 * 16;
     u32 query[SID_DP / 16][4];
     queries<SID_DP> q;

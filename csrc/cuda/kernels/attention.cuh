@@ -1,15 +1,15 @@
 // What the three attention kernels share. A block walks through the keys of all sources in tiles and keeps, for each of
 // its queries, the largest logit, the sum of the weights and the weighted sum of the values. Logits are in base 2.
 //
-// The largest logit of a query is never below LOWEST, so a logit of minus infinity is infinitely far below it and has
-// the weight 2^-infinity = 0; a query that has seen no other has a sum of 0, and gets zeros. NaNs pass through all this
-// to the result.
+// The largest logit of a query is never below SID_LOWEST, so a logit of minus infinity is infinitely far below it and
+// has the weight 2^-infinity = 0; a query that has seen no other has a sum of 0, and gets zeros. NaNs pass through all
+// this to the result.
 #pragma once
 #include "sid.cuh"
 
 // Loops over registers are unrolled explicitly, because a loop that the compiler does not unroll puts them into memory.
-#define LOG2_E 1.4426950408889634f
-#define LOWEST -1e30f
+#define SID_LOG2_E 1.4426950408889634f
+#define SID_LOWEST -1e30f
 
 // The keys of one source from key `first` on. Every kernel has its own number of keys in a tile.
 struct key_tile {
@@ -17,38 +17,40 @@ struct key_tile {
 };
 
 // Returns the number of keys that any query before `end` sees.
-DEVICE int visible_tokens(const sid_cu_attention &p, int source, int end) {
+SID_DEVICE int visible_tokens(const sid_cu_attention &p, int source, int end) {
     int tokens = p.source[source].tokens;
     return p.causal && end < tokens ? end : tokens;
 }
 
 // Returns the next tile of `count` keys, or the first one after {0, -count}.
-DEVICE key_tile next_tile(const sid_cu_attention &p, key_tile tile, int count, int end) {
+SID_DEVICE key_tile next_tile(const sid_cu_attention &p, key_tile tile, int count, int end) {
     tile.first += count;
     while (tile.source < p.sources && tile.first >= visible_tokens(p, tile.source, end)) tile = {tile.source + 1, 0};
     return tile;
 }
 
 // Returns a query's part of the logits of a source.
-DEVICE float query_logit(const sid_cu_attention &p, int source, int query) {
+SID_DEVICE float query_logit(const sid_cu_attention &p, int source, int query) {
     const sid_cu_source &s = p.source[source];
-    return (s.bias + (s.query_bias && query < p.queries ? s.query_bias[query] : 0)) * LOG2_E;
+    return (s.bias + (s.query_bias && query < p.queries ? s.query_bias[query] : 0)) * SID_LOG2_E;
 }
 
-DEVICE float minus_infinity() { return bits_float(0xff800000); }
+SID_DEVICE float minus_infinity() { return bits_float(0xff800000); }
 
 // Returns a key's part of the logits, minus infinity where there is no key.
-DEVICE float key_logit(const sid_cu_attention &p, key_tile tile, int i) {
+SID_DEVICE float key_logit(const sid_cu_attention &p, key_tile tile, int i) {
     const sid_cu_source &s = p.source[tile.source];
     int key = tile.first + i;
     if (key >= s.tokens) return minus_infinity();
-    return s.key_bias ? s.key_bias[key] * LOG2_E : 0;
+    return s.key_bias ? s.key_bias[key] * SID_LOG2_E : 0;
 }
 
-DEVICE i64 key_offset(const sid_cu_source &s, int stride) { return (i64)blockIdx.z * s.samples * s.tokens * stride; }
+SID_DEVICE i64 key_offset(const sid_cu_source &s, int stride) {
+    return (i64)blockIdx.z * s.samples * s.tokens * stride;
+}
 
 // Adopts a tile whose largest logit is `top`. Returns the factor for everything that has been summed up.
-DEVICE float raise(float *largest, float top) {
+SID_DEVICE float raise(float *largest, float top) {
     float next = fmaxf(*largest, top), factor = ex2(*largest - next);
     *largest = next;
     return factor;
@@ -62,8 +64,8 @@ DEVICE float raise(float *largest, float top) {
 // `width` apart; beyond row `end` and the head they are zeros. All threads of the block call it; the copy is complete
 // after copies_wait() and a barrier.
 template <int ROWS, int COLUMNS, int WIDTH, int THREADS>
-DEVICE void fetch(u16 *shared, const u16 *head, int stride, int first, int end, int channel, int head_size,
-                  bool vector) {
+SID_DEVICE void fetch(u16 *shared, const u16 *head, int stride, int first, int end, int channel, int head_size,
+                      bool vector) {
     if (vector) {
         for (int i = threadIdx.x; i < ROWS * (COLUMNS / 8); i += THREADS) {
             int row = i / (COLUMNS / 8), column = i % (COLUMNS / 8) * 8;
@@ -87,11 +89,11 @@ template <int CHANNELS> struct queries {
     float largest[2], sum[2], values[CHANNELS / 8][4];
 };
 
-template <int CHANNELS> DEVICE void start(queries<CHANNELS> *q, int first) {
+template <int CHANNELS> SID_DEVICE void start(queries<CHANNELS> *q, int first) {
     q->first = first + threadIdx.x % 32 / 4;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        q->largest[h] = LOWEST;
+        q->largest[h] = SID_LOWEST;
         q->sum[h] = 0;
     }
 #pragma unroll
@@ -101,7 +103,7 @@ template <int CHANNELS> DEVICE void start(queries<CHANNELS> *q, int first) {
 }
 
 // Computes logits (16 queries, KEYS) += 16 channels of the queries times those of the keys, which begin at `keys`.
-template <int KEYS, int WIDTH> DEVICE void add_logits(float (*logits)[4], const u32 *query, const u16 *keys) {
+template <int KEYS, int WIDTH> SID_DEVICE void add_logits(float (*logits)[4], const u32 *query, const u16 *keys) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n += 2) {
@@ -114,10 +116,10 @@ template <int KEYS, int WIDTH> DEVICE void add_logits(float (*logits)[4], const 
 
 // Turns products into logits, then into weights, and updates the state of the queries.
 template <int KEYS, int CHANNELS>
-DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logits)[4], key_tile tile,
-                  const float *key_logits) {
+SID_DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logits)[4], key_tile tile,
+                      const float *key_logits) {
     int lane = threadIdx.x % 32;
-    float top[2] = {LOWEST, LOWEST}, of_query[2], factor[2];
+    float top[2] = {SID_LOWEST, SID_LOWEST}, of_query[2], factor[2];
     bool masked = p.causal && tile.first + KEYS > q->first;
 #pragma unroll
     for (int h = 0; h < 2; h++) of_query[h] = query_logit(p, tile.source, q->first + 8 * h);
@@ -126,7 +128,7 @@ DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logit
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             int key = n * 8 + lane % 4 * 2 + j % 2, h = j / 2;
-            logits[n][j] = logits[n][j] * (p.scale * LOG2_E) + (of_query[h] + key_logits[key]);
+            logits[n][j] = logits[n][j] * (p.scale * SID_LOG2_E) + (of_query[h] + key_logits[key]);
             if (masked && tile.first + key > q->first + 8 * h) logits[n][j] = minus_infinity();
             top[h] = fmaxf(top[h], logits[n][j]);
         }
@@ -153,7 +155,7 @@ DEVICE void weigh(const sid_cu_attention &p, queries<CHANNELS> *q, float (*logit
 // Adds the weights of KEYS keys times their values. The lanes' parts of a product are laid out as the next product
 // needs them.
 template <int KEYS, int CHANNELS, int WIDTH>
-DEVICE void add_values(queries<CHANNELS> *q, float (*weights)[4], const u16 *values) {
+SID_DEVICE void add_values(queries<CHANNELS> *q, float (*weights)[4], const u16 *values) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < KEYS / 16; k++) {
@@ -171,7 +173,7 @@ DEVICE void add_values(queries<CHANNELS> *q, float (*weights)[4], const u16 *val
 }
 
 // Writes the queries' results from channel `channel` of a head on.
-template <int CHANNELS> DEVICE void finish(const sid_cu_attention &p, queries<CHANNELS> *q, int head, int channel) {
+template <int CHANNELS> SID_DEVICE void finish(const sid_cu_attention &p, queries<CHANNELS> *q, int head, int channel) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int h = 0; h < 2; h++) {

@@ -14,7 +14,8 @@
 // Fetches rows x columns numbers of a head from row `first` and channel `channel` on, and zeros beyond the end of the
 // rows and of the head.
 template <int ROWS, int COLUMNS, int STEP>
-DEVICE void fetch_floats(float *shared, const float *head, int stride, int first, int end, int channel, int head_size) {
+SID_DEVICE void fetch_floats(float *shared, const float *head, int stride, int first, int end, int channel,
+                             int head_size) {
     for (int i = threadIdx.x; i < ROWS * COLUMNS; i += THREADS) {
         int row = i / COLUMNS, column = i % COLUMNS;
         bool exists = first + row < end && channel + column < head_size;
@@ -22,8 +23,8 @@ DEVICE void fetch_floats(float *shared, const float *head, int stride, int first
     }
 }
 
-DEVICE void add_piece(const sid_cu_attention &p, float *logits, key_tile tile, int head, int channel, float *q,
-                      float *keys) {
+SID_DEVICE void add_piece(const sid_cu_attention &p, float *logits, key_tile tile, int head, int channel, float *q,
+                          float *keys) {
     const sid_cu_source &s = p.source[tile.source];
     const float *from = (const float *)p.q + (i64)blockIdx.z * p.queries * p.q_stride + head * p.head_size;
     const float *k = (const float *)s.k + key_offset(s, s.k_stride) + head * p.head_size;
@@ -39,13 +40,13 @@ DEVICE void add_piece(const sid_cu_attention &p, float *logits, key_tile tile, i
 }
 
 // Turns the lane's logits into weights. Returns the factor for the query's values.
-DEVICE float weigh_floats(const sid_cu_attention &p, float *logits, key_tile tile, int query, const float *key_logits,
-                          float *largest, float *sum) {
-    float top = LOWEST, of_query = query_logit(p, tile.source, query);
+SID_DEVICE float weigh_floats(const sid_cu_attention &p, float *logits, key_tile tile, int query,
+                              const float *key_logits, float *largest, float *sum) {
+    float top = SID_LOWEST, of_query = query_logit(p, tile.source, query);
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
         int key = threadIdx.x % 4 + 4 * i;
-        logits[i] = logits[i] * p.scale * LOG2_E + (of_query + key_logits[key]);
+        logits[i] = logits[i] * p.scale * SID_LOG2_E + (of_query + key_logits[key]);
         if (p.causal && tile.first + key > query) logits[i] = minus_infinity();
         top = fmaxf(top, logits[i]);
     }
@@ -69,7 +70,7 @@ SID_KERNEL(attention_float, sid_cu_attention, THREADS) {
     SID_SHARED(float, key_logits, KEYS);
     int head = blockIdx.y % p.heads, slice = blockIdx.y / p.heads * SLICE, end = (blockIdx.x + 1) * QUERIES;
     int lane = threadIdx.x % 4, row = threadIdx.x / 4, query = blockIdx.x * QUERIES + row;
-    float largest = LOWEST, sum = 0, result[SLICE / 4] = {};
+    float largest = SID_LOWEST, sum = 0, result[SLICE / 4] = {};
     for (key_tile tile = next_tile(p, {0, -KEYS}, KEYS, end); tile.source < p.sources;
          tile = next_tile(p, tile, KEYS, end)) {
         const sid_cu_source &s = p.source[tile.source];

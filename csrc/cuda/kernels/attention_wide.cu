@@ -13,8 +13,8 @@
 #define VALUE_WIDTH (SLICE + 8)
 
 // Fetches a piece of the queries and keys, and adds its products to the logits.
-DEVICE void add_piece(const sid_cu_attention &p, float (*logits)[4], key_tile tile, int head, int channel, u16 *q,
-                      u16 *keys) {
+SID_DEVICE void add_piece(const sid_cu_attention &p, float (*logits)[4], key_tile tile, int head, int channel, u16 *q,
+                          u16 *keys) {
     const sid_cu_source &s = p.source[tile.source];
     const u16 *from = (const u16 *)p.q + (i64)blockIdx.z * p.queries * p.q_stride + head * p.head_size;
     const u16 *k = (const u16 *)s.k + key_offset(s, s.k_stride) + head * p.head_size;

@@ -4,7 +4,7 @@
 
 // ---- few outputs: each warp has a pixel, whose channels its lanes share ----
 
-template <int N> DEVICE void add_tap(float *sums, const sid_cu_conv_few &p, i64 src, int tap) {
+template <int N> SID_DEVICE void add_tap(float *sums, const sid_cu_conv_few &p, i64 src, int tap) {
     float x[N], w[N];
     for (int c = threadIdx.x % SID_CU_WARP * N; c < p.in; c += SID_CU_WARP * N) {
         load_some<N>(x, p.src, SID_T, src + c);
@@ -17,7 +17,7 @@ template <int N> DEVICE void add_tap(float *sums, const sid_cu_conv_few &p, i64 
     }
 }
 
-template <int N> DEVICE void add_taps(float *sums, const sid_cu_conv_few &p, i64 pixel) {
+template <int N> SID_DEVICE void add_taps(float *sums, const sid_cu_conv_few &p, i64 pixel) {
     int x = (int)(pixel % p.width) * p.stride - p.pad, y = (int)(pixel / p.width % p.height) * p.stride - p.pad;
     i64 image = pixel / p.width / p.height * p.in_height;
     for (int tap = 0; tap < p.kernel * p.kernel; tap++) {
@@ -48,7 +48,7 @@ SID_KERNEL(conv_few, sid_cu_conv_few, SID_CU_THREADS) {
 
 // ---- a doubled image: pixel (2i + p, 2j + q) is phase 2p + q of pixel (i + p, j + q) ----
 
-template <int N> DEVICE void unfold_some(const sid_cu_unfold &p) {
+template <int N> SID_DEVICE void unfold_some(const sid_cu_unfold &p) {
     i64 i = (i64)blockIdx.x * SID_CU_THREADS + threadIdx.x;
     if (i >= p.count) return;
     int steps = p.out / N, channel = (int)(i % steps) * N;

@@ -7,12 +7,12 @@ struct moments {
 };
 
 // The rule of Chan, Golub and LeVeque.
-DEVICE moments merge(moments a, moments b) {
+SID_DEVICE moments merge(moments a, moments b) {
     float n = a.n + b.n, distance = b.mean - a.mean, share = n > 0 ? b.n / n : 0;
     return {n, a.mean + distance * share, a.squares + b.squares + distance * distance * a.n * share};
 }
 
-DEVICE moments warp_merge(moments m) {
+SID_DEVICE moments warp_merge(moments m) {
     for (int mask = 16; mask; mask /= 2) {
         moments other = {shuffle_xor(m.n, mask), shuffle_xor(m.mean, mask), shuffle_xor(m.squares, mask)};
         m = merge(m, other);
@@ -29,7 +29,7 @@ template <int N> struct layout {
     bool works;
 };
 
-template <int N> DEVICE layout<N> layout_of(int channels, int first) {
+template <int N> SID_DEVICE layout<N> layout_of(int channels, int first) {
     int columns = (channels - first) / N, thread = threadIdx.x;
     if (columns > SID_CU_THREADS) columns = SID_CU_THREADS;
     layout<N> l = {first, columns * N, first + thread % columns * N, thread / columns, SID_CU_THREADS / columns, false};
@@ -44,19 +44,19 @@ struct column {
     int stride;
 };
 
-DEVICE column column_of(const sid_cu_group_norm &p, int sample, int channel) {
+SID_DEVICE column column_of(const sid_cu_group_norm &p, int sample, int channel) {
     i64 pixels = (i64)sample * p.pixels;
     if (channel < p.a_channels) return {p.a, pixels * p.a_stride + channel, p.a_stride};
     return {p.b, pixels * p.b_stride + channel - p.a_channels, p.b_stride};
 }
 
-DEVICE i64 end_of(i64 first, int chunk, i64 pixels) { return first + chunk < pixels ? first + chunk : pixels; }
+SID_DEVICE i64 end_of(i64 first, int chunk, i64 pixels) { return first + chunk < pixels ? first + chunk : pixels; }
 
 // Stores the means and squares of a thread's channels over its pixels of the chunk in mean[] and squares[], which are
 // [step][width].
 template <int N>
-DEVICE void channel_moments(const sid_cu_group_norm &p, const layout<N> &l, i64 first, i64 end, float *mean,
-                            float *squares) {
+SID_DEVICE void channel_moments(const sid_cu_group_norm &p, const layout<N> &l, i64 first, i64 end, float *mean,
+                                float *squares) {
     float shift[N], sum[N], square[N], x[N];
     column c = column_of(p, blockIdx.y, l.channel);
     int count = (int)((end - first - l.row + l.step - 1) / l.step);
@@ -82,7 +82,8 @@ DEVICE void channel_moments(const sid_cu_group_norm &p, const layout<N> &l, i64 
 
 // Returns what the pass's numbers add to a group, computed by a warp and the same for all its lanes.
 template <int N>
-DEVICE moments pass_moments(const layout<N> &l, int from, int to, i64 pixels, const float *mean, const float *squares) {
+SID_DEVICE moments pass_moments(const layout<N> &l, int from, int to, i64 pixels, const float *mean,
+                                const float *squares) {
     moments m = {0, 0, 0};
     if (from < l.first) from = l.first;
     if (to > l.first + l.width) to = l.first + l.width;
@@ -95,7 +96,7 @@ DEVICE moments pass_moments(const layout<N> &l, int from, int to, i64 pixels, co
     return warp_merge(m);
 }
 
-template <int N> DEVICE void chunk_stats(const sid_cu_group_norm &p, float *mean, float *squares, moments *groups) {
+template <int N> SID_DEVICE void chunk_stats(const sid_cu_group_norm &p, float *mean, float *squares, moments *groups) {
     int channels = p.a_channels + p.b_channels, per = channels / p.groups, warp = threadIdx.x / SID_CU_WARP;
     i64 first = (i64)blockIdx.x * p.chunk, end = end_of(first, p.chunk, p.pixels);
     for (int done = 0; done < channels;) {
@@ -126,7 +127,7 @@ SID_KERNEL(group_stats, sid_cu_group_norm, SID_CU_THREADS) {
 }
 
 // Computes the mean and 1 / deviation of every group of the sample from its chunks.
-DEVICE void merge_chunks(const sid_cu_group_norm &p, float *mean, float *inverse) {
+SID_DEVICE void merge_chunks(const sid_cu_group_norm &p, float *mean, float *inverse) {
     const float *stats = p.stats + (i64)blockIdx.y * p.chunks * p.groups * 2;
     int per = (p.a_channels + p.b_channels) / p.groups, lane = threadIdx.x % SID_CU_WARP;
     for (int g = threadIdx.x / SID_CU_WARP; g < p.groups; g += SID_CU_THREADS / SID_CU_WARP) {
@@ -144,7 +145,7 @@ DEVICE void merge_chunks(const sid_cu_group_norm &p, float *mean, float *inverse
     }
 }
 
-template <int N> DEVICE void apply(const sid_cu_group_norm &p, const float *mean, const float *inverse) {
+template <int N> SID_DEVICE void apply(const sid_cu_group_norm &p, const float *mean, const float *inverse) {
     int channels = p.a_channels + p.b_channels, per = channels / p.groups;
     i64 first = (i64)blockIdx.x * p.apply_chunk, end = end_of(first, p.apply_chunk, p.pixels);
     for (int done = 0; done < channels;) {
@@ -182,7 +183,7 @@ SID_KERNEL(group_apply, sid_cu_group_norm, SID_CU_THREADS) {
 
 // ---- layer norm: each warp reads a row three times, the second and the third time from the cache ----
 
-template <int N> DEVICE void normalize_row(const sid_cu_layer_norm &p, i64 row) {
+template <int N> SID_DEVICE void normalize_row(const sid_cu_layer_norm &p, i64 row) {
     int lane = threadIdx.x % SID_CU_WARP;
     i64 src = row * p.src_stride, dst = row * p.dst_stride;
     float x[N], sum = 0, squares = 0;

@@ -13,8 +13,8 @@ SID_KERNEL(pack_conv, sid_cu_pack, SID_CU_THREADS) {
 // The range of rows, or columns, of a 3 x 3 kernel that fall on the same pixel of the image that is doubled. Even
 // pixels of the result see their upper neighbour by row 0 and their own by rows 1 and 2; odd ones see their own by rows
 // 0 and 1, and the lower one by row 2.
-DEVICE int first_of(int phase, int tap) { return tap == 0 ? 0 : phase == 0 ? 1 : 2; }
-DEVICE int end_of(int phase, int tap) { return tap == 1 ? 3 : phase == 0 ? 1 : 2; }
+SID_DEVICE int first_of(int phase, int tap) { return tap == 0 ? 0 : phase == 0 ? 1 : 2; }
+SID_DEVICE int end_of(int phase, int tap) { return tap == 1 ? 3 : phase == 0 ? 1 : 2; }
 
 // dst is (4 phases, out, 2, 2, in), with phase 2p + q for the pixels (2i + p, 2j + q).
 SID_KERNEL(pack_doubling, sid_cu_pack, SID_CU_THREADS) {

@@ -5,22 +5,22 @@
 // ---- matrices of any dtypes: each thread has N numbers of a row ----
 
 // Gets the row and the first column of number i of rows * c, counted in steps of N. Returns false beyond the end.
-template <int N> DEVICE bool place(i64 *row, i64 *column, i64 rows, i64 c) {
+template <int N> SID_DEVICE bool place(i64 *row, i64 *column, i64 rows, i64 c) {
     i64 i = (i64)blockIdx.x * SID_CU_THREADS + threadIdx.x, steps = c / N;
     *row = rows == 1 ? 0 : (u32)i / (u32)steps; // a single row may be longer than 2^32 numbers
     *column = (i - *row * steps) * N;
     return *row < rows && *column < c;
 }
 
-template <int N> DEVICE void load_row(float *x, const sid_cu_matrix &m, i64 row, i64 column) {
+template <int N> SID_DEVICE void load_row(float *x, const sid_cu_matrix &m, i64 row, i64 column) {
     load_some<N>(x, m.data, m.dtype, row * m.stride + column);
 }
 
-template <int N> DEVICE void store_row(const sid_cu_matrix &m, i64 row, i64 column, const float *x) {
+template <int N> SID_DEVICE void store_row(const sid_cu_matrix &m, i64 row, i64 column, const float *x) {
     store_some<N>(m.data, m.dtype, row * m.stride + column, x);
 }
 
-template <int N> DEVICE void combine_some(const sid_cu_combine &p) {
+template <int N> SID_DEVICE void combine_some(const sid_cu_combine &p) {
     i64 row, column;
     float x[N], y[N];
     if (!place<N>(&row, &column, p.rows, p.c)) return;
@@ -36,7 +36,7 @@ SID_KERNEL(combine, sid_cu_combine, SID_CU_THREADS) {
     else combine_some<1>(p);
 }
 
-DEVICE float activate(float x, int activation) {
+SID_DEVICE float activate(float x, int activation) {
     switch (activation) {
     case SID_CU_GELU_ERF:
         return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
@@ -49,7 +49,7 @@ DEVICE float activate(float x, int activation) {
     }
 }
 
-template <int N> DEVICE void finish_some(const sid_cu_finish &p) {
+template <int N> SID_DEVICE void finish_some(const sid_cu_finish &p) {
     i64 row, column;
     float x[N], factor[N], residual[N];
     if (!place<N>(&row, &column, p.rows, p.c)) return;
@@ -75,7 +75,7 @@ SID_KERNEL(finish, sid_cu_finish, SID_CU_THREADS) {
 #define TILE SID_CU_PLANES_TILE
 #define TILE_ROWS (SID_CU_THREADS / TILE)
 
-DEVICE float bend(const sid_cu_planes &p, float x) {
+SID_DEVICE float bend(const sid_cu_planes &p, float x) {
     float y = p.factor * x + p.offset;
     return p.bound > 0 ? p.bound * tanhf(y / p.bound) : y;
 }
@@ -85,7 +85,7 @@ struct planes_tile {
     int sample, pixel, channel;
 };
 
-DEVICE planes_tile tile_of(const sid_cu_planes &p) {
+SID_DEVICE planes_tile tile_of(const sid_cu_planes &p) {
     int tiles = (p.pixels + TILE - 1) / TILE, sample = blockIdx.x / tiles;
     return {sample, (int)(blockIdx.x - sample * tiles) * TILE, (int)blockIdx.y * TILE};
 }
@@ -134,7 +134,7 @@ SID_KERNEL(mix, sid_cu_mix, SID_CU_THREADS) {
 
 // ---- tiles of images: each thread has a number of the tile ----
 
-DEVICE bool tile_place(const sid_cu_tile &p, i64 *i, i64 *place, int *row, int *column) {
+SID_DEVICE bool tile_place(const sid_cu_tile &p, i64 *i, i64 *place, int *row, int *column) {
     *i = (i64)blockIdx.x * SID_CU_THREADS + threadIdx.x;
     if (*i >= p.count) return false;
     *column = (int)(*i % p.columns);

@@ -12,7 +12,7 @@ typedef long long i64;
 
 #ifndef SID_EMULATED
 
-#define DEVICE static __device__ __forceinline__
+#define SID_DEVICE static __device__ __forceinline__
 #define SID_KERNEL(name, parameters, threads) \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ parameters p)
 #define SID_SHARED(type, name, count) __shared__ __align__(16) type name[count]
@@ -21,32 +21,32 @@ struct alignas(16) vector16 {
     u32 words[4];
 };
 
-DEVICE float half_to_float(u16 x) {
+SID_DEVICE float half_to_float(u16 x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
     return y;
 }
 
-DEVICE u16 float_to_half(float x) {
+SID_DEVICE u16 float_to_half(float x) {
     u16 y;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
     return y;
 }
 
-DEVICE u32 float_bits(float x) { return __float_as_uint(x); }
-DEVICE float bits_float(u32 x) { return __uint_as_float(x); }
+SID_DEVICE u32 float_bits(float x) { return __float_as_uint(x); }
+SID_DEVICE float bits_float(u32 x) { return __uint_as_float(x); }
 
 // Returns 2^x to 2 units in the last place; results below the normal numbers are 0.
-DEVICE float ex2(float x) {
+SID_DEVICE float ex2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+SID_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 // Returns two numbers side by side in the backend's 16-bit dtype, the first in the lower half.
-DEVICE u32 pack_pair(float first, float second) {
+SID_DEVICE u32 pack_pair(float first, float second) {
     u32 pair;
 #if SID_T == 1
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
@@ -62,19 +62,19 @@ DEVICE u32 pack_pair(float first, float second) {
 // a warp together. With g = lane / 4 and t = lane % 4, a lane has c = (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
 // 1); a = pairs of columns from (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) on; b = pairs of rows from (2t, g),
 // (2t + 8, g) on.
-DEVICE void multiply_8(float *c, const u32 *a, const u32 *b) {
+SID_DEVICE void multiply_8(float *c, const u32 *a, const u32 *b) {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
 #if SID_T == 1
-#define MMA_TYPES "bf16.bf16"
+#define SID_MMA_TYPES "bf16.bf16"
 #else
-#define MMA_TYPES "f16.f16"
+#define SID_MMA_TYPES "f16.f16"
 #endif
-DEVICE void multiply_16(float *c, const u32 *a, const u32 *b) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPES
+SID_DEVICE void multiply_16(float *c, const u32 *a, const u32 *b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." SID_MMA_TYPES
                  ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -83,14 +83,14 @@ DEVICE void multiply_16(float *c, const u32 *a, const u32 *b) {
 // Loads four 8 x 8 matrices of 16-bit numbers from shared memory; lane 8 i + j gives the address of row j of matrix i.
 // A lane gets the pair of columns from (lane / 4, lane % 4 * 2) of each; transposed, the pair of rows from (lane % 4 *
 // 2, lane / 4).
-DEVICE void load_matrices(u32 *r, const u16 *row) {
+SID_DEVICE void load_matrices(u32 *r, const u16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((u32)__cvta_generic_to_shared(row))
                  : "memory");
 }
 
-DEVICE void load_matrices_transposed(u32 *r, const u16 *row) {
+SID_DEVICE void load_matrices_transposed(u32 *r, const u16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((u32)__cvta_generic_to_shared(row))
@@ -99,7 +99,7 @@ DEVICE void load_matrices_transposed(u32 *r, const u16 *row) {
 
 // Starts to copy 16 bytes to shared memory, or zeros where there is nothing to copy. All copies that a thread started
 // are visible to it after copies_wait(), and to the others after a barrier. Before sm_80 the copy is complete at once.
-DEVICE void copy_start(void *shared, const void *global, bool exists) {
+SID_DEVICE void copy_start(void *shared, const void *global, bool exists) {
 #if SID_ARCH >= 80
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(shared)),
                  "l"(global), "r"(exists ? 16 : 0)
@@ -109,7 +109,7 @@ DEVICE void copy_start(void *shared, const void *global, bool exists) {
 #endif
 }
 
-DEVICE void copies_wait() {
+SID_DEVICE void copies_wait() {
 #if SID_ARCH >= 80
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
@@ -118,7 +118,7 @@ DEVICE void copies_wait() {
 #endif
 
 // Computes c += a b of depth 16; sm_75 has only float16 of depth 8.
-DEVICE void multiply(float *c, const u32 *a, const u32 *b) {
+SID_DEVICE void multiply(float *c, const u32 *a, const u32 *b) {
 #if SID_ARCH >= 80
     multiply_16(c, a, b);
 #else
@@ -129,29 +129,29 @@ DEVICE void multiply(float *c, const u32 *a, const u32 *b) {
 
 // ---- numbers of any dtype; where the dtype is a constant, there is no branch ----
 
-DEVICE float bfloat_to_float(u16 x) { return bits_float((u32)x << 16); }
+SID_DEVICE float bfloat_to_float(u16 x) { return bits_float((u32)x << 16); }
 
 // Rounds to nearest, ties to even; a NaN stays a NaN.
-DEVICE u16 float_to_bfloat(float x) {
+SID_DEVICE u16 float_to_bfloat(float x) {
     u32 bits = float_bits(x);
     if ((bits & 0x7fffffff) > 0x7f800000) return (u16)(bits >> 16 | 0x40);
     return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-DEVICE float widen(u16 x, int dtype) { return dtype == SID_CU_BF16 ? bfloat_to_float(x) : half_to_float(x); }
-DEVICE u16 narrow(float x, int dtype) { return dtype == SID_CU_BF16 ? float_to_bfloat(x) : float_to_half(x); }
+SID_DEVICE float widen(u16 x, int dtype) { return dtype == SID_CU_BF16 ? bfloat_to_float(x) : half_to_float(x); }
+SID_DEVICE u16 narrow(float x, int dtype) { return dtype == SID_CU_BF16 ? float_to_bfloat(x) : float_to_half(x); }
 
-DEVICE float load(const void *data, int dtype, i64 i) {
+SID_DEVICE float load(const void *data, int dtype, i64 i) {
     return dtype == SID_CU_F32 ? ((const float *)data)[i] : widen(((const u16 *)data)[i], dtype);
 }
 
-DEVICE void store(void *data, int dtype, i64 i, float x) {
+SID_DEVICE void store(void *data, int dtype, i64 i, float x) {
     if (dtype == SID_CU_F32) ((float *)data)[i] = x;
     else ((u16 *)data)[i] = narrow(x, dtype);
 }
 
 // Loads N numbers from number i on: one, or a vector whose address is a multiple of 16 bytes.
-template <int N> DEVICE void load_some(float *x, const void *data, int dtype, i64 i) {
+template <int N> SID_DEVICE void load_some(float *x, const void *data, int dtype, i64 i) {
     if (N == 1) {
         x[0] = load(data, dtype, i);
     } else if (dtype == SID_CU_F32) {
@@ -165,7 +165,7 @@ template <int N> DEVICE void load_some(float *x, const void *data, int dtype, i6
     }
 }
 
-template <int N> DEVICE void store_some(void *data, int dtype, i64 i, const float *x) {
+template <int N> SID_DEVICE void store_some(void *data, int dtype, i64 i, const float *x) {
     if (N == 1) {
         store(data, dtype, i, x[0]);
     } else if (dtype == SID_CU_F32) {
@@ -183,9 +183,9 @@ template <int N> DEVICE void store_some(void *data, int dtype, i64 i, const floa
 
 // ---- operations of a warp: every lane gets the result ----
 
-DEVICE float warp_sum(float x) {
+SID_DEVICE float warp_sum(float x) {
     for (int mask = 16; mask; mask /= 2) x += shuffle_xor(x, mask);
     return x;
 }
 
-DEVICE float silu(float x) { return x / (1 + expf(-x)); }
+SID_DEVICE float silu(float x) { return x / (1 + expf(-x)); }

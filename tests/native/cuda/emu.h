@@ -15,7 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#define DEVICE static inline
+#define SID_DEVICE static inline
 #define __restrict__ __restrict
 
 struct alignas(16) vector16 {
