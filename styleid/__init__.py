@@ -1,4 +1,4 @@
-"""StyleID: the style of one image on the content of another, with a pretrained latent diffusion model.
+"""StyleID gives an image the style of another one with a pretrained latent diffusion model, without training.
 
 >>> import styleid
 >>> image = styleid.transfer("photo.jpg", "painting.jpg")  # doctest: +SKIP

@@ -1,12 +1,12 @@
-"""Images in and out: what users have becomes height x width x 3 arrays, and results become files.
+"""Images in and out: what users have becomes arrays of height x width x 3, and results become files.
 
-The rules, for whatever comes in:
-- grey is repeated to three channels; what is transparent is laid on white; palettes are looked up
+The rules for all images that come in:
+- grey is repeated to three channels; transparent pixels are laid on white; palettes are looked up
 - arrays are uint8, uint16 (divided by 65535) or floating point in [0, 1]
-- only what a `size` asks for is resized; docs/images.md has the rules of sizes
-- images of Pillow's are reduced to 8 bits, and turned as their EXIF orientation says; of an animation the first
-  frame counts; a colour profile for RGB is applied, so that all numbers mean sRGB
-- files are refused beyond `PIL.Image.MAX_IMAGE_PIXELS`, before they are unpacked
+- images are resized only where a `size` is given; docs/images.md has the rules of sizes
+- Pillow's images are reduced to 8 bits, and turned as their EXIF orientation says; the first frame of an animation
+  counts; a colour profile for RGB is applied, so that all numbers mean sRGB
+- files with more pixels than `PIL.Image.MAX_IMAGE_PIXELS` are refused before they are unpacked
 """
 
 import errno
@@ -45,7 +45,7 @@ TURNS = {  # EXIF's orientation -> what makes the image upright
     8: Image.Transpose.ROTATE_90,
 }
 
-# Formats of images, and of nothing that runs programs (EPS) or holds other data.
+# Formats of images that neither run programs (as EPS does) nor hold other data.
 READABLE = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -91,14 +91,14 @@ def load_image(
 
     Args:
         path: a PNG, JPEG, WebP, TIFF, GIF, BMP or another common format; a pipe is read to its end
-        size: None: the image's own; else the side of a square, or (height, width)
-        resize: how it gets that size, by Lanczos's filter:
+        size: None: the image's own size; else the side of a square, or (height, width)
+        resize: how the image gets that size, by Lanczos's filter:
             - "crop": the largest centred part of these proportions is cut out and resized
             - "fit": the whole image in its own proportions, as large as fits into `size`: one side may be shorter
             - "stretch": the whole image in the proportions of `size`
 
     Raises:
-        ValueError: the file is no image, damaged or too large; a size or `resize` of another kind
+        ValueError: the file is no image, or it is damaged or too large; a size or `resize` of another kind
         TypeError: a size of another type
         OSError: the file cannot be opened
     """
@@ -114,8 +114,8 @@ def load_image(
 def pad(pixels: Padded, multiple: int) -> Padded:
     """The image, (H, W, ...), mirrored at its right and lower border until both sides are multiples of a number.
 
-    Mirrored, because what is there continues without an edge, has the image's own statistics, and brings nothing
-    into the attention that is not in the image. docs/images.md compares it with other paddings.
+    It is mirrored because the image then continues without an edge and with its own statistics, and nothing comes into
+    the attention that is not in the image. docs/images.md compares this with other paddings.
     """
     height, width = padded_size(pixels.shape[:2], multiple)
     if (height, width) == pixels.shape[:2]:
@@ -245,7 +245,7 @@ def _from_array(image: NDArray[Any], name: str) -> Pixels:
 
 
 def _numbers(array: NDArray[Any], name: str) -> Pixels:
-    """uint8 as it is, all else as float32 in [0, 1]."""
+    """Numbers of uint8 as they are, all others as float32 in [0, 1]."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
@@ -270,7 +270,7 @@ def _on_white(pixels: Pixels) -> Pixels:
 
 
 class _Bounded(io.BufferedReader):
-    """A file that gives what it has when it is asked for more: Pillow asks for as much as a damaged header says."""
+    """A file that gives what it has when it is asked for more, because Pillow asks for as much as a damaged header says."""
 
     def __init__(self, raw: io.FileIO) -> None:
         super().__init__(raw)
@@ -283,7 +283,7 @@ class _Bounded(io.BufferedReader):
 
 @contextmanager
 def _damage_in(name: object) -> Iterator[None]:
-    """Pillow's readers stumble over damaged files with exceptions of all kinds; here they become ValueErrors."""
+    """Turns the many exceptions of Pillow's readers over damaged files into ValueErrors."""
     try:
         yield
     except UnidentifiedImageError:
@@ -310,7 +310,7 @@ def _open(path: str) -> BinaryIO:
 
 
 def _to_rgb(image: Image.Image, name: object) -> Image.Image:
-    """8-bit RGB, upright, on white."""
+    """The image as upright 8-bit RGB, on white."""
     with _damage_in(name):
         image.load()
     image = _upright(image)
@@ -328,7 +328,7 @@ def _to_rgb(image: Image.Image, name: object) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As the EXIF orientation says; as it is where that cannot be read, which is no reason to refuse the image."""
+    """The image turned as the EXIF orientation says, or as it is where the orientation cannot be read."""
     try:
         orientation = image.getexif().get(0x0112)
         return image.transpose(TURNS[orientation]) if orientation in TURNS else image
@@ -337,7 +337,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _with_key(image: Image.Image) -> Image.Image:
-    """A colour that stands for transparency is given in 16 bits by PNGs of 16 bits, of which Pillow keeps the upper 8."""
+    """PNGs of 16 bits give the colour that stands for transparency in 16 bits; Pillow keeps the upper 8 of the pixels'."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
         image = image.copy()

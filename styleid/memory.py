@@ -1,4 +1,4 @@
-"""What a run will take of memory, and what there is: so that too large a wish is an error before work starts.
+"""The memory that a run will take, and the memory that is free, so that too large a run is an error before work starts.
 
 A run's peak is the largest scratch of its parts, which the engine measures exactly (`Model.scratch`,
 `Model.vae_scratch`), the features that it keeps, and the arrays around them.
@@ -32,7 +32,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All together: scratch, features and arrays are there at the same time."""
+        """The sum of scratch, features and arrays, which are in memory at the same time."""
         return sum(self)
 
     def __str__(self) -> str:
@@ -51,7 +51,8 @@ def of_transfer(
     dtype: str,
     features: str,
 ) -> Memory:
-    """A transfer: the content's queries and the styles' keys and values; one style of the content's size in one batch."""
+    """The memory of a transfer, which keeps the content's queries and the styles' keys and values, and inverts one style of
+    the content's size in one batch with it."""
     parts = [of_inversion(model, content, steps, layers, 1, dtype, features)]
     parts += [of_inversion(model, style, steps, layers, 2, dtype, features) for style in styles]
     scratch = max(part.scratch for part in parts)
@@ -70,7 +71,7 @@ def of_inversion(
     dtype: str,
     features: str = "memory",
 ) -> Memory:
-    """An inversion that keeps so many kinds of features (queries, keys, values), and the decoding of a result."""
+    """The memory of an inversion that keeps so many kinds of features (queries, keys, values), and of decoding a result."""
     height, width = _padded(model, size)
     item = item_size(dtype)
     latent = height // model.vae_factor, width // model.vae_factor
@@ -83,7 +84,7 @@ def of_inversion(
 
 
 def check_memory(need: Memory, model: Model, what: str, features: str = "memory") -> None:
-    """MemoryError with advice if a run needs more than is free, on the model's GPU where it is on one."""
+    """Raises a MemoryError with advice if a run needs more memory than is free, on the GPU of a model that is on one."""
     if model.device != "cpu":
         _check_device(need, model, what, features)
         return
@@ -111,12 +112,12 @@ def _check_device(need: Memory, model: Model, what: str, features: str) -> None:
 
 
 def item_size(dtype: str) -> int:
-    """Bytes of a number: of float32, bfloat16 or float16."""
+    """The bytes of a number of float32, bfloat16 or float16."""
     return 4 if dtype == "float32" else 2
 
 
 def check_weights(numbers: int, dtype: str) -> None:
-    """MemoryError if so many weights cannot be packed. They take this at least; some are stored twice."""
+    """Raises a MemoryError if so many weights cannot be packed. They take at least this memory; some are stored twice."""
     least = numbers * item_size(dtype)
     free, whose = free_memory()
     if least > free:
@@ -148,7 +149,7 @@ def _control_groups() -> Iterator[tuple[float, str]]:
 
 
 def control_groups(controller: str) -> Iterator[tuple[Path, int]]:
-    """The folders of the process's groups and of all above them, with their version, 1 or 2; a container sees its own
+    """The folders of the process's groups and of their parents, with their version, 1 or 2; a container sees its own group
     as the root."""
     for line in lines(PROC / "self" / "cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -167,7 +168,7 @@ def control_groups(controller: str) -> Iterator[tuple[Path, int]]:
 
 
 def _file_cache(path: Path, prefix: str) -> int:
-    """Bytes that count as used but are given back when they are needed."""
+    """The bytes that count as used but are given back when memory is needed."""
     names = f"{prefix}inactive_file", f"{prefix}active_file"
     return sum(int(words[1]) for words in map(str.split, lines(path)) if len(words) == 2 and words[0] in names)
 
@@ -180,7 +181,7 @@ def _address_space() -> Iterator[tuple[float, str]]:
 
 
 def lines(path: Path) -> list[str]:
-    """Those of a file of the system; none where it cannot be read."""
+    """The lines of a file of the system; none where it cannot be read."""
     try:
         return path.read_text().splitlines()
     except OSError:

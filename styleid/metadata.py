@@ -1,6 +1,6 @@
-"""What an image file says beside its pixels: how it was made, and what a photograph brought along.
+"""What an image file says beside its pixels: how the image was made, and the EXIF and colour profile of a photograph.
 
-How it was made is one JSON object: the text "styleid" of PNG files, EXIF's UserComment in JPEG, WebP and TIFF files.
+How the image was made is one JSON object: the text "styleid" of PNG files, EXIF's UserComment in JPEG, WebP and TIFF files.
 """
 
 import io
@@ -26,9 +26,9 @@ class Metadata:
     """What goes into an image file beside its pixels.
 
     Attributes:
-        settings: how the image was made, numbers, texts, lists and dictionaries of them; None: nothing is said
-        exif: of the content, as bytes; what describes its pixels is left out when it is written
-        icc_profile: of the content, as bytes; the pixels are converted to it from sRGB when they are written
+        settings: how the image was made, as numbers, texts, lists and dictionaries of them; None: nothing is said
+        exif: the content's EXIF as bytes; what describes the content's own pixels is left out when it is written
+        icc_profile: the content's colour profile as bytes; the pixels are converted to it from sRGB when they are written
     """
 
     settings: Mapping[str, Any] | None = None
@@ -47,10 +47,10 @@ def photograph(path: str | os.PathLike[str]) -> Metadata:
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """How the image in a file was made, as it says.
+    """How the image in a file was made, as the file says.
 
     Args:
-        path: of a PNG, JPEG, WebP or TIFF file that styleid has written
+        path: the path of a PNG, JPEG, WebP or TIFF file that styleid has written
 
     Returns:
         versions, the model's fingerprint, the options, and the inputs with their hashes
@@ -72,7 +72,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """An RGB image whose numbers mean sRGB, by its colour profile; as it is where it has none that can be used."""
+    """An RGB image converted to sRGB by its colour profile; unchanged where it has none that can be used."""
     profile = image.info.get("icc_profile")
     return _convert(image, profile, None) if _rgb_profile(profile) else image
 
@@ -131,7 +131,7 @@ def _rgb_profile(profile: object) -> bool:
 
 
 def _convert(image: Image.Image, source: bytes | None, target: bytes | None) -> Image.Image:
-    """From one colour profile to another; None: sRGB. As it is where a profile cannot be used."""
+    """Converts an image from one colour profile to another; None: sRGB. It is unchanged where a profile cannot be used."""
     try:
         before, after = (
             ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB") if data is None else io.BytesIO(data))

@@ -1,8 +1,8 @@
-"""A folder of inversions, found by what they were made of.
+"""A cache of inversions: a folder of files that are found by what they were made from.
 
 An entry's name is the SHA-256 of everything that its content depends on, so that two images of one name never
-collide and no entry is ever stale. Files appear whole or not at all: any number of processes may share a folder, and
-what one is inverting, the others wait for.
+collide and no entry is ever stale. Files appear whole or not at all. Any number of processes may share a folder, and they
+wait for an entry that another one is making.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ LIMIT = 20 << 30  # bytes
 
 
 class Cache:
-    """A cache folder, made where it does not exist.
+    """A cache folder, which is made where it does not exist.
 
     Args:
-        folder: where the entries are
-        limit: bytes of all entries together; beyond them the least recently used ones are removed
+        folder: the folder of the entries
+        limit: the bytes of all entries together; beyond it the least recently used ones are removed
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int = LIMIT) -> None:
@@ -40,14 +40,16 @@ class Cache:
     def get(
         self, key: str, model: Model, make: Callable[[BinaryIO | None], Inversion], mapped: bool = False
     ) -> Inversion:
-        """The entry of that key; if there is none, or a damaged one, what `make` returns, which becomes the entry.
+        """The entry of that key. If there is none, or a damaged one, what `make` returns becomes the entry.
 
-        model: what the inversion gets as its own; the key must depend on it
-        make: called with the file to write the inversion to if `mapped`, else with None
-        mapped: the features stay in the entry's file; nobody else who uses the folder disturbs them
+        Args:
+            key: the name of the entry, see `key_of`
+            model: the model that the inversion gets; the key must depend on it
+            make: called with the file to write the inversion to if `mapped`, else with None
+            mapped: the features stay in the entry's file; other users of the folder do not disturb them
 
-        A folder that cannot be written to, such as on a full disk, costs a warning and not the inversion; but OSError if
-        `mapped`, where the features have no other place.
+        A folder that cannot be written to, such as on a full disk, costs a warning and not the inversion; but with
+        `mapped`, where the features have no other place, it is an OSError.
         """
         path = self.folder / f"{key}.safetensors"
         with locked(self.folder / f".{key}.lock"):
@@ -68,7 +70,7 @@ class Cache:
             return inversion
 
     def _find(self, path: Path, model: Model, mapped: bool) -> Inversion | None:
-        """The entry, if there is a sound one."""
+        """The entry, if there is one without damage."""
         if not path.exists():
             return None
         try:
@@ -102,7 +104,8 @@ class Cache:
 
 
 def key_of(pixels: Pixels, model: Model, settings: Mapping[str, object]) -> str:
-    """A hash of the image, of the model, how it computes and this program's version (`Model.identity`), and the settings."""
+    """A hash of the image, of the model with how it computes and this program's version (`Model.identity`), and of the
+    settings."""
     parts = {
         "image": [pixels.dtype.name, pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()],
         "model": model.identity,

@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inversion:
-    """What DDIM inversion made of one image (step 2 of the method). Made by `styleid.invert` or `Inversion.load`.
+    """The result of the DDIM inversion of one image (step 2 of the method). Made by `styleid.invert` or `Inversion.load`.
 
     Attributes:
         latents: (steps + 1, C, h, w) float32: z0 = the input of the first evaluation, ..., zT
         timesteps: (steps,) int32, ascending; the features of slot i were kept at timesteps[i]
-        context: (1, tokens, channels) float32: the prompt's context
+        context: (1, tokens, channels) float32: the context of the prompt
         layers: the decoder layers whose features were kept
         size: (height, width) of the image, to which results are cut; the latents are those of the image padded to
             multiples of `model.image_multiple`
         schedule, keep, prompt: as given to `styleid.invert`
-        fingerprint: of the model that made it
+        fingerprint: that of the model that made it
         features: the kept arrays themselves: "query", "key" and "value" -> layer -> (steps, tokens, channels), float32,
             or uint16 that holds the bits of bfloat16; read-only where they lie in a mapped file
         model: the model that made it; None for a loaded one
         negative_prompt, guidance: the `styleid.Text` that was given to `styleid.invert`
-        predicted: (steps, C, h, w) float32: x0 by every evaluation, (z - sqrt(1 - a) e) / sqrt(a)
-        feature_dtype: "float32", "bfloat16" or "float16": what the features are kept in
-        recompute: whether they are not kept, but evaluated again, on `latents`, whenever they are asked for
+        predicted: (steps, C, h, w) float32: the x0 that each evaluation predicts, see `styleid.invert`
+        feature_dtype: "float32", "bfloat16" or "float16": the type that the features are kept in
+        recompute: whether features are not kept, but evaluated again from `latents` whenever they are needed
     """
 
     latents: NDArray[np.float32]
@@ -100,8 +100,8 @@ class Inversion:
         )
 
     def thumbnail(self) -> NDArray[np.uint8] | None:
-        """The image as the first evaluation predicts it, decoded: (H, W, 3) uint8; None for a loaded inversion, which has
-        no model at hand."""
+        """The decoded image that the first evaluation predicts: (H, W, 3) uint8; None for an inversion from a file, which
+        has no model."""
         if self.model is None:
             return None
         return self.crop(self.model.decode(self.predicted[:1]))
@@ -148,7 +148,7 @@ class Inversion:
         return feature
 
     def _evaluate(self, kind: str, step: int, layer: int) -> Feature:
-        """A feature of one step, by an evaluation as far as its layer."""
+        """A feature of one step, made by an evaluation up to its layer."""
         model = self.model or default_model()
         self.check_model(model)
         features = _core.features(
@@ -159,7 +159,7 @@ class Inversion:
         return feature
 
     def __deepcopy__(self, memo: object) -> Inversion:
-        """Copies of all arrays but the mapped ones, which nothing can change; the model is the same one."""
+        """A copy with copies of all arrays except mapped ones, which cannot change; the model is the same object."""
         copies: dict[str, Any] = {name: getattr(self, name).copy() for name in SMALL}
         features = {
             kind: {layer: array if mapping_of(array) else array.copy() for layer, array in layers.items()}
@@ -169,7 +169,7 @@ class Inversion:
 
     @property
     def mapped(self) -> bool:
-        """Whether features lie in a mapped file."""
+        """Whether the features lie in a mapped file."""
         return any(mapping_of(array) is not None for array in arrays_of(self).values())
 
     def release(self) -> None:
@@ -194,11 +194,11 @@ class Inversion:
         return self.crop(image)
 
     def crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A decoded image, (H, W, 3) uint8, without what was padded; no errors."""
+        """A decoded image, (H, W, 3) uint8, without the padding; it raises no errors."""
         return np.ascontiguousarray(image[: self.size[0], : self.size[1]])
 
     def check_model(self, model: Model, name: str = "inversion") -> None:
-        """ValueError, beginning with `name`, if the inversion was made by another model."""
+        """Raises a ValueError that begins with `name` if the inversion was made by another model."""
         if self.fingerprint != model.fingerprint:
             raise ValueError(f"{name}: was made by another model than {model!r}")
         latent = tuple(side * model.vae_factor for side in self.latent_size)
@@ -206,17 +206,18 @@ class Inversion:
             raise ValueError(f"{name}: damaged: an image of {self.size} does not have latents of {self.latent_size}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything to one safetensors file, `path`, whole or not at all. OSError where that is impossible."""
+        """Writes everything to one safetensors file, `path`, whole or not at all. Raises OSError where that is impossible."""
         tensors = {name: to_tensor(array) for name, array in arrays_of(self).items()}
         write_tensors(path, tensors, seal(tensors, metadata_of(self)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], mapped: bool = False) -> Inversion:
-        """Reads what `save` wrote to `path`. ValueError naming the file and the fact if it is anything else, or has
-        changed since.
+        """Reads what `save` wrote to `path`.
 
-        mapped: the features stay in the file, which is checked as a whole, and are read when they are used. It may be
-        removed or replaced meanwhile, but a program that shortens it, or writes into it, takes this process down or
-        changes the features.
+        With `mapped` the features stay in the file, which is checked as a whole, and are read when they are used. The file
+        may be removed or replaced meanwhile; but a program that shortens it in place ends this process, and one that
+        writes into it changes the features.
+
+        Raises a ValueError that names the file and the fact if the file is anything else, or has changed.
         """
         return cls(**read_fields(Path(path), mapped))

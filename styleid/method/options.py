@@ -1,7 +1,7 @@
-"""What a call can be told besides its own arguments, in small classes that check themselves.
+"""The options of the functions, in small classes that check themselves.
 
-Each field carries what the command line needs to know of it: its flag, its help text and how it is parsed
-(`styleid.cli.arguments` makes the flags from them), so that Python and the command line cannot drift apart.
+Each field carries what the command line needs to know about it: its flag, its help text and how it is parsed.
+`styleid.cli.arguments` makes the flags from the fields, so that Python and the command line cannot drift apart.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ DTYPES = ("auto", *FEATURE_TYPES)
 
 
 def flag(text: str, **facts: Any) -> dict[str, Any]:
-    """The metadata of a field that has a flag: its help text, and what else argparse is to know of it; `flag`: its name,
-    where it is another than the field's; `parse`: the function that reads it, which raises ValueError."""
+    """The metadata of a field that has a flag: its help text, and further facts for argparse. `flag` is the flag's name where
+    it differs from the field's; `parse` is the function that reads its text, which raises ValueError."""
     return {"help": text, **facts}
 
 
 def parse_layers(text: str) -> list[int]:
-    """6-11, or 7,8,9, or both."""
+    """Reads layers such as 6-11, or 7,8,9, or both forms together."""
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -54,7 +54,7 @@ def parse_layers(text: str) -> list[int]:
 
 
 def parse_numbers(text: str) -> list[float]:
-    """1,3"""
+    """Reads numbers such as 1,3."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
@@ -62,7 +62,7 @@ def parse_numbers(text: str) -> list[float]:
 
 
 def parse_size(text: str) -> Size:
-    """512, or 512x768: the height first."""
+    """Reads a size such as 512, or 512x768 with the height first."""
     sides = text.lower().split("x")
     if not 1 <= len(sides) <= 2 or not all(side.isdecimal() for side in sides):
         raise ValueError(f"expected N or HEIGHTxWIDTH, got {text!r}")
@@ -102,7 +102,7 @@ class Kept:
 
 @dataclass(frozen=True, eq=False)
 class Injection:
-    """How features are injected, and what the initial latent is made by."""
+    """How features are injected, and how the initial latent is made."""
 
     gamma: Rate | None = field(
         default=None,
@@ -151,7 +151,7 @@ class Injection:
 
 
 class Option:
-    """What the functions take as `options`."""
+    """The base class of the options that the functions take as `options`."""
 
 
 @dataclass(frozen=True)
@@ -212,11 +212,10 @@ class Mix(Option):
         weights: the share of each style; None: equal shares. $\log w_s$ of a style's weight is added to the logits of its
             keys, and the initial latent is the mean with these weights: (1 - s, s) interpolates two styles
         masks: where in the content a style is injected, see `styleid.method.masks`: an array (H, W) over the content, or,
-            with several styles, a list of one for each; None, also in the list: everywhere. Where the masks leave
-            something over, that share of the attention, and of the initial latent, is the content's, as without any
-            injection
-        style_masks: the same over the styles' images: which part of each is looked at; AdaIN, too, takes its statistics
-            there
+            with several styles, a list of one for each; None, also in the list: everywhere. The share that the masks do
+            not cover, of the attention and of the initial latent, is the content's, as without any injection
+        style_masks: which part of each style is looked at, given in the same way over the styles' images; AdaIN takes its
+            statistics from that part as well
 
     Raises:
         TypeError, ValueError: naming the field, what came and what was expected
@@ -292,14 +291,17 @@ class Start(Option):
 
 @dataclass(frozen=True)
 class Storage(Option):
-    """Where an inversion's features are, and whether it is kept for the next time.
+    """Where an inversion's features are kept, and whether the inversion is kept for further runs.
 
     Args:
-        features: "memory": where the model computes, on a GPU as `styleid._core.DeviceArray`; "host": in the host's memory
-            though the model is on a GPU, for GPUs with little; "disk": in a file, from which they are mapped, the entry of `cache` or else a nameless one in
-            the temporary folder (environment variable TMPDIR); "recompute": nowhere, they are evaluated again whenever
-            they are asked for, at the cost of most of an evaluation. All give the same results
-        dtype: "float32", "bfloat16" or "float16" (half the memory), or "auto": what the model computes in
+        features: where features are kept. All of these give the same results:
+
+            - "memory": where the model computes, on a GPU as `styleid._core.DeviceArray`
+            - "host": in the host's memory also where the model is on a GPU, for GPUs with little memory
+            - "disk": in a mapped file: the entry of `cache`, or else a nameless file in the temporary folder (environment
+              variable TMPDIR)
+            - "recompute": nowhere; they are evaluated again whenever they are needed, at the cost of most of an evaluation
+        dtype: "float32", "bfloat16" or "float16" (half the memory), or "auto": the type that the model computes in
         cache: a folder, or a `styleid.Cache`, that keeps inversions from one run to the next; not with hooks
 
     Raises:
@@ -336,17 +338,18 @@ class Hooks(Option):
 
     Args:
         on_step: called as on_step(step, steps, latents) before every evaluation and, with step = steps, after the last
-            one; latents (1, C, h, w) float32 are what is evaluated next, and may be changed in place: of an inversion z0
-            first and zT last, of a sampling the other way round
+            one. latents (1, C, h, w) float32 are what is evaluated next, and may be changed in place. In an inversion the
+            first call has z0 and the last one zT, in a sampling the other way round
         on_attention: called as on_attention(step, layer, query, key, value) before each self-attention of `layers`: in an
-            inversion after its features were kept, in a sampling with what is injected, or the layer's own where nothing
-            is. step counts the timesteps upwards, as in `Inversion.query`, so a sampling counts down; in an inversion it
-            is `steps` at the level above them, where `Accuracy.refine` may look. The arrays are float32, query (tokens,
-            channels), key and value (keys, channels), the heads' channels one after the other; of several styles, keys
-            and values follow one another, and their weights and masks apply as long as their number is the same. It
-            returns None, and changes in place count, or (query, key, value) of such shapes, where key and value may have
-            any number of rows, and None stands for what was given. A bfloat16 model's are converted, and rounded back
-        layers: the decoder layers whose attention is seen. None: those whose features are kept or injected
+            inversion after its features were kept, in a sampling with what is injected, or with the layer's own arrays
+            where nothing is injected. step counts the timesteps upwards, as in `Inversion.query`, so that a sampling
+            counts down; in an inversion it is `steps` at the level above the last timestep, which `Accuracy.refine` may
+            evaluate. The arrays are float32: query (tokens, channels), key and value (keys, channels), with the heads'
+            channels one after the other. Keys and values of several styles follow one another; the styles' weights and
+            masks apply as long as the number of keys stays the same. The hook returns None, or (query, key, value) of such
+            shapes, where key and value may have any number of rows and None stands for what was given. It may also change
+            the arrays in place. The arrays of a bfloat16 model are converted, and rounded back
+        layers: the decoder layers whose attention the hook sees. None: those whose features are kept or injected
 
     Raises:
         TypeError: a hook that cannot be called
@@ -396,10 +399,10 @@ class Resize(Option):
     """The size that images are computed in.
 
     Args:
-        size: the side of a square, or (height, width). None: arrays keep their own; files and PIL images are prepared as
-            the paper does, by a centred square cut out and resized to the model's native size. Where a side is no
-            multiple of `model.image_multiple`, the engine sees the image mirrored at its right and lower border, and
-            results are cut to its size again
+        size: the side of a square, or (height, width). None: arrays keep their own size; of files and PIL images a centred
+            square is cut out and resized to the model's native size, as in the paper. Where a side is no multiple of
+            `model.image_multiple`, the engine gets the image mirrored at its right and lower border, and results are cut
+            to the image's size again
         how: "crop", "fit" or "stretch", see `styleid.load_image`
 
     Raises:
