@@ -8,7 +8,6 @@ from styleid import _core
 THREADS = 2
 STEPS = 50
 DTYPES = ("bfloat16", "float32")
-LEVELS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 @dataclass
@@ -90,7 +89,7 @@ def transfer(steps):
 
 def levels(steps):
     """The instruction sets below the machine's own."""
-    below = LEVELS[: LEVELS.index(_core.info()["isa"])]
+    below = _core.ISAS[: _core.ISAS.index(_core.info()["isa"])]
     rows = [EVALUATION, Row("VAE decode", "decode")]
     return [
         Section(

@@ -7,6 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
+ISAS: tuple[str, ...]  # the instruction sets that there are kernels for, each including the ones before it
+DTYPES: tuple[str, ...]  # what numbers can be kept and computed in
+SCHEDULES: tuple[str, ...]
+TRAIN_STEPS: int  # the timesteps that a model knows, and the most steps of a schedule
 
 Float32: TypeAlias = NDArray[np.float32]
 Feature: TypeAlias = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.float16]  # uint16: the bits of bfloat16
@@ -124,11 +128,12 @@ class Recomputed(TypedDict):
 
     latents: Float32
     context: Float32  # of the inversion
-    feature_dtype: str  # "float32", "bfloat16" or "float16": what they are rounded to
+    feature_dtype: str  # one of DTYPES: what they are rounded to
 
 class Schedule(TypedDict):
     timesteps: NDArray[np.int32]  # of the inversion, ascending; feature slot i belongs to timesteps[i]
     sampling: NDArray[np.int32]  # feature slots in the order of the sampling's evaluations
+    starts: NDArray[np.int32]  # the inversion's latents whose level each of those takes, as an index into InversionData
     levels: NDArray[np.float64]  # alpha of what goes into each of those, then of what comes out of the last
     layers: tuple[int, ...]  # injected by default
     adain_epsilon: float  # added to the content's standard deviation
@@ -169,6 +174,10 @@ class Model:
     def attention_layers(self) -> tuple[int, ...]: ...
     @property
     def layer_count(self) -> int: ...  # decoder layers, with and without attention
+    @property
+    def latent_multiple(self) -> int: ...  # heights and widths of the UNet's latents are multiples of this
+    @property
+    def vae_factor(self) -> int: ...  # image pixels per latent pixel, in each direction
     def layer_shape(self, layer: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(h, w, channels, heads) of a decoder layer's map, which has h * w tokens, where the latent is height x width."""
     def scratch(self, batch: int, height: int, width: int) -> int:
@@ -189,7 +198,7 @@ class Model:
         """(N, L) token numbers -> (N, L, channels): the last layer's output after the final layer norm."""
 
 def info() -> dict[str, Any]:
-    """{"onednn": "3.2.0", "onednn_threading": "OpenMP", "isa": best usable level, "isas": usable levels,
+    """{"onednn": "3.2.0", "onednn_threading": "OpenMP", "isa": the one in use, "isas": those that the CPU has,
     "native_bfloat16": bool, "threads": default thread count}"""
 
 class Device(TypedDict):
@@ -207,16 +216,19 @@ def cuda_devices() -> list[Device]: ...
 def cuda_free_memory(device: int) -> int:
     """Bytes; makes the device's context."""
 
+def timesteps(steps: int) -> NDArray[np.int32]:
+    """The timesteps that an inversion of `steps` steps evaluates, ascending: 1 + i (1000 // steps), at most 999."""
+
 def schedule(model: Model, name: str, steps: int) -> Schedule: ...
 def invert(
     model: Model,
     latents: Float32,  # (N, C, h, w) scaled latents z0, all inverted as one batch
     context: Float32,  # (1, tokens, context_size)
     steps: int,
-    schedule: str,  # "paper", "diffusers" or "corrected"
+    schedule: str,  # one of SCHEDULES
     layers: Sequence[int],
     keep: Sequence[str],  # per image: "query", "keys" (keys and values), "both" or "none"
-    feature_dtype: str,  # "float32", "bfloat16" or "float16"
+    feature_dtype: str,  # one of DTYPES
     progress: Progress | None = None,
     hook: Hook | None = None,  # hook(step, steps, latents): may change the latents in place
     negative: Float32 | None = None,  # (1, tokens, context_size): e = e_negative + guidance (e_context - e_negative)
@@ -268,6 +280,13 @@ def sample(
     where: NDArray[np.uint8] | None = None,  # (steps, decoder layers): 0 where nothing is injected; None: 1
 ) -> Float32:
     """DDIM sampling from zT with injection -> z0 (1, C, h, w)."""
+
+def predicted(before: Float32, after: Float32, level: float, next_level: float) -> Float32:
+    """x0 (N, C, h, w) as the evaluation had it whose move from a level to the next, higher one led from `before` to `after`.
+
+    e = (after - sqrt(next_level / level) before) / (sqrt(1 - next_level) - sqrt(next_level / level) sqrt(1 - level)),
+    x0 = (before - sqrt(1 - level) e) / sqrt(level).
+    """
 
 def adain(content: Float32, style: Float32, epsilon: float = 0.0) -> Float32:
     """std(style) * (content - mean(content)) / (std(content) + epsilon) + mean(style), per channel; std unbiased."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from styleid import _core
 from styleid.images import load_image, save_image
-from styleid.inversions.file import SCHEDULES
 from styleid.inversions.inversion import Inversion
 from styleid.metadata import Metadata
 from styleid.method.calls import inject_styles, invert
@@ -186,7 +186,7 @@ def _controls(gr: Any, model: Model, sources: list[str]) -> list[Any]:
         usual = [str(layer) for layer in model.recommended.get("layers", range(6, 12)) if str(layer) in known]
         layers = gr.CheckboxGroup(known, value=usual, label="layers that are injected")
         adain = gr.Checkbox(True, label="AdaIN of the initial latent")
-        schedule = gr.Dropdown(list(SCHEDULES), value="corrected", label="schedule")
+        schedule = gr.Dropdown(list(_core.SCHEDULES), value="corrected", label="schedule")
         chosen = gr.Dropdown(sources, value=sources[0], label="model")
     return [chosen, steps, schedule, gamma, temperature, layers, adain]
 

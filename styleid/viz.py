@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from styleid.inversions.file import level_size
 from styleid.inversions.inversion import Inversion
 from styleid.method.calls import inject_styles
-from styleid.method.logits import LogitStatistics, split_heads
+from styleid.method.logits import LogitStatistics, split_heads, variance
 from styleid.method.options import Hooks
 from styleid.method.rates import Rate
 from styleid.models.loading import default_model
@@ -99,11 +100,8 @@ def logit_deviation(queries: NDArray[np.float32], keys: NDArray[np.float32], hea
     Args:
         queries, keys: (tokens, channels), the heads' channels one after the other
     """
-    squares = 0.0
-    for q, k in zip(split_heads(queries, heads), split_heads(keys - keys.mean(axis=0), heads), strict=True):
-        squares += float(np.sum((q.T @ q) * (k.T @ k)))
-    size = queries.shape[1] // heads
-    return float(np.sqrt(squares / (heads * len(queries) * len(keys) * size)))
+    pairs = zip(split_heads(queries, heads), split_heads(keys, heads), strict=True)
+    return float(np.sqrt(np.mean([variance(q, k) / q.shape[1] for q, k in pairs])))
 
 
 def map_size(inversion: Inversion, layer: int) -> tuple[int, int]:
@@ -111,9 +109,9 @@ def map_size(inversion: Inversion, layer: int) -> tuple[int, int]:
     kept = next((layers[layer] for layers in inversion.features.values() if layer in layers), None)
     if kept is None:  # evaluated again when asked for
         return (inversion.model or default_model()).layer_size(layer, inversion.latent_size)
-    height, width = inversion.latent_size
-    factor = round((height * width / kept.shape[1]) ** 0.5)
-    return height // factor, width // factor
+    size = level_size(kept.shape[1], inversion.latent_size)
+    assert size is not None  # a file's are checked when it is read
+    return size
 
 
 def head_count(inversion: Inversion, layer: int, model: Model | None = None) -> int:

@@ -17,10 +17,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin make small problems many times slower
 
 import numpy as np
-from native import building
+from native import NAMES as LEVELS
+from native import building, from_bfloat16, to_bfloat16
 
 NATIVE = Path(building.__file__).parent
-LEVELS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 DTYPES = ("float32", "bfloat16", "float16")  # numbered as in C
 NUMPY = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 
@@ -97,16 +97,9 @@ def prepare(loaded):
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 
-def to_bfloat16(x):
-    bits = np.asarray(x, dtype=np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
 def floats(x):
     """float64 of data of any kind."""
-    if x.dtype == np.uint16:
-        return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return x.astype(np.float64)
+    return (from_bfloat16(x) if x.dtype == np.uint16 else x).astype(np.float64)
 
 
 def stored(x, dtype):

@@ -207,6 +207,25 @@ def test_temperature_is_positive(model, inversion, bad):
 
 
 @pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"before": tiny.latents()[0]}, ValueError, "before: expected float32 of shape"),
+        ({"after": tiny.latents(2)}, ValueError, "after: expected float32 of shape"),
+        ({"after": None}, TypeError, "after: expected float32 of shape"),
+        ({"level": "0"}, TypeError, "level: expected a number, got str"),
+        ({"level": 0}, ValueError, "level, next_level: expected 0 < level < next_level <= 1, got 0 and 0.5"),
+        ({"level": 0.5}, ValueError, "got 0.5 and 0.5"),
+        ({"next_level": 1.5}, ValueError, "got 0.1 and 1.5"),
+        ({"next_level": NAN}, ValueError, "next_level: expected a finite number, got nan"),
+    ],
+)
+def test_bad_predicted(change, error, message):
+    arguments = {"before": tiny.latents(), "after": tiny.latents(), "level": 0.1, "next_level": 0.5}
+    with pytest.raises(error, match=message):
+        _core.predicted(**(arguments | change))
+
+
+@pytest.mark.parametrize(
     "content, style, epsilon, error, message",
     [
         (tiny.latents()[0], tiny.latents(), 0, ValueError, r"content: .*got float32 of shape \(4, 4, 4\)"),

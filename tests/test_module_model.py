@@ -196,9 +196,18 @@ def test_bfloat16_model():
     assert (model.dtype, model.threads) == ("bfloat16", 2)
 
 
+def test_constants():
+    info = _core.info()
+    assert info["isas"] == list(_core.ISAS[: len(info["isas"])]) and info["isa"] in info["isas"]
+    assert _core.DTYPES == ("float32", "bfloat16", "float16")
+    assert _core.SCHEDULES == ("paper", "diffusers", "corrected")
+    assert _core.TRAIN_STEPS == len(_core.timesteps(1000)) == 1000
+    assert _core.timesteps(1000)[-2:].tolist() == [999, 999]
+
+
 def test_schedule(model):
     plan = _core.schedule(model, "paper", 50)
     assert plan["timesteps"].tolist() == list(range(1, 1000, 20))
-    assert plan["sampling"].tolist() == list(range(48, -1, -1))
+    assert plan["sampling"].tolist() == plan["starts"].tolist() == list(range(48, -1, -1))
     assert plan["truncate"] is True and plan["adain_epsilon"] == 0
     assert _core.schedule(model, "diffusers", 20)["truncate"] is False

@@ -69,8 +69,23 @@ def recording(visited):
 def test_timesteps(schedule, steps):
     facts = _core.schedule(engine(), schedule, steps)
     timesteps = oracle.timesteps(steps)
-    assert list(facts["timesteps"]) == timesteps
+    assert list(facts["timesteps"]) == list(_core.timesteps(steps)) == timesteps
     assert [timesteps[slot] for slot in facts["sampling"]] == [t for t, _, _ in oracle.sampling_moves(schedule, steps)]
+
+
+@every_schedule
+@every_number_of_steps
+def test_samplings_start_from_latents_of_their_level(schedule, steps):
+    moves, facts = oracle.inversion_moves(schedule, steps), _core.schedule(engine(), schedule, steps)
+    levels = [before for _, before, _ in moves] + [moves[-1][2]]
+    assert [levels[start] for start in facts["starts"]] == [t for _, t, _ in oracle.sampling_moves(schedule, steps)]
+
+
+def test_predicted():
+    x0, e, levels = noise(2, 4, 3, 5), noise(2, 4, 3, 5, seed=1), (0.3, 0.5)
+    before, after = (np.float32(level**0.5 * x0 + (1 - level) ** 0.5 * e) for level in levels)
+    assert relative_error(_core.predicted(before, after, *levels), x0) <= 1e-6
+    np.testing.assert_array_equal(_core.predicted(before, x0, 0.3, 1), x0)
 
 
 def test_published_timesteps():

@@ -24,9 +24,13 @@ typedef struct {
 
 static inline size_t sid_dtype_size(sid_dtype dtype) { return dtype == SID_F32 ? 4 : 2; }
 
-static inline const char *sid_dtype_name(sid_dtype dtype) {
-    return dtype == SID_F32 ? "float32" : dtype == SID_BF16 ? "bfloat16" : "float16";
+/* The words for the dtypes, in their order; NULL follows the last. */
+static inline const char *const *sid_dtype_names(void) {
+    static const char *const names[SID_DTYPE_COUNT + 1] = {"float32", "bfloat16", "float16", NULL};
+    return names;
 }
+
+static inline const char *sid_dtype_name(sid_dtype dtype) { return sid_dtype_names()[dtype]; }
 
 /* Pixels of the whole batch: the rows of the token matrix. */
 static inline size_t sid_rows(const sid_tensor *t) { return t->n * t->h * t->w; }

@@ -190,7 +190,7 @@ void sid_cpu_describe(sid_cpu_info *info) {
     const dnnl_version_t *version = dnnl_version();
     *info = (sid_cpu_info){
         .isa = sid_isa_name(isa_in_use()),
-        .best_isa = sid_isa_name(sid_cpu_isa()),
+        .isa_count = (size_t)sid_cpu_isa() + 1,
         .native_bfloat16 = isa_in_use() >= SID_ISA_AVX512_BF16,
         .major = version->major,
         .minor = version->minor,

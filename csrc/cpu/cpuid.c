@@ -1,5 +1,6 @@
 /* What the CPU and its operating system support. */
 #define _DEFAULT_SOURCE /* syscall() */
+#include "cpu/cpu.h"
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__)
@@ -53,7 +54,9 @@ sid_isa sid_cpu_isa(void) { return SID_ISA_GENERIC; }
 
 #endif
 
-const char *sid_isa_name(sid_isa isa) {
-    static const char *const names[SID_ISA_COUNT] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
-    return names[isa];
+const char *const *sid_cpu_isa_names(void) {
+    static const char *const names[SID_ISA_COUNT + 1] = {"generic", "avx2", "avx512", "avx512_bf16", "amx", NULL};
+    return names;
 }
+
+const char *sid_isa_name(sid_isa isa) { return sid_cpu_isa_names()[isa]; }

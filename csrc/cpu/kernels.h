@@ -70,7 +70,7 @@ size_t sid_group_norm_scratch(const sid_group_norm *norm, int threads);
 
 /* Returns the best level that this CPU and its operating system support. */
 sid_isa sid_cpu_isa(void);
-const char *sid_isa_name(sid_isa isa); /* "generic", "avx2", "avx512", "avx512_bf16", "amx" */
+const char *sid_isa_name(sid_isa isa);
 
 /* Fills in the kernels of a level, which the CPU must support. */
 void sid_kernels_fill(sid_kernels *kernels, sid_isa isa);

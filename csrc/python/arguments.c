@@ -3,6 +3,8 @@
 #include <float.h>
 #include <math.h>
 
+#include "core/err.h"
+
 #define MAX_CONTEXT_TOKENS 65536
 
 PyObject *sid_entry(PyObject *dict, const char *key) {
@@ -10,6 +12,12 @@ PyObject *sid_entry(PyObject *dict, const char *key) {
     PyObject *value = name ? PyDict_GetItemWithError(dict, name) : NULL;
     Py_XDECREF(name);
     return value;
+}
+
+PyObject *sid_finish(const sid_state *state, const sid_array *array, int status) {
+    if (status == SID_OK) return Py_NewRef(array->object);
+    sid_raise(state, status);
+    return NULL;
 }
 
 int sid_read_size(size_t *value, PyObject *object, const char *name, size_t least, size_t most) {
@@ -40,13 +48,19 @@ int sid_read_number(double *value, PyObject *object, const char *name) {
     return -1;
 }
 
-static void choice_error(PyObject *object, const char *name, const char *const *choices) {
+void sid_append(PyObject **list, PyObject *item) {
+    if (*list && (!item || PyList_Append(*list, item))) Py_CLEAR(*list);
+    Py_XDECREF(item);
+}
+
+PyObject *sid_name_list(const char *const *names, size_t most) {
     PyObject *list = PyList_New(0);
-    for (size_t i = 0; list && choices[i]; i++) {
-        PyObject *choice = PyUnicode_FromString(choices[i]);
-        if (!choice || PyList_Append(list, choice)) Py_CLEAR(list);
-        Py_XDECREF(choice);
-    }
+    for (size_t i = 0; list && i < most && names[i]; i++) sid_append(&list, PyUnicode_FromString(names[i]));
+    return list;
+}
+
+static void choice_error(PyObject *object, const char *name, const char *const *choices) {
+    PyObject *list = sid_name_list(choices, SIZE_MAX);
     if (list)
         PyErr_Format(PyUnicode_Check(object) ? PyExc_ValueError : PyExc_TypeError, "%s: expected one of %S, got %R",
                      name, list, object);
@@ -64,12 +78,14 @@ int sid_read_choice(int *choice, PyObject *object, const char *name, const char 
 }
 
 int sid_read_dtype(sid_dtype *dtype, PyObject *object, const char *name) {
-    static const char *const names[] = {"float32", "bfloat16", "float16", NULL};
-    static const sid_dtype dtypes[] = {SID_F32, SID_BF16, SID_F16};
     int choice;
-    if (sid_read_choice(&choice, object, name, names)) return -1;
-    *dtype = dtypes[choice];
+    if (sid_read_choice(&choice, object, name, sid_dtype_names())) return -1;
+    *dtype = (sid_dtype)choice;
     return 0;
+}
+
+int sid_read_steps(size_t *steps, PyObject *object) {
+    return sid_read_size(steps, object, "steps", 2, SID_TRAIN_STEPS);
 }
 
 PyObject *sid_read_sequence(PyObject *object, const char *name, const char *of) {
@@ -108,12 +124,8 @@ int sid_read_layers(sid_layers *layers, PyObject *object, const char *name, cons
 
 PyObject *sid_attention_layers(const sid_unet_config *config, size_t first) {
     PyObject *list = PyList_New(0);
-    for (size_t layer = first; list && layer < sid_layer_count(config); layer++) {
-        if (!sid_layer_has_attention(config, layer)) continue;
-        PyObject *number = PyLong_FromSize_t(layer);
-        if (!number || PyList_Append(list, number)) Py_CLEAR(list);
-        Py_XDECREF(number);
-    }
+    for (size_t layer = first; list && layer < sid_layer_count(config); layer++)
+        if (sid_layer_has_attention(config, layer)) sid_append(&list, PyLong_FromSize_t(layer));
     PyObject *layers = list ? PyList_AsTuple(list) : NULL;
     Py_XDECREF(list);
     return layers;

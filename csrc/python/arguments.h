@@ -11,11 +11,15 @@ typedef struct {
 
 /* Borrowed; NULL where there is none, or with an exception where there was no memory to look for it. */
 PyObject *sid_entry(PyObject *dict, const char *key);
+/* The array if the engine succeeded, else NULL with its exception. */
+PyObject *sid_finish(const sid_state *state, const sid_array *array, int status);
 int sid_read_size(size_t *value, PyObject *object, const char *name, size_t least, size_t most);
 int sid_read_number(double *value, PyObject *object, const char *name);
 /* choice: the index in the NULL-terminated list. */
 int sid_read_choice(int *choice, PyObject *object, const char *name, const char *const *choices);
-/* "float32" or "bfloat16" */
+/* A number of evaluations that a schedule may have. */
+int sid_read_steps(size_t *steps, PyObject *object);
+/* One of sid_dtype_names(). */
 int sid_read_dtype(sid_dtype *dtype, PyObject *object, const char *name);
 /* Any iterable but a string as a tuple, which no code that runs meanwhile can change; NULL with an exception.
  * of: its items, for the error text. */
@@ -29,6 +33,10 @@ int sid_check_unet(const sid_config *config);
 /* None becomes NULL. */
 int sid_read_callable(PyObject **callable, PyObject *object, const char *name);
 
+/* Appends the item, whose reference it takes; *list becomes NULL where that, or the making of the item, has failed. */
+void sid_append(PyObject **list, PyObject *item);
+/* The first `most` names, which end with NULL, as a list. */
+PyObject *sid_name_list(const char *const *names, size_t most);
 /* The decoder layers from `first` on that have self-attention, as a tuple. */
 PyObject *sid_attention_layers(const sid_unet_config *config, size_t first);
 

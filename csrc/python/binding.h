@@ -22,10 +22,12 @@ typedef struct {
 extern PyType_Spec sid_model_spec;
 
 /* The module's functions that run the method; see method.c and invert.c. */
+PyObject *sid_py_timesteps(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_schedule(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_invert(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_features(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords);
+PyObject *sid_py_predicted(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_adain(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywords);
 PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords);

@@ -2,7 +2,7 @@
 #include "cuda/cuda.h"
 
 #include "core/err.h"
-#include "python/binding.h"
+#include "python/arguments.h"
 
 static PyObject *fail(PyObject *module, int status) {
     sid_raise(PyModule_GetState(module), status);
@@ -57,8 +57,7 @@ PyObject *sid_py_cuda_devices(PyObject *module, PyObject *unused) {
     for (int i = 0; list && i < count; i++) {
         PyObject *one = describe_device(i);
         if (!one) fail(module, SID_EVALUE);
-        if (!one || PyList_Append(list, one)) Py_CLEAR(list);
-        Py_XDECREF(one);
+        sid_append(&list, one);
     }
     return list;
 }

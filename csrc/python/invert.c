@@ -49,9 +49,7 @@ static PyObject *export_inversions(sid_inversion *inversions, size_t n, const si
     for (size_t i = 0; list && i < n; i++) {
         take_sample(&inversions[i].latents, trajectory->latents, n, i);
         take_sample(&inversions[i].predicted, trajectory->predicted, n, i);
-        PyObject *data = sid_inversion_export(&inversions[i], layers);
-        if (!data || PyList_Append(list, data)) Py_CLEAR(list);
-        Py_XDECREF(data);
+        sid_append(&list, sid_inversion_export(&inversions[i], layers));
     }
     return list;
 }
@@ -76,11 +74,7 @@ static sid_inversion *inversions_of(const sid_request *r, const sid_array *z, co
 /* A list of their Features. */
 static PyObject *list_features(const sid_inversion *inversions, size_t n, const sid_layers *layers) {
     PyObject *list = PyList_New(0);
-    for (size_t i = 0; list && i < n; i++) {
-        PyObject *features = sid_inversion_export_features(&inversions[i], layers);
-        if (!features || PyList_Append(list, features)) Py_CLEAR(list);
-        Py_XDECREF(features);
-    }
+    for (size_t i = 0; list && i < n; i++) sid_append(&list, sid_inversion_export_features(&inversions[i], layers));
     return list;
 }
 

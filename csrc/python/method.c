@@ -7,37 +7,51 @@
 #include "core/err.h"
 #include "python/lending.h"
 #include "style/adain.h"
-
-/* What a function returns: the array if the engine succeeded. */
-static PyObject *finish(const sid_request *request, const sid_array *array, int status) {
-    if (status == SID_OK) return Py_NewRef(array->object);
-    sid_raise(request->state, status);
-    return NULL;
-}
+#include "style/ddim.h"
 
 /* ---- schedule ---- */
 
+static int new_timesteps(sid_array *array, size_t steps) {
+    if (sid_array_new(array, SID_INT32, 1, &steps)) return -1;
+    for (size_t i = 0; i < steps; i++) ((int32_t *)array->data)[i] = sid_timestep(steps, i);
+    return 0;
+}
+
+PyObject *sid_py_timesteps(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"steps", NULL};
+    PyObject *object;
+    sid_array timesteps = {0};
+    size_t steps;
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O:timesteps", names, &object) || sid_read_steps(&steps, object) ||
+        new_timesteps(&timesteps, steps))
+        return NULL;
+    return timesteps.object;
+}
+
 static PyObject *export_schedule(const sid_schedule *schedule, const sid_unet_config *config) {
-    size_t level_count = schedule->sampling_steps + 1;
-    sid_array timesteps = {0}, sampling = {0}, levels = {0};
+    const size_t count = schedule->sampling_steps, level_count = count + 1;
+    sid_array timesteps = {0}, sampling = {0}, starts = {0}, levels = {0};
     PyObject *result = NULL, *layers = sid_attention_layers(config, (size_t)schedule->first_layer);
-    if (!layers || sid_array_new(&timesteps, SID_INT32, 1, &schedule->steps) ||
-        sid_array_new(&sampling, SID_INT32, 1, &schedule->sampling_steps) ||
-        sid_array_new(&levels, SID_FLOAT64, 1, &level_count))
+    if (!layers || new_timesteps(&timesteps, schedule->steps) || sid_array_new(&sampling, SID_INT32, 1, &count) ||
+        sid_array_new(&starts, SID_INT32, 1, &count) || sid_array_new(&levels, SID_FLOAT64, 1, &level_count))
         goto done;
-    for (size_t i = 0; i < schedule->steps; i++) ((int32_t *)timesteps.data)[i] = schedule->inversion[i].timestep;
-    for (size_t i = 0; i < schedule->sampling_steps; i++) {
-        ((int32_t *)sampling.data)[i] = (int32_t)schedule->sampling[i].slot;
-        ((double *)levels.data)[i] = schedule->sampling[i].from;
+    for (size_t i = 0; i < count; i++) {
+        const sid_move *move = &schedule->sampling[i];
+        ((int32_t *)sampling.data)[i] = (int32_t)move->slot;
+        /* An inversion step takes the latents of the same number, and leads to those of the next one. */
+        ((int32_t *)starts.data)[i] = (int32_t)move->slot + (schedule->inversion[move->slot].from != move->from);
+        ((double *)levels.data)[i] = move->from;
     }
-    ((double *)levels.data)[schedule->sampling_steps] = schedule->sampling[schedule->sampling_steps - 1].to;
-    result = Py_BuildValue("{sOsOsOsOsdsO}", "timesteps", timesteps.object, "sampling", sampling.object, "levels",
-                           levels.object, "layers", layers, "adain_epsilon", (double)schedule->adain_epsilon,
-                           "truncate", schedule->truncate ? Py_True : Py_False);
+    ((double *)levels.data)[count] = schedule->sampling[count - 1].to;
+    result = Py_BuildValue("{sOsOsOsOsOsdsO}", "timesteps", timesteps.object, "sampling", sampling.object, "starts",
+                           starts.object, "levels", levels.object, "layers", layers, "adain_epsilon",
+                           (double)schedule->adain_epsilon, "truncate", schedule->truncate ? Py_True : Py_False);
 done:
     Py_XDECREF(layers);
     sid_array_close(&timesteps);
     sid_array_close(&sampling);
+    sid_array_close(&starts);
     sid_array_close(&levels);
     return result;
 }
@@ -177,7 +191,7 @@ PyObject *sid_py_sample(PyObject *module, PyObject *args, PyObject *keywords) {
         Py_BEGIN_ALLOW_THREADS
         status = sampling_run(&s, NULL);
         Py_END_ALLOW_THREADS
-        result = finish(&s.request, &s.z, status);
+        result = sid_finish(s.request.state, &s.z, status);
     }
     sampling_close(&s);
     return result;
@@ -196,14 +210,47 @@ PyObject *sid_py_inject_styles(PyObject *module, PyObject *args, PyObject *keywo
     Py_BEGIN_ALLOW_THREADS
     status = sampling_run(&s, image.data);
     Py_END_ALLOW_THREADS
-    result = finish(&s.request, &image, status);
+    result = sid_finish(s.request.state, &image, status);
 done:
     sampling_close(&s);
     sid_array_close(&image);
     return result;
 }
 
-/* ---- adain, transfer ---- */
+/* ---- predicted, adain, transfer ---- */
+
+static int read_levels(double levels[2], PyObject *const objects[2]) {
+    if (sid_read_number(&levels[0], objects[0], "level") || sid_read_number(&levels[1], objects[1], "next_level"))
+        return -1;
+    if (levels[0] > 0 && levels[0] < levels[1] && levels[1] <= 1) return 0;
+    PyErr_Format(PyExc_ValueError, "level, next_level: expected 0 < level < next_level <= 1, got %S and %S", objects[0],
+                 objects[1]);
+    return -1;
+}
+
+PyObject *sid_py_predicted(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"before", "after", "level", "next_level", NULL};
+    sid_array_spec spec = {.name = "before", .elements = SID_FLOAT32, .rank = 4, .letters = "NChw"};
+    PyObject *arrays[2], *level_objects[2], *result = NULL;
+    sid_array before = {0}, after = {0}, x0 = {0};
+    double levels[2];
+    (void)module;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOO:predicted", names, &arrays[0], &arrays[1], &level_objects[0],
+                                     &level_objects[1]) ||
+        read_levels(levels, level_objects) || sid_array_read(&before, arrays[0], &spec))
+        goto done;
+    spec.name = "after";
+    memcpy(spec.shape, before.shape, sizeof spec.shape);
+    if (sid_array_read(&after, arrays[1], &spec) || sid_array_new(&x0, SID_FLOAT32, 4, before.shape)) goto done;
+    sid_ddim_predicted(x0.data, before.data, after.data, sid_array_count(&x0), levels[0], levels[1]);
+    result = Py_NewRef(x0.object);
+done:
+    sid_array_close(&before);
+    sid_array_close(&after);
+    sid_array_close(&x0);
+    return result;
+}
 
 /* A latent of at least two pixels a channel, so that it has a standard deviation; channels 0: any. */
 static int read_statistical(sid_array *array, PyObject *object, const char *name, size_t channels) {
@@ -282,7 +329,7 @@ PyObject *sid_py_transfer(PyObject *module, PyObject *args, PyObject *keywords) 
     Py_BEGIN_ALLOW_THREADS
     status = sid_transfer(r.model, image.data, &content_image, &style_image, &how);
     Py_END_ALLOW_THREADS
-    result = finish(&r, &image, status);
+    result = sid_finish(r.state, &image, status);
 done:
     sid_request_close(&r);
     sid_array_close(&content);

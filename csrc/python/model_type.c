@@ -15,13 +15,6 @@ static const sid_state *state_of(PyObject *self) { return PyType_GetModuleState(
 
 static sid_model *model_of(PyObject *self) { return ((sid_model_object *)self)->model; }
 
-/* What a method returns: the array if the engine succeeded. */
-static PyObject *finish(PyObject *self, const sid_array *array, int status) {
-    if (status == SID_OK) return Py_NewRef(array->object);
-    sid_raise(state_of(self), status);
-    return NULL;
-}
-
 /* ---- life ---- */
 
 /* What a model computes on and in; device: a GPU's number, or negative for the CPU. */
@@ -42,8 +35,6 @@ static int open_model(sid_model **model, const sid_config *config, sid_weights *
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
     static char *names[] = {"config", "weights", "dtype", "threads", "tiling", "device", NULL};
-    static const char *const dtypes[] = {"float32", "bfloat16", "float16", NULL};
-    static const sid_dtype dtypes_of[] = {SID_F32, SID_BF16, SID_F16};
     static const char *const tilings[] = {"auto", "on", "off", NULL};
     static const sid_tiling tilings_of[] = {SID_TILING_AUTO, SID_TILING_ON, SID_TILING_OFF};
     PyObject *config_object, *weights_object, *dtype_object = NULL, *threads_object = NULL, *tiling_object = NULL;
@@ -52,12 +43,13 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     sid_buffers buffers = {0};
     sid_model_object *self = NULL;
     size_t threads = 1;
-    int dtype = 0, tiling = 0, device = -1, status;
+    sid_dtype dtype = SID_F32;
+    int tiling = 0, device = -1, status;
 
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|OOOi:Model", names, &config_object, &weights_object,
                                      &dtype_object, &threads_object, &tiling_object, &device))
         return NULL;
-    if (dtype_object && sid_read_choice(&dtype, dtype_object, "dtype", dtypes)) return NULL;
+    if (dtype_object && sid_read_dtype(&dtype, dtype_object, "dtype")) return NULL;
     if (threads_object && sid_read_size(&threads, threads_object, "threads", 1, MAX_THREADS)) return NULL;
     if (tiling_object && sid_read_choice(&tiling, tiling_object, "tiling", tilings)) return NULL;
     if (sid_read_config(&config, config_object)) return NULL;
@@ -65,7 +57,7 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     self = (sid_model_object *)type->tp_alloc(type, 0);
     if (!self) goto done;
     self->device = device;
-    const sid_placement placement = {dtypes_of[dtype], (int)threads, device, tilings_of[tiling]};
+    const sid_placement placement = {dtype, (int)threads, device, tilings_of[tiling]};
     Py_BEGIN_ALLOW_THREADS
     status = open_model(&self->model, &config, buffers.weights, &placement);
     Py_END_ALLOW_THREADS
@@ -121,6 +113,16 @@ static PyObject *model_attention_layers(PyObject *self, void *closure) {
 static PyObject *model_layer_count(PyObject *self, void *closure) {
     (void)closure;
     return PyLong_FromSize_t(sid_layer_count(&sid_model_config(model_of(self))->unet));
+}
+
+static PyObject *model_latent_multiple(PyObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(sid_latent_multiple(&sid_model_config(model_of(self))->unet));
+}
+
+static PyObject *model_vae_factor(PyObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(sid_vae_factor(&sid_model_config(model_of(self))->vae));
 }
 
 static PyObject *model_layer_shape(PyObject *self, PyObject *args, PyObject *keywords) {
@@ -219,7 +221,7 @@ static PyObject *model_predict_noise(PyObject *self, PyObject *args, PyObject *k
     Py_BEGIN_ALLOW_THREADS
     status = predict(model_of(self), &noise, &latents, (int)timestep, &given);
     Py_END_ALLOW_THREADS
-    result = finish(self, &noise, status);
+    result = sid_finish(state_of(self), &noise, status);
 done:
     sid_array_close(&latents);
     sid_array_close(&context);
@@ -258,7 +260,7 @@ static PyObject *encode(PyObject *self, PyObject *args, PyObject *keywords, plan
     sid_image_to_planes(planes.data, &image);
     status = run_lent(model_of(self), run, &latents, &planes);
     Py_END_ALLOW_THREADS
-    result = finish(self, &latents, status);
+    result = sid_finish(state_of(self), &latents, status);
 done:
     sid_array_close(&pixels);
     sid_array_close(&planes);
@@ -377,7 +379,7 @@ static PyObject *model_encode_tokens(PyObject *self, PyObject *args, PyObject *k
     Py_BEGIN_ALLOW_THREADS
     status = sid_model_encode_tokens(model_of(self), context.data, tokens.data, shape[0], shape[1]);
     Py_END_ALLOW_THREADS
-    result = finish(self, &context, status);
+    result = sid_finish(state_of(self), &context, status);
 done:
     sid_array_close(&tokens);
     sid_array_close(&context);
@@ -410,6 +412,8 @@ static PyGetSetDef properties[] = {
     {"idle", model_idle, NULL, NULL, NULL},
     {"attention_layers", model_attention_layers, NULL, NULL, NULL},
     {"layer_count", model_layer_count, NULL, NULL, NULL},
+    {"latent_multiple", model_latent_multiple, NULL, NULL, NULL},
+    {"vae_factor", model_vae_factor, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -1,11 +1,13 @@
 /* The module styleid._core. */
-#include "python/device_array.h"
+#include "python/arguments.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/err.h"
 #include "cpu/cpu.h"
+#include "python/device_array.h"
+#include "style/schedule.h"
 
 void sid_raise(const sid_state *state, int status) {
     PyObject *const exceptions[] = {
@@ -23,19 +25,6 @@ void sid_raise(const sid_state *state, int status) {
 
 /* ---- info ---- */
 
-/* The levels up to the best one, as a list. */
-static PyObject *isa_levels(const char *best) {
-    static const char *const levels[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
-    PyObject *list = PyList_New(0);
-    for (size_t i = 0; list && i < sizeof levels / sizeof *levels; i++) {
-        PyObject *level = PyUnicode_FromString(levels[i]);
-        if (!level || PyList_Append(list, level)) Py_CLEAR(list);
-        Py_XDECREF(level);
-        if (strcmp(levels[i], best) == 0) break;
-    }
-    return list;
-}
-
 static PyObject *core_info(PyObject *module, PyObject *unused) {
     sid_cpu_info info;
     char version[32];
@@ -43,7 +32,7 @@ static PyObject *core_info(PyObject *module, PyObject *unused) {
     sid_cpu_describe(&info);
     PyOS_snprintf(version, sizeof version, "%d.%d.%d", info.major, info.minor, info.patch);
     return Py_BuildValue("{sssssssNsOsi}", "onednn", version, "onednn_threading", info.threading, "isa", info.isa,
-                         "isas", isa_levels(info.best_isa), "native_bfloat16",
+                         "isas", sid_name_list(sid_cpu_isa_names(), info.isa_count), "native_bfloat16",
                          info.native_bfloat16 ? Py_True : Py_False, "threads", info.threads);
 }
 
@@ -61,6 +50,21 @@ static int add_object(PyObject *module, const char *name, PyObject *object) {
     return object ? PyModule_AddObjectRef(module, name, object) : -1;
 }
 
+static int add_names(PyObject *module, const char *name, const char *const *names) {
+    PyObject *list = sid_name_list(names, SIZE_MAX), *tuple = list ? PyList_AsTuple(list) : NULL;
+    int failed = add_object(module, name, tuple);
+    Py_XDECREF(list);
+    Py_XDECREF(tuple);
+    return failed;
+}
+
+static int add_constants(PyObject *module) {
+    return add_names(module, "ISAS", sid_cpu_isa_names()) || add_names(module, "DTYPES", sid_dtype_names()) ||
+           add_names(module, "SCHEDULES", sid_schedule_names()) ||
+           PyModule_AddIntConstant(module, "TRAIN_STEPS", SID_TRAIN_STEPS) ||
+           PyModule_AddStringConstant(module, "__version__", STYLEID_VERSION);
+}
+
 static int core_exec(PyObject *module) {
     sid_state *state = PyModule_GetState(module);
     if (sid_numpy_import() || force_isa()) return -1;
@@ -72,7 +76,7 @@ static int core_exec(PyObject *module) {
     if (add_object(module, "Model", state->model_type)) return -1;
     state->device_array_type = PyType_FromModuleAndSpec(module, &sid_device_array_spec, NULL);
     if (add_object(module, "DeviceArray", state->device_array_type)) return -1;
-    return PyModule_AddStringConstant(module, "__version__", STYLEID_VERSION);
+    return add_constants(module) ? -1 : 0;
 }
 
 static int core_traverse(PyObject *module, visitproc visit, void *arg) {
@@ -96,6 +100,7 @@ static int core_clear(PyObject *module) {
 
 static PyMethodDef functions[] = {
     {"info", core_info, METH_NOARGS, "info()\n--\n\nThe CPU, oneDNN and their use."},
+    FUNCTION(timesteps, "(steps)", "The timesteps that the inversions of so many steps evaluate."),
     FUNCTION(schedule, "(model, name, steps)", "The timesteps of a schedule, and its conventions."),
     FUNCTION(invert,
              "(model, latents, context, steps, schedule, layers, keep, feature_dtype, progress=None, hook=None, "
@@ -109,6 +114,8 @@ static PyMethodDef functions[] = {
              "progress=None, hook=None, negative=None, guidance=1.0, *, inject='qkv', regions=None, on_attention=None, "
              "watched=None, skip=0, where=None)",
              "DDIM sampling from zT with injection; z0."),
+    FUNCTION(predicted, "(before, after, level, next_level)",
+             "x0 by the evaluation between two latents of a sampling."),
     FUNCTION(adain, "(content, style, epsilon=0.0)", "The content's latent with the style's statistics per channel."),
     FUNCTION(inject_styles,
              "(model, latent, context, steps, schedule, layers, content, styles, weights, gamma, temperature, "

@@ -17,19 +17,16 @@ static int read_model(sid_request *r, PyObject *module, PyObject *model) {
 }
 
 static int read_schedule(sid_request *r, PyObject *name_object, PyObject *steps_object) {
-    static const char *const names[] = {"paper", "diffusers", "corrected", NULL};
-    static const sid_schedule_name schedules[] = {SID_PAPER, SID_DIFFUSERS, SID_CORRECTED};
     int name;
     size_t steps;
-    if (sid_read_choice(&name, name_object, "schedule", names) ||
-        sid_read_size(&steps, steps_object, "steps", 2, SID_TRAIN_STEPS))
+    if (sid_read_choice(&name, name_object, "schedule", sid_schedule_names()) || sid_read_steps(&steps, steps_object))
         return -1;
     r->schedule = PyMem_Malloc(sizeof *r->schedule);
     if (!r->schedule) {
         PyErr_NoMemory();
         return -1;
     }
-    int status = sid_schedule_open(r->schedule, schedules[name], steps, r->config->alphas);
+    int status = sid_schedule_open(r->schedule, (sid_schedule_name)name, steps, r->config->alphas);
     if (status != SID_OK) sid_raise(r->state, status);
     return status == SID_OK ? 0 : -1;
 }

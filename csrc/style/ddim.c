@@ -5,13 +5,29 @@
 #include "core/err.h"
 #include "core/ops.h"
 
+/* A move is z = up z + down e. */
+typedef struct {
+    double up, down;
+} factors;
+
+static factors factors_of(double from, double to) {
+    double up = sqrt(to) / sqrt(from);
+    return (factors){up, sqrt(1 - to) - up * sqrt(1 - from)};
+}
+
 int sid_ddim_move(sid_exec *exec, float *z, const float *prediction, size_t count, sid_prediction kind,
                   const sid_move *move) {
-    double noise = sqrt(1 - move->from), signal = sqrt(move->from);
-    double up = sqrt(move->to) / signal, down = sqrt(1 - move->to) - up * noise;
-    /* e = a v + b z for a v-prediction; e = the prediction itself otherwise. */
-    double a = kind == SID_V_PREDICTION ? signal : 1, b = kind == SID_V_PREDICTION ? noise : 0;
-    return sid_mix(exec, z, prediction, count, up, down, a, b);
+    const factors f = factors_of(move->from, move->to);
+    double a = kind == SID_V_PREDICTION ? sqrt(move->from) : 1, b = kind == SID_V_PREDICTION ? sqrt(1 - move->from) : 0;
+    return sid_mix(exec, z, prediction, count, f.up, f.down, a, b);
+}
+
+void sid_ddim_predicted(float *x0, const float *before, const float *after, size_t count, double from, double to) {
+    const factors moved = factors_of(from, to), clean = factors_of(from, 1);
+    for (size_t i = 0; i < count; i++) {
+        double noise = (after[i] - moved.up * before[i]) / moved.down;
+        x0[i] = (float)(clean.up * before[i] + clean.down * noise);
+    }
 }
 
 int sid_to_noise(sid_exec *exec, float *prediction, const float *z, size_t count, sid_prediction kind, double level) {

@@ -11,6 +11,10 @@
 int sid_ddim_move(sid_exec *exec, float *z, const float *prediction, size_t count, sid_prediction kind,
                   const sid_move *move);
 
+/* x0, of count numbers on the host, as the evaluation had it whose move from one level to another, higher one led from
+ * `before` to `after`. */
+void sid_ddim_predicted(float *x0, const float *before, const float *after, size_t count, double from, double to);
+
 /* The noise e in place of the model's raw output for z (count) at a level; nothing to do for an epsilon. */
 int sid_to_noise(sid_exec *exec, float *prediction, const float *z, size_t count, sid_prediction kind, double level);
 

@@ -6,8 +6,17 @@
 #define DEFAULT_LAYER_DIFFUSERS 7
 #define LAST_LEVEL (SID_TRAIN_STEPS - 1)
 
+const char *const *sid_schedule_names(void) {
+    static const char *const names[SID_SCHEDULE_COUNT + 1] = {"paper", "diffusers", "corrected", NULL};
+    return names;
+}
+
+static int stride_of(size_t steps) { return SID_TRAIN_STEPS / (int)steps; }
+
 /* Timesteps of a schedule end within the training's: at 1000 steps the last would be 1000. */
 static int clamp(int t) { return t < 0 ? 0 : t > LAST_LEVEL ? LAST_LEVEL : t; }
+
+int sid_timestep(size_t steps, size_t i) { return clamp(1 + (int)i * stride_of(steps)); }
 
 /* Both published inversions evaluate at 1, 1 + c, 1 + 2c, ...; `paper` from the evaluated level up to the next
  * timestep's, `diffusers` from the level c below up to the evaluated one. */
@@ -35,7 +44,7 @@ static void fill_sampling(sid_schedule *s, sid_schedule_name name, int stride, c
 int sid_schedule_open(sid_schedule *s, sid_schedule_name name, size_t steps, const double *alphas) {
     if (steps < 2 || steps > SID_TRAIN_STEPS)
         return sid_fail(SID_EVALUE, "steps: expected 2 to %d, got %zu", SID_TRAIN_STEPS, steps);
-    int stride = SID_TRAIN_STEPS / (int)steps;
+    int stride = stride_of(steps);
     *s = (sid_schedule){
         .steps = steps,
         .first_layer = name == SID_DIFFUSERS ? DEFAULT_LAYER_DIFFUSERS : DEFAULT_LAYER_PAPER,

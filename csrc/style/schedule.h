@@ -4,12 +4,18 @@
 
 #include "core/config.h"
 
-typedef enum { SID_PAPER, SID_DIFFUSERS, SID_CORRECTED } sid_schedule_name;
+typedef enum { SID_PAPER, SID_DIFFUSERS, SID_CORRECTED, SID_SCHEDULE_COUNT } sid_schedule_name;
+
+/* Their names, in their order; NULL follows the last. */
+const char *const *sid_schedule_names(void);
+
+/* The timestep of the inversion's evaluation i, which is the same in all schedules of so many steps. */
+int sid_timestep(size_t steps, size_t i);
 
 typedef struct {
     int timestep;
     double from, to; /* alpha of the latent before and after; 1: without noise */
-    int target;      /* in an inversion: the timestep of level `to` */
+    int target;      /* the timestep of level `to` */
     size_t slot;     /* features of this timestep: the index of its inversion step */
 } sid_move;
 

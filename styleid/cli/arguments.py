@@ -9,7 +9,8 @@ from typing import Any, NoReturn, TypeVar
 from styleid._core import __version__
 from styleid.cli.settings import add_settings_flags
 from styleid.images import BITS
-from styleid.method.options import DTYPES, Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
+from styleid.method.options import Accuracy, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
+from styleid.models.placement import DTYPES
 
 USER_ERROR = 2
 TILINGS: dict[str, str | bool] = {"auto": "auto", "on": True, "off": False}

@@ -24,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from styleid.files.disk import parse_json, write_whole
 
 HEADER_LIMIT = 16 << 20  # bytes; the header of a whole Stable Diffusion model has about 0.2 MB
-NUMPY = {  # safetensors' names of types; BF16 has none in NumPy
+NUMPY = {  # what safetensors' types are in NumPy, which has no bfloat16: its bits are uint16
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?", "BF16": "<u2",
 }  # fmt: skip
-ITEM_SIZE = {"BF16": 2} | {dtype: np.dtype(name).itemsize for dtype, name in NUMPY.items()}
+ITEM_SIZE = {dtype: np.dtype(name).itemsize for dtype, name in NUMPY.items()}
 USUAL = ("F32", "F16", "BF16", "I32", "I64")  # what the files of models and inversions hold
 FOREIGN = {  # first bytes of what people rename to .safetensors, or git leaves in its place
     b"PK\x03\x04": "a zip archive (a PyTorch checkpoint?)",
@@ -47,12 +47,16 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     data: memoryview
 
+    def array(self) -> NDArray[Any]:
+        """The same memory as an array, read-only where it is mapped; of BF16 the bits."""
+        return np.frombuffer(self.data, NUMPY[self.dtype]).reshape(self.shape)
+
     def float32(self) -> NDArray[np.float32]:
         """A copy as float32."""
         if self.dtype == "BF16":
-            return from_bfloat16(np.frombuffer(self.data, "<u2")).reshape(self.shape)
+            return from_bfloat16(self.array())
         with np.errstate(over="ignore"):  # what is beyond float32 becomes infinity, which whoever uses it refuses
-            return np.frombuffer(self.data, NUMPY[self.dtype]).astype(np.float32).reshape(self.shape)
+            return self.array().astype(np.float32)
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from styleid import _core
 from styleid.files.checksums import check_seal
 from styleid.files.tensors import Tensor, read_tensors, release
 
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from styleid.inversions.inversion import Inversion
 
 FORMAT, VERSION = "styleid inversion", "1"
-FEATURE_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # in the words of safetensors
+FEATURE_TYPES = dict(zip(_core.DTYPES, ("F32", "BF16", "F16"), strict=True))  # in the words of safetensors
 KEEP = {"both": ("query", "key", "value"), "query": ("query",), "keys": ("key", "value"), "none": ()}
-SCHEDULES = ("paper", "diffusers", "corrected")
 SMALL = ("latents", "predicted", "timesteps", "context")  # arrays beside the features
 SAVED = ("schedule", "keep", "prompt", "fingerprint", "negative_prompt")  # as they are, in the file's metadata
 
@@ -71,12 +71,12 @@ def _fields(tensors: dict[str, Tensor], metadata: Mapping[str, str], mapped: boo
     guidance = float(metadata["guidance"])
     if not math.isfinite(guidance):
         raise ValueError(f"guidance is {guidance}")
-    if settings["schedule"] not in SCHEDULES or settings["keep"] not in KEEP:
+    if settings["schedule"] not in _core.SCHEDULES or settings["keep"] not in KEEP:
         raise ValueError(f"unknown schedule {settings['schedule']!r} or keep {settings['keep']!r}")
     latents = _array(tensors, "latents", (None,) * 4, ("F32",))
     steps = len(latents) - 1
     timesteps = _array(tensors, "timesteps", (steps,), ("I32",))
-    if not 2 <= steps <= 1000 or np.any(timesteps != np.minimum(1 + np.arange(steps) * (1000 // steps), 999)):
+    if np.any(timesteps != _core.timesteps(steps)):
         raise ValueError(f"timesteps are not those of a schedule of {steps} steps")
     context = _array(tensors, "context", (1, None, None), ("F32",))
     predicted = _array(tensors, "predicted", (steps, *latents.shape[1:]), ("F32",))
@@ -127,17 +127,19 @@ def _features(
         for layer in layers:
             array = _array(tensors, f"{kind}.{layer}", (steps, None, None), tuple(FEATURE_TYPES.values()), mapped)
             first = features[kinds[0]].get(layer, array)
-            if array.shape != first.shape or not _is_level(array.shape[1], *size):
+            if array.shape != first.shape or level_size(array.shape[1], size) is None:
                 raise ValueError(f"{kind}.{layer} has the shape {array.shape}, which does not fit the latents")
             features[kind][layer] = array
     return features
 
 
-def _is_level(tokens: int, height: int, width: int) -> bool:
-    """Whether a UNet level has that many tokens: the latent's height and width, both halved some times."""
+def level_size(tokens: int, latent_size: tuple[int, ...]) -> tuple[int, int] | None:
+    """(h, w) of the UNet's level that has so many tokens: the latent's height and width, both halved some times; None where
+    there is none."""
+    height, width = latent_size
     while height * width > tokens and height % 2 == 0 and width % 2 == 0:
         height, width = height // 2, width // 2
-    return height * width == tokens
+    return (height, width) if height * width == tokens else None
 
 
 def _array(
@@ -156,7 +158,7 @@ def _array(
     )
     if not fits:
         raise ValueError(f"{name} has the shape {tensor.shape}")
-    array = to_array(tensor)
+    array: NDArray[Any] = tensor.array()
     if not mapped:
         array = array.copy()
     for part in array:  # one after the other, so that a mapped array is not in memory as a whole
@@ -165,9 +167,3 @@ def _array(
             raise ValueError(f"{name} holds NaN or infinity")
         release(tensor.data)
     return array
-
-
-def to_array(tensor: Tensor) -> NDArray[Any]:
-    """The same memory as an array, read-only where it is mapped."""
-    numpy_type = {"F32": "<f4", "BF16": "<u2", "F16": "<f2", "I32": "<i4"}[tensor.dtype]
-    return np.frombuffer(tensor.data, numpy_type).reshape(tensor.shape)

@@ -14,7 +14,7 @@ from styleid import _core
 from styleid.files.checksums import first_sum, seal_sums
 from styleid.files.tensors import TensorStream
 from styleid.images import Pixels, pad, padded_size
-from styleid.inversions.file import FEATURE_TYPES, KEEP, arrays_of, metadata_of, to_array, to_tensor
+from styleid.inversions.file import FEATURE_TYPES, KEEP, arrays_of, metadata_of, to_tensor
 from styleid.inversions.inversion import Inversion
 from styleid.models.model import Model
 from styleid.progress import Report
@@ -161,7 +161,7 @@ class Recording:
             self._write(name, array)
         tensors = self._stream.finish(seal_sums(self._sums, metadata_of(inversion)))
         features = {
-            kind: {layer: to_array(tensors[f"{kind}.{layer}"]) for layer in layers}
+            kind: {layer: tensors[f"{kind}.{layer}"].array() for layer in layers}
             for kind, layers in inversion.features.items()
         }
         return replace(inversion, features=features)

@@ -19,8 +19,7 @@ class LogitStatistics:
     $$\mathrm{temperature} \cdot q_i \cdot k_j / \sqrt{d}$$
 
     The logarithms of weights and masks are not part of them. Mean and variances follow from the matrices $Q^T Q$ and
-    $K^T K$, so that only the largest logit needs all logits: with centred keys $K_c$, the sum of the squared deviations
-    over the keys is the inner product of $Q^T Q$ and $K_c^T K_c$.
+    $K^T K$, so that only the largest logit needs all logits.
 
     Args:
         content: the inversion that `inject_styles` is given, of whose steps the arrays are
@@ -55,17 +54,26 @@ class LogitStatistics:
         means, squares, deviations, largest = [], [], [], []
         for q, k in zip(split_heads(query, heads), split_heads(key, heads), strict=True):
             scale = self._temperature[step, layer] / np.sqrt(q.shape[1])
-            products, centre = q.T @ q * scale**2, k.mean(axis=0)
-            variance = np.sum(products * ((k - centre).T @ (k - centre))) / (len(q) * len(k))
+            centre = k.mean(axis=0)
             means.append(scale * q.mean(axis=0) @ centre)
-            deviations.append(variance)
-            squares.append(variance + centre @ products @ centre / len(q))
+            deviations.append(scale**2 * variance(q, k))
+            squares.append(deviations[-1] + scale**2 * np.mean((q @ centre) ** 2))
             largest.append(scale * max((q[i : i + ROWS] @ k.T).max() for i in range(0, len(q), ROWS)))
         mean = float(np.mean(means))
         self.mean[step, layer] = mean
         self.std[step, layer] = np.sqrt(max(np.mean(squares) - mean**2, 0.0))
         self.deviation[step, layer] = np.sqrt(np.mean(deviations))
         self.largest[step, layer] = max(largest)
+
+
+def variance(q: Float64, k: Float64) -> float:
+    """The mean over the queries of the variance over the keys of the products q k of one head.
+
+    With centred keys Kc, the sum of all squared deviations is the inner product of Q^T Q and Kc^T Kc: no matrix of
+    queries x keys is made.
+    """
+    centred = k - k.mean(axis=0)
+    return float(np.sum((q.T @ q) * (centred.T @ centred)) / (len(q) * len(k)))
 
 
 def split_heads(features: Float32, heads: int) -> Float64:

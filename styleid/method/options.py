@@ -15,13 +15,15 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from styleid import _core
 from styleid.images import RESIZE, Size, check_size
 from styleid.inversions.cache import Cache
-from styleid.inversions.file import FEATURE_TYPES, KEEP, SCHEDULES
+from styleid.inversions.file import KEEP
 from styleid.inversions.recording import FEATURES
 from styleid.method.initial import NAMES, Initial, check_initial
 from styleid.method.masks import Masks
 from styleid.method.rates import SHAPES, LayersByStep, Rate, check_rate, parse_rate
+from styleid.models.placement import DTYPES
 from styleid.numbers import number, whole
 
 Float32 = NDArray[np.float32]
@@ -32,7 +34,6 @@ OnAttention = Callable[
 T = TypeVar("T")
 
 PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inject` can name
-DTYPES = ("auto", *FEATURE_TYPES)
 
 
 def flag(text: str, **facts: Any) -> dict[str, Any]:
@@ -80,11 +81,11 @@ class Steps:
     """Which timesteps are evaluated."""
 
     steps: int = field(default=50, metadata=flag("DDIM steps, 2 to 1000 (default: 50)", parse=int))
-    schedule: str = field(default="paper", metadata=flag("which timesteps (default: paper)", choices=SCHEDULES))
+    schedule: str = field(default="paper", metadata=flag("which timesteps (default: paper)", choices=_core.SCHEDULES))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", whole("steps", self.steps, 2, 1000))
-        _one_of("schedule", self.schedule, SCHEDULES)
+        object.__setattr__(self, "steps", whole("steps", self.steps, 2, _core.TRAIN_STEPS))
+        _one_of("schedule", self.schedule, _core.SCHEDULES)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def plan_sampling(
     steps = evaluated.steps
     facts = _core.schedule(model.engine, evaluated.schedule, steps)
     layers, where = _layers_by_step(injection, allowed, steps, model)
-    skip, level = _start(start.strength, evaluated, len(facts["sampling"]))
+    skip, level = _start(start.strength, steps, facts)
     watched = _watched(hooks, model)
     return Sampling(
         model=model,
@@ -169,16 +169,14 @@ def _layers_by_step(
     return allowed.default if layers is None else checked_layers(layers, can_be), where
 
 
-def _start(strength: float, evaluated: Steps, evaluations: int) -> tuple[int, int]:
-    """How many evaluations of the sampling are left out, and the index of the latents that it starts from.
-
-    The evaluation of slot k - 1 takes a latent of its timestep's level: of "diffusers", whose moves lead up to it, the k-th
-    of `Inversion.latents`, of the others the one before. All of the sampling starts from zT, as published.
-    """
-    count = max(round(strength * evaluated.steps), 1)
-    if count == evaluated.steps:
+def _start(strength: float, steps: int, facts: Schedule) -> tuple[int, int]:
+    """How many evaluations of the sampling are left out, and the index of the latents that it starts from: those of the
+    first evaluation's level, but zT for the whole sampling, as published."""
+    count = max(round(strength * steps), 1)
+    if count == steps:
         return 0, count
-    return evaluations - count, count if evaluated.schedule == "diffusers" else count - 1
+    skip = len(facts["starts"]) - count
+    return skip, int(facts["starts"][skip])
 
 
 # ---- defaults ----

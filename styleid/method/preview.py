@@ -22,6 +22,8 @@ class Preview:
 
     $$x_0 = (\sqrt{1 - a} z' - \sqrt{1 - b} z) / (\sqrt{1 - a} \sqrt{b} - \sqrt{1 - b} \sqrt{a})$$
 
+    With 1000 steps the first move of "diffusers" and "corrected" stays at its level, so that it shows nothing.
+
     Args:
         show: called as show(step, steps, image) after evaluation `step` of `steps`, counted from 1; image
             (H, W, 3) uint8 of the content's size
@@ -55,15 +57,8 @@ class Preview:
         if step and self._before is not None and (step % self._every == 0 or step == steps):
             # A run of a lower strength begins late, and ends with the others.
             left_out = len(self._levels) - 1 - steps
-            image = self._vae.decode(self._predicted(left_out + step, latents))
-            self._show(step, steps, image[: self._size[0], : self._size[1]])
+            level, next_level = self._levels[left_out + step - 1 : left_out + step + 1]
+            if level < next_level:
+                image = self._vae.decode(_core.predicted(self._before, latents, level, next_level))
+                self._show(step, steps, image[: self._size[0], : self._size[1]])
         self._before = latents.copy()
-
-    def _predicted(self, b: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """x0 as the evaluation before this call had it, which led to level number b."""
-        signal, noise = np.sqrt(self._levels), np.sqrt(1 - self._levels)
-        a = b - 1
-        x0: NDArray[np.float64] = (noise[a] * latents - noise[b] * self._before) / (
-            noise[a] * signal[b] - noise[b] * signal[a]
-        )
-        return x0.astype(np.float32)

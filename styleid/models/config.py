@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from styleid import _core
 from styleid.files.disk import read_json
 
 if TYPE_CHECKING:
     from styleid._core import Config, KLConfig, TextConfig, TinyConfig, UNetConfig, VAEConfig
-
-TRAIN_STEPS = 1000
 
 # Keys with one computable value: the accepted spellings of it.
 UNET_FIXED: Mapping[str, Sequence[Any]] = {
@@ -83,7 +82,7 @@ TINY_FIXED: Mapping[str, Sequence[Any]] = {
 # A range that latents are shown in, and a copy of decoder_block_out_channels.
 TINY_IGNORED = {"block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"}
 SCHEDULER_FIXED: Mapping[str, Sequence[Any]] = {
-    "num_train_timesteps": (TRAIN_STEPS,),
+    "num_train_timesteps": (_core.TRAIN_STEPS,),
     "rescale_betas_zero_snr": (False,),
 }
 TEXT_FIXED: Mapping[str, Sequence[Any]] = {
@@ -299,8 +298,8 @@ def read_scheduler(path: Path) -> tuple[Literal["epsilon", "v_prediction"], NDAr
     settings.fixed(SCHEDULER_FIXED)
     prediction = settings.choice("prediction_type", "epsilon", ("epsilon", "v_prediction"))
     betas = _betas(settings)
-    if betas.shape != (TRAIN_STEPS,) or not np.all((betas > 0) & (betas < 1)):
-        raise ValueError(f"{path}: the betas must be {TRAIN_STEPS} numbers between 0 and 1")
+    if betas.shape != (_core.TRAIN_STEPS,) or not np.all((betas > 0) & (betas < 1)):
+        raise ValueError(f"{path}: the betas must be {_core.TRAIN_STEPS} numbers between 0 and 1")
     return cast(Literal["epsilon", "v_prediction"], prediction), np.cumprod(1 - betas, dtype=np.float64)
 
 
@@ -311,13 +310,13 @@ def _betas(settings: Settings) -> NDArray[np.float64]:
     kind = settings.choice("beta_schedule", "linear", ("linear", "scaled_linear"))
     start, end = settings.number("beta_start", 0.0001), settings.number("beta_end", 0.02)
     if kind == "linear":
-        return np.linspace(start, end, TRAIN_STEPS)
+        return np.linspace(start, end, _core.TRAIN_STEPS)
     return _scaled_linear(start, end)
 
 
 def _scaled_linear(start: float, end: float) -> NDArray[np.float64]:
     """(1000,) betas whose square roots are evenly spaced."""
-    return np.linspace(np.sqrt(start), np.sqrt(end), TRAIN_STEPS) ** 2
+    return np.linspace(np.sqrt(start), np.sqrt(end), _core.TRAIN_STEPS) ** 2
 
 
 # The noise levels of every published Stable Diffusion model: (1000,) cumulative products of 1 - beta.

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from styleid import _core
 from styleid.files.tensors import Tensor
-from styleid.models.config import STANDARD_ALPHAS, TRAIN_STEPS
+from styleid.models.config import STANDARD_ALPHAS
 from styleid.models.weights import add_tensor
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def _alphas(stored: Tensor | None, path: Path) -> NDArray[np.float64]:
     """The noise levels of the file, if they are others than Stable Diffusion's."""
     if stored is None:
         return STANDARD_ALPHAS
-    if stored.dtype not in ROUNDING or stored.shape != (TRAIN_STEPS,):
-        raise ValueError(f"{path}: alphas_cumprod: expected {TRAIN_STEPS} floating-point numbers")
+    if stored.dtype not in ROUNDING or stored.shape != (_core.TRAIN_STEPS,):
+        raise ValueError(f"{path}: alphas_cumprod: expected {_core.TRAIN_STEPS} floating-point numbers")
     alphas = stored.float32().astype(np.float64)
     if np.allclose(alphas, STANDARD_ALPHAS, rtol=ROUNDING[stored.dtype], atol=0):
         return STANDARD_ALPHAS

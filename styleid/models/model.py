@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from styleid import _core
 from styleid.files.tensors import releasing
 from styleid.images import ImageLike, padded_size, to_array
-from styleid.models.config import TRAIN_STEPS
 from styleid.models.origin import Origin, remember
 from styleid.models.placement import CPU
 from styleid.models.prompts import Tokenize, describe
@@ -68,7 +67,6 @@ class VAE:
         origin: Origin | None = None,
     ) -> None:
         self._engine = _core.Model(config, weights, dtype, threads, tiling, device=device)
-        self._factor = 1 << (len(config["vae"]["channels"]) - 1)
         self._scaling_factor = config["vae"]["scaling_factor"]
         self.tiling = tiling
         self.source = source
@@ -125,7 +123,7 @@ class VAE:
     @property
     def vae_factor(self) -> int:
         """Image pixels per latent pixel, in each direction."""
-        return self._factor
+        return self._engine.vae_factor
 
     def encode(self, image: ImageLike, seed: int | None = None) -> Float32:
         """The image's latent z0: of the VAE's posterior the mean, or a sample, times the scaling factor.
@@ -221,7 +219,7 @@ class Model(VAE):
     @property
     def image_multiple(self) -> int:
         """Images are computed in heights and widths that are multiples of this; others are padded for it."""
-        return self.vae_factor << (len(self.config["unet"]["channels"]) - 1)
+        return self.vae_factor * self._engine.latent_multiple
 
     @property
     def image_size(self) -> int:
@@ -259,7 +257,7 @@ class Model(VAE):
             TypeError, ValueError: naming the argument, what came and what was expected
         """
         known = self.empty_context if context is None else float32_array("context", context, 3)
-        step = whole("timestep", timestep, 0, TRAIN_STEPS - 1)
+        step = whole("timestep", timestep, 0, _core.TRAIN_STEPS - 1)
         return self._engine.predict_noise(float32_array("latents", latents, 4), step, known)
 
     def encode_prompt(self, text: str) -> Float32:

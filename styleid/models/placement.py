@@ -7,7 +7,7 @@ from typing import NamedTuple
 from styleid import _core, _cuda
 from styleid.memory import check_weights, item_size
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", *_core.DTYPES)
 CPU = -1
 
 
@@ -24,7 +24,7 @@ def place(device: str, dtype: str, numbers: int = 0) -> Placement:
         MemoryError: the weights do not fit
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected 'auto', 'float32', 'bfloat16' or 'float16', got {dtype!r}")
+        raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
     on_gpu = "float16" if dtype == "auto" else dtype
     choice = _cuda.choose(device, numbers * item_size(on_gpu), on_gpu)
     if choice.device is not None:

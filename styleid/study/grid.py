@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from styleid.inversions.file import SCHEDULES
+from styleid import _core
 from styleid.method.initial import NAMES
 from styleid.method.options import flag, parse_layers
 from styleid.method.rates import parse_rate
@@ -104,7 +104,7 @@ class Grid:
     strength: Any = field(default=(1.0,), metadata=flag("above 0, at most 1; several with commas (1)", parse=_numbers))
     steps: Any = field(default=(50,), metadata=flag("DDIM steps, 2 to 1000; several with commas (50)", parse=_integers))
     schedule: Any = field(
-        default=("paper",), metadata=flag(f"some of {', '.join(SCHEDULES)}, with commas (paper)", parse=_texts)
+        default=("paper",), metadata=flag(f"some of {', '.join(_core.SCHEDULES)}, with commas (paper)", parse=_texts)
     )
     seed: Any = field(
         default=(None,),
@@ -238,7 +238,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "inject": _inject,
     "adain": _one_of("adain", (None, True, False)),
     "strength": _strength,
-    "steps": _whole("steps", 2, 1000),
-    "schedule": _one_of("schedule", SCHEDULES),
+    "steps": _whole("steps", 2, _core.TRAIN_STEPS),
+    "schedule": _one_of("schedule", _core.SCHEDULES),
     "seed": lambda value: None if value is None else _whole("seed", 0, (1 << 63) - 1)(value),
 }

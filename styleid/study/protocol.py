@@ -27,7 +27,6 @@ from styleid.study.manifest import Manifest
 Row = dict[str, Any]
 
 NAMINGS = "{}_stylized_{}", "{}_{}"  # of results without a manifest; the first is that of StyleID's program
-NETWORKS = "lpips", "cfsd"  # measures of pairs by published networks
 LARGER_IS_BETTER = {"ssim", "psnr", "gradient_correlation"}
 NO_SETTINGS = {"key", "content", "style", "output", "sha256", "isa", *metrics.MEASURES}  # in a row of a manifest
 

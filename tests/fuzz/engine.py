@@ -165,7 +165,7 @@ def sizes(_):
     def run(arguments):
         for function, given in (
             (MODEL.scratch, arguments), (MODEL.vae_scratch, arguments[:2]), (_core.schedule, (MODEL, *arguments[:2])),
-            (_core.schedule, (MODEL, "paper", arguments[0])),
+            (_core.schedule, (MODEL, "paper", arguments[0])), (_core.timesteps, arguments[:1]),
         ):  # fmt: skip
             try:
                 function(*given)
