@@ -39,7 +39,8 @@ class Adapter(NamedTuple):
     stabilized: bool
 
     def scale(self, layer: str, rank: int) -> float:
-        """The factor of a layer's change, whose tensors have that rank. ValueError if the settings say another one."""
+        """The factor of the change of a layer whose tensors have that rank. Raises ValueError if the settings say another
+        rank."""
         stated = _first(self.ranks, layer, self.rank)
         if stated is not None and stated != rank:
             raise ValueError(f"its tensors have the rank {rank}, but {self.where} says {stated:g}")
@@ -49,7 +50,7 @@ class Adapter(NamedTuple):
 
 
 def read_adapters(path: Path, metadata: Mapping[str, str]) -> dict[str, Adapter]:
-    """The settings that come with a LoRA's file, by the part that they are of, "unet" or "text".
+    """The settings that come with a LoRA's file, by the part that they belong to, "unet" or "text".
 
     metadata: the file's own
     Returns: nothing for a part without settings. ValueError naming the file, the key and the value
@@ -126,6 +127,6 @@ def _compile(where: str, pattern: str) -> re.Pattern[str]:
 
 
 def _first(patterns: list[tuple[re.Pattern[str], float]], layer: str, default: float | None) -> float | None:
-    """What the first pattern that matches the layer says. A text encoder's names once began with text_model."""
+    """The value of the first pattern that matches the layer. In some files a text encoder's names begin with text_model."""
     names = layer, f"text_model.{layer}"
     return next((value for pattern, value in patterns if any(map(pattern.match, names))), default)

@@ -175,12 +175,12 @@ class Settings:
 
 
 def _float(value: Any) -> Any:
-    """A number may be written 1 or 1.0."""
+    """A number, which may be written 1 or 1.0."""
     return float(value) if type(value) is int else value
 
 
 def read_unet(path: Path, prediction: Literal["epsilon", "v_prediction"]) -> UNetConfig:
-    """The UNet2DConditionModel of SD 1.x and 2.x, with any widths, depths and numbers of heads."""
+    """Reads the UNet2DConditionModel of SD 1.x and 2.x, with any widths, depths and numbers of heads."""
     settings = Settings(path)
     settings.fixed(UNET_FIXED)
     channels = settings.items("block_out_channels", (320, 640, 1280, 1280), int)
@@ -227,7 +227,7 @@ def _attention(settings: Settings, levels: int) -> list[bool]:
 
 
 def read_vae(path: Path) -> VAEConfig:
-    """AutoencoderKL with any widths and depths, or AutoencoderTiny of any one width and any depths."""
+    """Reads an AutoencoderKL with any widths and depths, or an AutoencoderTiny with one width and any depths."""
     settings = Settings(path)
     return _tiny(settings) if settings.get("_class_name", None) == "AutoencoderTiny" else _kl(settings)
 
@@ -273,7 +273,7 @@ def _kl(settings: Settings) -> KLConfig:
 
 
 def read_text(path: Path) -> TextConfig:
-    """CLIPTextModel; the many keys that only matter to text generation or training are passed over."""
+    """Reads a CLIPTextModel; keys that only matter to text generation or training are ignored."""
     settings = Settings(path)
     settings.fixed(TEXT_FIXED)
     activation = settings.choice("hidden_act", "quick_gelu", ("quick_gelu", "gelu"))
@@ -291,8 +291,8 @@ def read_text(path: Path) -> TextConfig:
 def read_scheduler(path: Path) -> tuple[Literal["epsilon", "v_prediction"], NDArray[np.float64]]:
     """What the model predicts, and alpha, the (1000,) cumulative product of 1 - beta.
 
-    Only the noise levels that the model was trained with are taken: which of them are visited, and how, is the
-    method's own affair, whichever sampler the file names.
+    Only the noise levels that the model was trained with are taken. Which of them are visited, and how, is decided by the
+    method and not by the sampler that the file names.
     """
     settings = Settings(path)
     settings.fixed(SCHEDULER_FIXED)

@@ -17,21 +17,21 @@ SMALL_FILES = re.compile(
 
 
 def fetch(source: str) -> Path:
-    """The folder in the hub's cache that holds the model "owner/name" or "owner/name@revision", downloaded if need be.
+    """The folder in the hub's cache that holds the model "owner/name" or "owner/name@revision", downloaded if necessary.
 
-    Without a connection: as it was downloaded the last time. ValueError naming the model and what was wrong.
+    Without a connection it is what was downloaded the last time. Raises a ValueError that names the model and the fault.
     """
     return _fetch(source, needed, "unet/config.json")
 
 
 def fetch_vae(source: str) -> Path:
-    """The same of a repository that is a VAE alone."""
+    """The folder of a repository that holds a VAE alone, as for `fetch`."""
     return _fetch(source, needed_of_vae, "config.json")
 
 
 def _fetch(source: str, choose: Callable[[Sequence[str]], Iterable[str]], marker: str) -> Path:
-    """Downloads the files that `choose` takes of all; an earlier download is one that has the marker."""
-    # Not at the top: nobody else needs it, it takes a second, and reads its settings when it is imported.
+    """Downloads the files that `choose` takes of all; a folder that has the marker is an earlier download."""
+    # It is imported here, because only this needs it, it takes a second, and it reads its settings when it is imported.
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -52,7 +52,7 @@ def _fetch(source: str, choose: Callable[[Sequence[str]], Iterable[str]], marker
 
 
 def needed(files: Sequence[str]) -> Iterator[str]:
-    """Those of a repository's files that a model is read from. ValueError if it is not one in diffusers' layout."""
+    """The files of a repository that a model is read from. Raises ValueError if it is not in diffusers' layout."""
     if "unet/config.json" not in files:
         raise ValueError("not in the layout of diffusers, there is no unet/config.json")
     yield from filter(SMALL_FILES.fullmatch, files)
@@ -61,7 +61,7 @@ def needed(files: Sequence[str]) -> Iterator[str]:
 
 
 def needed_of_vae(files: Sequence[str]) -> Iterator[str]:
-    """Those files that a VAE is read from. ValueError if the repository is not one in diffusers' layout."""
+    """The files of a repository that a VAE is read from. Raises ValueError if it is not in diffusers' layout."""
     if "config.json" not in files:
         raise ValueError("not a VAE in the layout of diffusers, there is no config.json")
     yield "config.json"
@@ -83,7 +83,7 @@ def _weights(files: Sequence[str], folder: str, stem: str) -> Iterator[str]:
 
 
 def _cached(repository: str, revision: str, marker: str) -> Path | None:
-    """The folder of an earlier download, whose path within is known of the marker."""
+    """The folder of an earlier download, found by the path of the marker in it."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repository, marker, revision=revision or None)

@@ -149,7 +149,7 @@ def convert_vae(path: Path, tensors: Mapping[str, Tensor]) -> tuple[KLConfig, Te
 
 
 def _alphas(stored: Tensor | None, path: Path) -> NDArray[np.float64]:
-    """The noise levels of the file, if they are others than Stable Diffusion's."""
+    """The noise levels of the file, if they differ from Stable Diffusion's."""
     if stored is None:
         return STANDARD_ALPHAS
     if stored.dtype not in ROUNDING or stored.shape != (_core.TRAIN_STEPS,):
@@ -166,7 +166,7 @@ def _alphas(stored: Tensor | None, path: Path) -> NDArray[np.float64]:
 
 
 def _unet(tensors: Tensors, prediction: Prediction) -> tuple[UNetConfig, Tensors]:
-    """What the shapes of the UNet's tensors say, and its tensors by the modern names."""
+    """The UNet's configuration as its tensors' shapes tell it, and the tensors by the modern names."""
     per_block = _count(tensors, "input_blocks.{}.0.in_layers.2.weight", 1)
     stride = per_block + 1  # a down-sampling follows each level but the last
     levels = 1
@@ -220,7 +220,7 @@ def unet_modules(levels: int, per_block: int) -> Iterator[tuple[str, str]]:
 
 
 def _vae(tensors: Tensors) -> tuple[KLConfig, Tensors]:
-    """What the shapes of the VAE's tensors say, and its tensors by the modern names."""
+    """The VAE's configuration as its tensors' shapes tell it, and the tensors by the modern names."""
     levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")
     per_block = _count(tensors, "encoder.down.0.block.{}.conv1.weight")
     config: KLConfig = {
@@ -238,7 +238,7 @@ def _vae(tensors: Tensors) -> tuple[KLConfig, Tensors]:
 
 
 def _vae_modules(levels: int, per_block: int) -> Iterator[tuple[str, str]]:
-    """The modules' original and modern names. The decoder's levels were once numbered as the encoder's."""
+    """The modules' original and modern names. The original names number the decoder's levels as the encoder's."""
     yield "quant_conv", "quant_conv"
     yield "post_quant_conv", "post_quant_conv"
     for half in "encoder", "decoder":
@@ -262,12 +262,13 @@ def _vae_modules(levels: int, per_block: int) -> Iterator[tuple[str, str]]:
 
 
 def _is_published(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether open_clip's text encoder is there as it was published: with what only its other half, for images, needs."""
+    """Whether open_clip's text encoder is there as published: with tensors that only its other half, for images, needs."""
     return any(f"{TEXT}{OPEN_CLIP}{name}" in tensors for name in ("text_projection", "logit_scale"))
 
 
 def _text(tensors: Tensors, is_2x: bool, published: bool) -> tuple[TextConfig, Tensors]:
-    """What the shapes of the text encoder's tensors say, and its tensors by the names of transformers' CLIPTextModel.
+    """The text encoder's configuration as its tensors' shapes tell it, and the tensors by the names of transformers'
+    CLIPTextModel.
 
     is_2x: the UNet is one of the 2.x family, whose text encoder is OpenCLIP's, by its own names or by CLIP's
     """

@@ -1,4 +1,4 @@
-"""load_model: from what the user names to a `Model`."""
+"""load_model and load_vae: they turn what the user names into a `Model` or a `VAE`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEFAULT_FOLDER = Path(__file__).parents[1] / "data" / "default-model"
 
 
 class Parts(NamedTuple):
-    """What a model is made of, wherever it came from."""
+    """The parts of a model, whatever it was read from."""
 
     config: Config
     weights: dict[str, Weight]
@@ -59,11 +59,11 @@ def load_model(
     tiling: str | bool = "auto",
     ema: bool = False,
 ) -> Model:
-    """Loads a Stable Diffusion 1.x or 2.x model, or another of that build.
+    """Loads a Stable Diffusion 1.x or 2.x model, or another model of that build.
 
     Args:
         source: one of
-            - "default", the small model that comes with the package
+            - "default", the small model that is shipped with the package
             - a folder as diffusers writes it: unet/ and vae/ (config.json and weights, whole or in shards),
               scheduler/scheduler_config.json, and either text_encoder/ and tokenizer/ or context.safetensors with
               the tensor `empty_prompt` (1, tokens, channels)
@@ -71,13 +71,13 @@ def load_model(
               a folder tokenizer/ beside it any prompt can be used, else the empty one
             - the name of a model on the Hugging Face hub, "owner/name" or "owner/name@revision", unless there is such
               a file or folder
-        dtype: what is computed in: "float32", "bfloat16", on a GPU also "float16"; "auto": float16 on a GPU, on the CPU
+        dtype: the type to compute in: "float32", "bfloat16", on a GPU also "float16"; "auto": float16 on a GPU, on the CPU
             bfloat16 where it computes that natively, else float32
         device: "cpu"; "cuda" or "cuda:1", an NVIDIA GPU; "auto": the first GPU where driver, libraries and memory allow it,
             else the CPU
         threads: None: what OMP_NUM_THREADS says, else one for each physical core that the process may run on, or as
             many as its control groups' CPU quotas allow where that is less
-        prediction: "epsilon" or "v_prediction", what the model predicts; None: what its files say
+        prediction: what the model predicts, "epsilon" or "v_prediction"; None: what its files say
         loras: LoRA files or folders as kohya-ss, diffusers, PEFT and others write them, which are merged into the weights,
             each with its weight: [("a.safetensors", 0.8)]
         vae: a VAE to take in place of the model's own: a folder with diffusers' AutoencoderKL or AutoencoderTiny (or with
@@ -204,7 +204,7 @@ def _load_default() -> Model:
 
 
 def _tiling(tiling: str | bool) -> str:
-    """As the engine has it."""
+    """The argument `tiling` as the engine takes it."""
     if tiling is not True and tiling is not False and tiling != "auto":
         raise ValueError(f"tiling: expected 'auto', True or False, got {tiling!r}")
     return "auto" if tiling == "auto" else "on" if tiling else "off"
@@ -238,7 +238,7 @@ def _read_file(path: Path, prediction: Prediction | None, ema: bool, vae: VAECon
 
 
 def _tokenizer(folder: Path, text: TextConfig) -> Tokenize:
-    """The one in a folder; where there is no such folder, one that knows the empty prompt."""
+    """The tokenizer in a folder; where there is no such folder, one that knows the empty prompt."""
     if folder.is_dir():
         return read_tokenizer(folder, text["positions"], text["vocabulary"])
     pads_with_zero = text["activation"] == "gelu"  # SD 2.x; 1.x pads with the end token

@@ -139,7 +139,7 @@ def read_lora(path: Path, weights: Mapping[str, Weight]) -> dict[str, Change]:
 
 
 def _layers(weights: Mapping[str, Weight]) -> dict[str, dict[str, str]]:
-    """Of the UNet and the text encoder: all names that tools call a layer by, with underscores for dots -> the engine's."""
+    """Maps all names that tools call the layers of UNet and text encoder by, with underscores for dots, to the engine's."""
     layers: dict[str, dict[str, str]] = {"unet": {}, "text": {}}
     names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
     for name in names:
@@ -239,7 +239,7 @@ def _with_middle(down: NDArray[np.float32], mid: NDArray[np.float32]) -> NDArray
 
 
 def _add(weight: Weight, change: Change, strength: float) -> Weight:
-    """W + strength * scale * up down, in float32."""
+    """Computes W + strength * scale * up down in float32."""
     old = Tensor(weight["dtype"], tuple(weight["shape"]), weight["data"]).float32()
     down, up = (array.reshape(len(array), -1) for array in (change.down, change.up))
     shape = (len(up), *change.down.shape[1:])
@@ -251,7 +251,7 @@ def _add(weight: Weight, change: Change, strength: float) -> Weight:
 
 
 def _add_bias(bias: Weight | None, change: Change, strength: float) -> Weight:
-    """The same of a layer's bias, which must have one."""
+    """Adds the change of a bias to that of a layer, which must have one."""
     assert change.bias is not None
     if bias is None:
         raise ValueError("lora_B.bias: the model's layer has no bias to be changed")
@@ -270,5 +270,5 @@ def _sum(old: NDArray[np.float32], difference: NDArray[np.float32], change: Chan
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """1x1 convolutions and linear layers are the same."""
+    """Makes a matrix of a 1x1 convolution, which computes the same as a linear layer."""
     return shape[:2] if shape[2:] == (1, 1) else shape

@@ -37,7 +37,7 @@ class Recommended(TypedDict, total=False):
 
 
 class Configuration(dict[str, Any]):
-    """A model's configuration that does not print its thousand alphas."""
+    """A model's configuration, which does not print its thousand noise levels."""
 
     def __repr__(self) -> str:
         with np.printoptions(threshold=10, edgeitems=2):
@@ -45,7 +45,7 @@ class Configuration(dict[str, Any]):
 
 
 class VAE:
-    """Images to latents and back. Made by `load_vae`; every `Model` is one as well.
+    """Turns images into latents and back. Made by `load_vae`; every `Model` is a VAE as well.
 
     It never changes; any number of threads may use it at once.
 
@@ -79,19 +79,19 @@ class VAE:
 
     @property
     def engine(self) -> _core.Model:
-        """The C object, as the functions of `styleid._core` take it."""
+        """The C object that the functions of `styleid._core` take."""
         return self._engine
 
     @property
     def fingerprint(self) -> str:
         """A hash of the configuration and of all weights as they were loaded, with every LoRA and the VAE: 32 digits.
 
-        Inversions carry it along, and are refused by models of another one.
+        Inversions carry it, and a model with another fingerprint refuses them.
         """
         return self._fingerprint
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Pickled is where it was loaded from, and how; whoever unpickles it has to find the same files there."""
+        """Pickles where the model was loaded from, and how; a process that unpickles it has to find the same files there."""
         return remember(self, self._origin, self._fingerprint)
 
     def __copy__(self) -> Self:
@@ -107,7 +107,7 @@ class VAE:
 
     @property
     def device(self) -> str:
-        """What it computes on: "cpu" or such as "cuda:0"."""
+        """The device that it computes on: "cpu", or a GPU such as "cuda:0"."""
         return self._engine.device
 
     @property
@@ -117,7 +117,7 @@ class VAE:
 
     @property
     def memory(self) -> int:
-        """Bytes of the packed weights, in the device's memory."""
+        """The bytes of the packed weights, in the device's memory."""
         return self._engine.memory
 
     @property
@@ -126,12 +126,14 @@ class VAE:
         return self._engine.vae_factor
 
     def encode(self, image: ImageLike, seed: int | None = None) -> Float32:
-        """The image's latent z0: of the VAE's posterior the mean, or a sample, times the scaling factor.
+        r"""The image's latent z0: the mean of the VAE's posterior, or a sample of it, times the scaling factor.
+
+        With a seed, the sample is $m + \exp(l / 2) n$, with the mean m, the logarithm l of the variance clipped to -30 .. 20,
+        and standard normal noise n of `numpy.random.default_rng(seed)`.
 
         Args:
-            image: as `styleid.to_array` takes it; height and width multiples of `vae_factor`
-            seed: None: the mean. A number: mean + exp(l / 2) * noise, with l the logarithm of the variance clipped to
-                -30 .. 20, and standard normal noise of `numpy.random.default_rng(seed)`
+            image: as `styleid.to_array` takes it; height and width are multiples of `vae_factor`
+            seed: the seed of the noise; None: the mean
 
         Returns:
             (1, C, h, w) float32
@@ -155,12 +157,13 @@ class VAE:
         return mean + np.float32(self._scaling_factor) * deviation * noise
 
     def decode(self, latent: ArrayLike) -> NDArray[np.uint8]:
-        """The image of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. TypeError, ValueError for others."""
+        """The image of a (1, C, h, w) latent: (H, W, 3) uint8, rounded half to even. Raises TypeError or ValueError for
+        anything else."""
         return cast(NDArray[np.uint8], self._engine.decode(_one_latent(latent))[0])
 
     def decode_float(self, latent: ArrayLike) -> Float32:
-        """The image of a (1, C, h, w) latent that is not rounded to 8 bits: (H, W, 3) float32, (x + 1) / 2 of the decoder's
-        x, cut to [0, 1]. TypeError, ValueError for others."""
+        """The image of a (1, C, h, w) latent, not rounded to 8 bits: (H, W, 3) float32, $(x + 1) / 2$ of the decoder's x, cut
+        to [0, 1]. Raises TypeError or ValueError for anything else."""
         planes = self._engine.decode_float(_one_latent(latent))[0]
         image: Float32 = np.ascontiguousarray(((planes + 1) / 2).clip(0, 1).transpose(1, 2, 0))
         return image
@@ -175,8 +178,8 @@ class Model(VAE):
         config: the configuration, as nested dictionaries of numbers
         source: where it was loaded from
         tiling: whether the VAE works in tiles: "on", "off" or "auto"
-        recommended: the settings that its folder recommends (styleid.json), {} where none: what `transfer` and the others
-            take for gamma, temperature and layers that are not given
+        recommended: the settings that its folder recommends (styleid.json), or {}: `transfer` and the other functions take
+            these for gamma, temperature and layers that are not given
     """
 
     def __init__(
@@ -227,7 +230,7 @@ class Model(VAE):
         return self.config["unet"]["sample_size"] * self.vae_factor
 
     def layer_size(self, layer: int, latent_size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of a decoder layer's map, which has h * w tokens, where the latent has `latent_size` (h, w)."""
+        """The size (h, w) of a decoder layer's map, which has h * w tokens, for latents of `latent_size` (h, w)."""
         return self._engine.layer_shape(layer, *latent_size)[:2]
 
     def layer_channels(self, layer: int) -> int:
@@ -239,7 +242,7 @@ class Model(VAE):
         return self._engine.layer_shape(layer, 1, 1)[3]
 
     def scratch(self, batch: int, height: int, width: int) -> int:
-        """Bytes of scratch that one evaluation takes for a batch of height x width images."""
+        """The bytes of scratch that one evaluation takes for a batch of height x width images."""
         return self._engine.scratch(batch, height // self.vae_factor, width // self.vae_factor)
 
     def predict_noise(self, latents: ArrayLike, timestep: int, context: ArrayLike | None = None) -> Float32:
@@ -261,7 +264,7 @@ class Model(VAE):
         return self._engine.predict_noise(float32_array("latents", latents, 4), step, known)
 
     def encode_prompt(self, text: str) -> Float32:
-        """The (1, tokens, channels) float32 context of a text. ValueError where the model knows the empty one only."""
+        """The (1, tokens, channels) float32 context of a text. Raises ValueError where the model knows the empty text only."""
         if not isinstance(text, str):
             raise TypeError(f"prompt: expected str, got {type(text).__name__}")
         if self._tokenizer is not None:
@@ -272,10 +275,10 @@ class Model(VAE):
 
     @cached_property
     def identity(self) -> str:
-        """A hash of all that results depend on besides images and settings: `fingerprint`, what texts become tokens or
-        contexts by, the type of the numbers, tiling, and the device, instruction set and library that they are computed with.
+        """A hash of all that results depend on besides images and settings: `fingerprint`, the tokenizer or the stored context,
+        the type of the numbers, tiling, and the device, instruction set and library that they are computed with.
 
-        What is kept under it, such as an entry of `styleid.Cache`, is never another model's.
+        Whatever is kept under its name, such as an entry of `styleid.Cache`, is never another model's.
         """
         info = _core.info()
         parts = [
@@ -309,7 +312,7 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:
-    """A C-contiguous float32 array of the given rank with finite numbers, else TypeError or ValueError."""
+    """A C-contiguous float32 array of the given rank with finite numbers; raises TypeError or ValueError for others."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__} of dtype {array.dtype}")

@@ -1,4 +1,4 @@
-"""Models travel between processes by where they came from: pickled are the arguments of their loading, not gigabytes of weights."""
+"""Pickled models: what travels between processes are the arguments of their loading, not gigabytes of weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Loaded(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of its weights."""
+        """The fingerprint of its weights."""
         ...
 
 
@@ -41,7 +41,7 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def remember(model: Loaded, origin: Origin | None, fingerprint: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """What `__reduce__` returns. TypeError for a model that came from nowhere."""
+    """The value that `__reduce__` returns. Raises TypeError for a model without an origin."""
     if origin is None:
         raise TypeError(f"{model!r} was made from arrays: only what load_model and load_vae loaded can be pickled")
     options = {name: _anywhere(name, value) for name, value in origin.options.items()}
@@ -51,7 +51,7 @@ def remember(model: Loaded, origin: Origin | None, fingerprint: str) -> tuple[Ca
 def reload(load: Callable[..., Any], options: dict[str, Any], fingerprint: str) -> Any:
     """The model of an unpickled origin: one that this process has, or else a newly loaded one.
 
-    ModelError if the files are not there, or hold other weights than those that were pickled.
+    Raises ModelError if the files are not there, or hold other weights than the pickled model had.
     """
     key = repr((load.__name__, sorted(options.items()), fingerprint))
     with _lock:  # several threads that unpickle the same load it once
@@ -65,7 +65,7 @@ def reload(load: Callable[..., Any], options: dict[str, Any], fingerprint: str) 
 
 
 def _anywhere(name: str, value: Any) -> Any:
-    """Paths from the root, so that they hold in a process of another working directory; all else as it is."""
+    """Makes paths absolute, so that they are right in a process with another working directory; others stay as they are."""
     if name == "loras":
         return [(os.path.abspath(path), weight) for path, weight in value]
     is_path = name in ("source", "vae") and value not in (None, "default") and os.path.exists(value)

@@ -1,4 +1,4 @@
-"""What a model computes on and in: from the arguments `device` and `dtype` to a processor and a type."""
+"""The device and the type that a model computes with, from the arguments `device` and `dtype`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Placement(NamedTuple):
 
 
 def place(device: str, dtype: str, numbers: int = 0) -> Placement:
-    """Where a model of so many weights goes.
+    """The device and the type for a model of so many weights.
 
     Raises:
         TypeError, ValueError: not a device or type, or one that this machine does not have

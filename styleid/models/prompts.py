@@ -23,12 +23,12 @@ Tokenize = Callable[[str], NDArray[np.int32]]  # a text -> (1, length) token num
 
 
 def describe(tokenize: Tokenize | None) -> str:
-    """All that the numbers of a text's tokens depend on, as a text."""
+    """A text that says everything that a text's token numbers depend on."""
     return "none" if tokenize is None else repr(tokenize)
 
 
 class PromptTokenizer:
-    """Text -> token numbers: begin token, pieces, end token, padding up to a fixed length."""
+    """Turns a text into token numbers: begin token, pieces, end token, and padding up to a fixed length."""
 
     def __init__(self, tokenizer: Tokenizer, begin: int, end: int, pad: int, length: int) -> None:
         self.tokenizer = tokenizer
@@ -39,7 +39,7 @@ class PromptTokenizer:
         return f"PromptTokenizer({text}, {self.begin}, {self.end}, {self.pad}, {self.length})"
 
     def __call__(self, text: str) -> NDArray[np.int32]:
-        """(1, length) token numbers; what is too long is cut off with a warning."""
+        """Returns (1, length) token numbers; a text that is too long is cut off with a warning."""
         try:
             text.encode()  # half a surrogate pair has no tokens; not all versions of `tokenizers` say so
             pieces = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -67,7 +67,7 @@ class EmptyPromptTokenizer:
         return f"EmptyPromptTokenizer({self.tokens.tolist()})"
 
     def __call__(self, text: str) -> NDArray[np.int32]:
-        """(1, length) token numbers; ValueError for any other prompt."""
+        """Returns (1, length) token numbers; raises ValueError for any other prompt."""
         if text:
             raise ValueError(
                 f"prompt {text[:80]!r}: this model came without a tokenizer; put a folder `tokenizer` with CLIP's vocab.json "
@@ -95,7 +95,7 @@ def read_tokenizer(folder: Path, positions: int, vocabulary: int) -> PromptToken
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json; in older folders special_tokens_map.json has the last word on special tokens."""
+    """The settings in tokenizer_config.json; where there is a special_tokens_map.json, its special tokens take precedence."""
     config, tokens = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     settings = read_json(config) if config.is_file() else {}
     if "added_tokens_decoder" not in settings and tokens.is_file():

@@ -1,4 +1,4 @@
-"""VAEs on their own: to put into a model in place of its own."""
+"""VAEs alone: to load one, or to put one into a model in place of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Contents(NamedTuple):
 
 
 def read(source: str) -> Contents:
-    """The VAE in a folder or file, or of that name on the hub. ValueError naming the file and the fault."""
+    """The VAE in a folder or file, or with that name on the hub. Raises a ValueError that names the file and the fault."""
     path = Path(source)
     if not path.exists() and NAME.fullmatch(source):
         path = fetch_vae(source)
@@ -48,7 +48,7 @@ def _read_folder(folder: Path) -> Contents:
 
 
 def _read_file(path: Path) -> Contents:
-    """One file without a configuration; the naming tells which kind of VAE it is."""
+    """Reads one file without a configuration; the names of its tensors tell which kind of VAE it is."""
     tensors = read_weights(path)[0]
     if tensors and all(map(TAESD_TENSOR.fullmatch, tensors)):
         return _tiny(_read_taesd_pair(path, tensors), path)
@@ -62,7 +62,7 @@ def _read_file(path: Path) -> Contents:
 
 
 def _read_taesd_pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """TAESD's own files are one half each, whose names differ in "encoder" and "decoder"."""
+    """Reads TAESD's own files, which hold one half each; their names differ in "encoder" and "decoder"."""
     ours, theirs = ("encoder", "decoder") if "0.weight" in tensors else ("decoder", "encoder")
     other = path.with_name(path.name.replace(ours, theirs))
     if other == path or not other.is_file():
@@ -80,7 +80,7 @@ def _read_taesd_pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _tiny(tensors: dict[str, Tensor], path: Path) -> Contents:
-    """What names and shapes of an AutoencoderTiny tell."""
+    """The configuration that the names and shapes of an AutoencoderTiny's tensors tell."""
     blocks = {half: _blocks(tensors, half) for half in ("encoder", "decoder")}
     first, last = tensors.get("encoder.layers.0.weight"), tensors.get("decoder.layers.0.weight")
     if first is None or last is None or len(first.shape) != 4 or len(last.shape) != 4:

@@ -99,14 +99,14 @@ def engine_weights(
 
 
 def add_tensor(weights: dict[str, Tensor], name: str, tensor: Tensor) -> None:
-    """Adds a tensor; ValueError if its name is taken."""
+    """Adds a tensor; raises ValueError if its name is taken."""
     if name in weights:
         raise ValueError(f"weight {name!r} is there under two names")
     weights[name] = tensor
 
 
 def _modern_vae(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """The VAE's attention was once stored under other names, and its matrices as 1x1 convolutions."""
+    """Renames the tensors of files that store the VAE's attention under other names, and its matrices as 1x1 convolutions."""
     match = re.fullmatch(r"((?:en|de)coder\.mid_block\.attentions\.0)\.(.+)\.(weight|bias)", name)
     if match:
         block, part, kind = match.groups()
