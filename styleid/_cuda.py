@@ -1,6 +1,6 @@
-"""Finds NVIDIA's driver and libraries, and the GPU that a model is loaded on. Nothing is opened before it is asked for.
+"""Finds NVIDIA's driver and libraries, and the GPU that a model is loaded on. Nothing is opened before it is needed.
 
-Where the libraries come from, the first that has all of them: the folder that the environment variable
+The libraries come from the first of these places that has all of them: the folder that the environment variable
 STYLEID_CUDA_LIBRARIES names; the wheels of the extras styleid[cuda] and styleid[cuda12]; the system's. A library that the
 process has loaded already, as torch does, is preferred.
 """
@@ -35,20 +35,21 @@ SPARE = 1 << 30  # bytes beside a model's weights: libraries, scratch, the featu
 
 
 class Choice(NamedTuple):
-    """What a model is loaded on."""
+    """The device that a model is loaded on."""
 
     device: int | None  # a GPU's number; None: the CPU
     reason: str
 
 
 def open_driver() -> int:
-    """1000 * major + 10 * minor of the latest CUDA that the driver supports. ValueError where there is none."""
+    """The latest CUDA that the driver supports, as 1000 * major + 10 * minor. Raises ValueError where there is no driver."""
     folder = os.environ.get(ENVIRONMENT)
     return _core.cuda_driver(str(Path(folder, DRIVER)) if folder else DRIVER)
 
 
 def open_libraries() -> dict[str, str]:
-    """Opens driver and libraries; their versions by name. ValueError that says what to install or update."""
+    """Opens driver and libraries, and returns their versions by name. Raises a ValueError that says what to install or
+    update."""
     driver = open_driver()
     problem = None
     for paths in _candidates(driver):
@@ -64,7 +65,7 @@ def open_libraries() -> dict[str, str]:
 
 
 def _candidates(driver: int) -> list[list[str]]:
-    """Paths of the three libraries, the best first: of a CUDA that the driver supports, and of those the latest."""
+    """The paths of the three libraries, the best first: those of the latest CUDA that the driver supports."""
     majors = sorted(LIBRARIES, key=lambda major: (major * 1000 <= driver, major), reverse=True)
     if folder := os.environ.get(ENVIRONMENT):
         return [[str(Path(folder, name)) for name in LIBRARIES[major]] for major in majors]
@@ -87,7 +88,7 @@ def _wheels(major: int) -> list[str]:
 
 
 def parse(device: str) -> int | str:
-    """A GPU's number, "cpu" or "auto". ValueError, TypeError for others."""
+    """A GPU's number, "cpu" or "auto". Raises ValueError or TypeError for anything else."""
     if not isinstance(device, str):
         raise TypeError(f"device: expected a string, got {type(device).__name__}")
     if device in ("auto", "cpu"):
@@ -99,8 +100,8 @@ def parse(device: str) -> int | str:
 
 
 def choose(device: str, weights: int, dtype: str = "float16") -> Choice:
-    """What to load a model on whose weights take that many bytes, to compute in this type. For "auto" the first GPU, if it can
-    be used, else the CPU.
+    """The device for a model whose weights take that many bytes, to compute in this type. For "auto" it is the first GPU, if
+    that can be used, else the CPU.
 
     Raises:
         ValueError: a GPU was asked for, and cannot be used; says what to install or change
@@ -122,7 +123,7 @@ def choose(device: str, weights: int, dtype: str = "float16") -> Choice:
 
 
 def automatic(weights: int = 0, dtype: str = "float16") -> Choice:
-    """What "auto" takes, and why."""
+    """The device that "auto" takes, and the reason."""
     try:
         open_libraries()
         devices = _core.cuda_devices()
@@ -140,12 +141,12 @@ def automatic(weights: int = 0, dtype: str = "float16") -> Choice:
 
 
 def describe(device: int) -> str:
-    """As errors name it: cuda:0 (Tesla T4)."""
+    """A device as errors name it: cuda:0 (Tesla T4)."""
     return f"cuda:{device} ({_core.cuda_devices()[device]['name']})"
 
 
 def _too_small(device: int, weights: int) -> str:
-    """What is wrong where the weights do not fit into what is free; nothing where they do."""
+    """Says what is wrong where the weights do not fit into the free memory; says nothing where they fit."""
     devices = _core.cuda_devices()
     if device >= len(devices):
         raise ValueError(f"device: cuda:{device}: this machine has {len(devices)}")
@@ -156,7 +157,7 @@ def _too_small(device: int, weights: int) -> str:
 
 
 def report() -> list[str]:
-    """What `styleid info` says of GPUs: driver, libraries, devices, and what "auto" takes and why."""
+    """The text of `styleid info` about GPUs: driver, libraries, devices, and what "auto" takes and why."""
     lines = []
     try:
         driver = open_driver()

@@ -1,4 +1,4 @@
-"""Importing this loads styleid._core and with it oneDNN and GNU OpenMP, or says what keeps them from loading."""
+"""Importing this module loads styleid._core, and with it oneDNN and GNU OpenMP, or says what keeps them from loading."""
 
 import os
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ SPINS = "300"  # turns of a waiting thread's loop before it sleeps, some microse
 
 @contextmanager
 def bounded_spin() -> Iterator[None]:
-    """GNU OpenMP's settings while it is loaded, unless the user has chosen: it reads them once. Threads that wait for
-    milliseconds keep the cores from other programs, and from the thread that they wait for."""
+    """Sets how long GNU OpenMP's threads spin, unless the user has set it, while the library is loaded and reads this. Threads
+    that spin for milliseconds keep the cores from other programs, and from the thread that they wait for."""
     chosen = os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
     if not chosen:
         os.environ["GOMP_SPINCOUNT"] = SPINS
@@ -38,7 +38,7 @@ def load() -> None:
 
 
 def explain(error: Exception) -> ImportError:
-    """What to do about a library or module that did not load."""
+    """Says what to do about a library or module that did not load."""
     text = str(error)
     if "libgomp" in text:
         return ImportError(f"styleid needs GNU OpenMP's libgomp.so.1; on Debian: apt install libgomp1 ({text})")

@@ -1,4 +1,4 @@
-"""Images in a notebook, where an array would print its numbers."""
+"""Shows images in a notebook, where an array would print its numbers."""
 
 import io
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def show(
     Args:
         images: an image as `styleid.to_array` takes it (array, PIL image or path), an inversion with a model, or a list
             of them
-        titles: one for each image, written above it; None: none
+        titles: a title for each image, written above it; None: no titles
 
     Raises:
         ValueError: no images, a number of titles that is not that of the images, an inversion that was loaded from a file

@@ -1,4 +1,4 @@
-"""Numbers as users give them: Python's, NumPy's, arrays without dimensions, fractions and decimals; checked once and alike."""
+"""Checks numbers as users give them: Python's, NumPy's, arrays without dimensions, fractions and decimals."""
 
 import operator
 from decimal import Decimal
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def number(name: str, value: Any, least: float = -np.inf, most: float = np.inf) -> float:
-    """A finite number in [least, most] as a float. TypeError or ValueError beginning with the argument's name.
+    """A finite number in [least, most] as a float. Raises a TypeError or ValueError that begins with the argument's name.
 
     Truth values and texts are no numbers.
     """

@@ -14,11 +14,11 @@ MOST = 1024  # threads that a model may have
 
 
 def default_threads() -> tuple[int, str]:
-    """The threads that a model computes with where nothing else is asked for, and where the number comes from.
+    """The number of threads that a model computes with unless another one is given, and where the number comes from.
 
-    What OMP_NUM_THREADS says; else the least of the physical cores that the process may run on (its affinity, which
-    cpusets, taskset and job schedulers set) and of the CPU quotas of its control groups, versions 1 and 2, and of all
-    groups above them, rounded up.
+    It is what OMP_NUM_THREADS says; else the least of the physical cores that the process may run on (its affinity, which
+    cpusets, taskset and job schedulers set) and of the CPU quotas of its control groups, versions 1 and 2, and of their
+    parents, rounded up.
     """
     wish = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is per nesting level
     if wish.isdecimal() and 1 <= int(wish) <= MOST:
@@ -31,7 +31,7 @@ def default_threads() -> tuple[int, str]:
 
 
 def _cores(processors: set[int]) -> int:
-    """The physical cores among them: processors that share one, by simultaneous multithreading, count once."""
+    """The number of physical cores of some processors: those that share a core, by simultaneous multithreading, count once."""
     cores = set()
     for processor in processors:
         siblings = "".join(memory.lines(CPUS / f"cpu{processor}/topology/thread_siblings_list"))
@@ -40,7 +40,7 @@ def _cores(processors: set[int]) -> int:
 
 
 def _quotas() -> Iterator[float]:
-    """The CPUs' worth of time that each group may take."""
+    """The CPU quota of each control group, in CPUs."""
     for folder, version in memory.control_groups("cpu"):
         if version == 2:
             limit, *period = "".join(memory.lines(folder / "cpu.max")).split() or ["max"]

@@ -15,8 +15,8 @@ Progress = bool | Report  # None: a bar where a person looks
 
 @contextmanager
 def reporter(progress: Progress, description: str, unit: str = "evaluation") -> Iterator[Report]:
-    """What the engine is to call with (step, total): None, the caller's function, or one that moves a bar,
-    which counts `unit`s. A progress of None is a bar in a terminal or a notebook and nothing elsewhere."""
+    """The function that the engine calls with (step, total): None, the caller's, or one that moves a bar, which counts
+    `unit`s. A progress of None is a bar in a terminal or a notebook, and nothing elsewhere."""
     if progress is None:
         progress = _watched()
     if callable(progress):
@@ -39,8 +39,8 @@ def reporter(progress: Progress, description: str, unit: str = "evaluation") -> 
 
 
 def part(report: Report, before: int, total: int, weight: int = 1) -> Report:
-    """The progress of a run that is one part of a longer one: `before` steps of `total` came before it, and each of its
-    own counts as `weight`."""
+    """The progress of a run that is a part of a longer one: `before` steps of `total` came before it, and each of its own
+    steps counts as `weight`."""
     if report is None:
         return None
     return lambda step, _: report(before + weight * step, total)
@@ -56,8 +56,8 @@ def _watched() -> bool:
 
 @lru_cache(maxsize=1)
 def _bars() -> Any:
-    """tqdm's bars, for a notebook or a terminal. Imported when the first one is wanted: a notebook without ipywidgets gets a
-    terminal's bar, which is no reason for the warning that tqdm gives where it is imported."""
+    """tqdm's bars, for a notebook or a terminal. tqdm is imported when the first bar is made. A notebook without ipywidgets
+    gets a terminal's bar, without the warning that tqdm gives there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]

@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def add_options(command: argparse.ArgumentParser, kind: type, leave_out: Sequence[str] = ()) -> None:
-    """A flag for each field of an option class that has a help text, in a group of their own."""
+    """Adds a flag for each field of an option class that has a help text, in a group of their own."""
     group = command.add_argument_group(str(kind.__doc__).splitlines()[0].rstrip(".").lower())
     for one in fields(kind):
         if one.metadata.get("help") and one.name not in leave_out:
@@ -44,7 +44,7 @@ def read_options(namespace: argparse.Namespace, kind: type[T]) -> T:
 
 
 def arguments_of(namespace: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """Its fields, those without a flag as they are by default, after a check of all of them."""
+    """The fields of an option class, with defaults for those without a flag, after a check of all of them."""
     given = vars(namespace)
     values = {one.name: given.get(f"{kind.__name__}.{one.name}", one.default) for one in fields(kind)}
     with warnings.catch_warnings():

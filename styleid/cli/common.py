@@ -1,4 +1,4 @@
-"""What several commands do."""
+"""Functions that several commands use."""
 
 import argparse
 import os
@@ -33,7 +33,7 @@ def load(options: argparse.Namespace) -> Model:
 
 
 def check_inputs(options: argparse.Namespace, inputs: Sequence[str]) -> None:
-    """ValueError where the output would take the place of something that is read."""
+    """Raises ValueError where the output would overwrite a file that is read."""
     if options.overwrite or not os.path.exists(options.output):
         return
     for path in inputs:
@@ -47,7 +47,7 @@ def open_image(path: str) -> Image.Image:
 
 
 def open_masks(mix: dict[str, Any], count: int) -> dict[str, Any]:
-    """The arguments of `Mix`, with images in place of the names of their files. ValueError for another number of them."""
+    """The arguments of `Mix`, with images in place of the names of their files. Raises ValueError for a wrong number."""
     for name, flag in ("masks", "--mask"), ("style_masks", "--style-mask"):
         if mix[name] is not None and len(mix[name]) != count:
             raise ValueError(f"{flag}: expected {count}, one per style, got {len(mix[name])}")
@@ -56,7 +56,7 @@ def open_masks(mix: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def mix(mix: dict[str, Any], sizes: Sequence[tuple[int, ...]], how: str) -> Mix:
-    """Masks are the brightness of images that are cut as those that they belong to, the content and the styles."""
+    """The option `Mix`, whose masks are the brightness of images that are cut as the content and the styles are."""
 
     def brightness(mask: Image.Image, size: tuple[int, ...]) -> NDArray[np.float64]:
         grey: NDArray[np.float64] = to_array(mask, "mask", (size[0], size[1]), how).mean(axis=2) / 255
@@ -77,12 +77,12 @@ def say_recommended(options: argparse.Namespace, model: Model, settings: dict[st
 
 
 def listing(settings: Any) -> str:
-    """Names and values in one line."""
+    """Names and values as one line of text."""
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def show_progress(options: argparse.Namespace) -> bool:
-    """Whether there is somebody to look at a bar."""
+    """Whether progress is shown."""
     return not options.quiet and sys.stderr.isatty()
 
 

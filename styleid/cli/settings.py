@@ -1,7 +1,7 @@
-"""The settings of a command as texts: what images say of how they were made, and what --like and --settings read.
+"""The settings of a command as texts: what images say about how they were made, and what --like and --settings read.
 
-Both are a table of flags without their dashes and what would stand behind them on the command line: a text or a number,
-a list where a flag comes several times, true where nothing stands behind it.
+Both are a table of flags without their dashes, each with its value on the command line: a text or a number, a list for a
+flag that comes several times, and true for a flag without a value.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def add_settings_flags(command: argparse.ArgumentParser) -> None:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with those that --like and --settings stand for, as far as they are not given as well.
+    """The arguments, with those that --like and --settings stand for, unless they are given as well.
 
     Raises:
         ValueError: a file that does not hold settings
@@ -133,10 +133,10 @@ def sha256(path: str) -> str:
 
 
 def inputs_like(path: str) -> list[str]:
-    """The files that an image says it was made from, as they were then.
+    """The files that an image was made from, unchanged.
 
     Raises:
-        ValueError: one is not there, or is another one by now
+        ValueError: a file is not there, or has changed
     """
     found = []
     for one in read_settings(path).get("inputs") or []:
@@ -151,7 +151,7 @@ def inputs_like(path: str) -> list[str]:
 
 
 def check_model(path: str, model: Model) -> None:
-    """ValueError where an image was made with another model, or other weights."""
+    """Raises ValueError where an image was made with another model, or other weights."""
     fingerprint = read_settings(path).get("model", {}).get("fingerprint")
     if fingerprint != model.fingerprint:
         raise ValueError(

@@ -76,7 +76,7 @@ def run_transfer(options: argparse.Namespace) -> None:
 
 
 def _jobs(options: argparse.Namespace, stack: ExitStack) -> list[Job]:
-    """All results, in the order in which they are made. ValueError where the arguments do not fit each other."""
+    """All results, in the order in which they are made. Raises ValueError where the arguments do not fit each other."""
     words = [options.content, *options.style] if options.content is not None else []
     if not words and options.like:
         words = inputs_like(options.like)
@@ -126,7 +126,7 @@ def _stem(path: str) -> str:
 
 
 def _spool(stack: ExitStack) -> str:
-    """What comes through the standard input, as a file: it is read more than once."""
+    """The standard input as a file, because it is read more than once."""
     file = stack.enter_context(NamedTemporaryFile(prefix="styleid-"))
     shutil.copyfileobj(sys.stdin.buffer, file)
     file.flush()
@@ -134,7 +134,7 @@ def _spool(stack: ExitStack) -> str:
 
 
 def _check(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
-    """Raises now what would fail after the work was done."""
+    """Raises errors before the work starts that would otherwise come after it."""
     given = arguments_of(options, Mix)
     masks = [*(given["masks"] or ()), *(given["style_masks"] or ())]
     for job in jobs:
@@ -177,7 +177,7 @@ def _previewed(
     chosen: list[Option],
     latents: Latents,
 ) -> NDArray[np.uint8]:
-    """By both halves of the method, because previews need the content's inversion."""
+    """Makes a result by both halves of the method, because previews need the content's inversion."""
     progress = show_progress(options)
     text = next(one for one in chosen if isinstance(one, Text))
     of_invert = [one for one in chosen if isinstance(one, (Storage, Accuracy))]

@@ -140,7 +140,8 @@ class _Machine:
         self.budget = sum(member.nbytes for member in members.values())
 
     def run(self) -> Any:
-        """What the program leaves on the stack. ValueError naming the instruction or name that is not data."""
+        """Returns what the program leaves on the stack. Raises a ValueError that names an instruction or name that is not
+        data."""
         program = self.members.get("data.pkl", memoryview(b""))
         if not 0 < program.nbytes <= PROGRAM_LIMIT:
             raise ValueError(f"data.pkl has {program.nbytes} bytes; expected 1 to {PROGRAM_LIMIT}")
@@ -253,7 +254,7 @@ def _name(name: str) -> Name:
 
 
 def _update(dictionary: Any, keys: list[Any], values: list[Any]) -> None:
-    """Sets items. Only simple keys: hashing a tuple of the same tuple twice, and so on, would take forever."""
+    """Sets items with simple keys only: the hash of a tuple of the same tuple twice, and so on, would take forever."""
     if not all(isinstance(key, (str, int, float, Name, type(None))) for key in keys):
         raise ValueError("data.pkl: a dictionary with keys that are neither texts nor numbers")
     dictionary.update(zip(keys, values, strict=True))

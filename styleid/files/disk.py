@@ -71,8 +71,8 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def locked(path: Path) -> Iterator[None]:
     """Only one process or thread at a time is in a block with this path, a file that is made for it.
 
-    This spares them doing the same twice, and nothing else may depend on it: where there are no locks nobody waits, and
-    whoever is done removes the file, also under those who wait, so that one who comes then waits for none of them.
+    The lock only saves doing the same work twice, and nothing else may depend on it. Where a file system has no locks, nobody
+    waits. The first one that is done removes the file, also while others wait, so that a later one waits for none of them.
     """
     with ExitStack() as stack:
         with suppress(OSError):  # a folder that cannot be written to, a file system without locks
@@ -83,7 +83,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what `write_whole` and `locked` of processes that were killed left behind."""
+    """Removes the files that `write_whole` and `locked` of killed processes left behind."""
     for path in [*folder.glob(".*.tmp"), *folder.glob(".*.lock")]:
         with suppress(FileNotFoundError):  # another process removes some as well
             if time.time() - path.stat().st_mtime > ABANDONED:

@@ -117,8 +117,8 @@ def mapping_of(buffer: object) -> mmap.mmap | None:
 
 
 def release(buffer: object) -> None:
-    """Takes the pages of a mapped file out of this process's memory; whoever reads them again gets them from the file.
-    Other memory is left alone."""
+    """Takes the pages of a mapped file out of this process's memory; a later access reads them from the file again. Other
+    memory is left alone."""
     mapping = mapping_of(buffer)
     if mapping is not None:
         mapping.madvise(mmap.MADV_DONTNEED)
@@ -126,8 +126,8 @@ def release(buffer: object) -> None:
 
 @contextmanager
 def releasing(buffers: Iterable[object]) -> Iterator[None]:
-    """While this lasts, what was read of mapped files goes back again and again, so that something made of them in one go,
-    such as packed weights, is not in memory beside them."""
+    """While this block runs, pages that were read of mapped files are given back again and again, so that what is made from
+    them, such as packed weights, is not in memory beside them."""
     mappings = {id(mapping): mapping for buffer in buffers if (mapping := mapping_of(buffer)) is not None}
     done = threading.Event()
 
@@ -213,8 +213,8 @@ class TensorStream:
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Takes the disk space now, so that its lack shows before work starts. Where a file system cannot do that, writing will
-    tell."""
+    """Takes the disk space, so that a full disk shows before work starts. Where a file system cannot do that, it shows when
+    the file is written."""
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:

@@ -27,14 +27,14 @@ SAVED = ("schedule", "keep", "prompt", "fingerprint", "negative_prompt")  # as t
 
 
 def arrays_of(inversion: Inversion) -> dict[str, NDArray[Any]]:
-    """All arrays that it has, by their names in a file."""
+    """All arrays of an inversion, by their names in a file."""
     small = {name: getattr(inversion, name) for name in SMALL}
     kept = inversion.features.items()
     return small | {f"{kind}.{layer}": array for kind, layers in kept for layer, array in layers.items()}
 
 
 def metadata_of(inversion: Inversion) -> dict[str, str]:
-    """What a file says beside the arrays, but for checksums."""
+    """The metadata of a file, without checksums."""
     metadata = {key: getattr(inversion, key) for key in SAVED}
     metadata |= {"format": FORMAT, "version": VERSION, "layers": ",".join(map(str, inversion.layers))}
     metadata |= {"guidance": str(inversion.guidance), "size": "{}x{}".format(*inversion.size)}
@@ -50,7 +50,8 @@ def to_tensor(array: NDArray[Any]) -> Tensor:
 
 
 def read_fields(path: Path, mapped: bool) -> dict[str, Any]:
-    """An Inversion's fields from its file. ValueError naming the file and the fact if it is no sound one."""
+    """An Inversion's fields from its file. Raises a ValueError that names the file and the fact if the file is damaged, or
+    anything else."""
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: not an inversion of styleid")

@@ -1,4 +1,4 @@
-"""Inversions as they run, and what becomes of their features: kept in memory, written to a file, or forgotten."""
+"""Runs inversions, and keeps their features in memory, writes them to a file, or drops them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FEATURES = ("memory", "host", "disk", "recompute")
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What the model is told, as texts and as contexts of (1, tokens, channels)."""
+    """The prompts that the model is given, as texts and as contexts of (1, tokens, channels)."""
 
     text: str
     context: Float32
@@ -40,7 +40,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """How images are inverted: all that `styleid._core.invert` is told but the images and what is kept of each."""
+    """How images are inverted: all arguments of `styleid._core.invert` except the images and what is kept of each."""
 
     model: Model
     steps: int
@@ -57,7 +57,7 @@ class Recipe:
     watched: tuple[int, ...] | None = None  # by on_attention; None: the layers
 
     def settings(self, keep: str) -> dict[str, object]:
-        """What an inversion depends on besides the image and the model."""
+        """The settings that an inversion depends on besides the image and the model."""
         return {
             "steps": self.steps, "schedule": self.schedule, "layers": list(self.layers), "keep": keep,
             "prompt": self.prompt.text, "negative_prompt": self.prompt.negative, "guidance": self.prompt.guidance,
@@ -72,8 +72,8 @@ def run_inversions(
     """Inverts images of one size as one batch.
 
     Args:
-        images: each with what is kept of it, a key of KEEP
-        files: one for each, to write it to; the features are then mapped from there. Empty: they stay in memory
+        images: each image with what is kept of it, a key of KEEP
+        files: a file for each image, to write its inversion to; features are then mapped from it. Empty: they stay in memory
     """
     model, prompt = recipe.model, recipe.prompt
     latents = [model.encode(pad(pixels, model.image_multiple), recipe.seed) for pixels, _ in images]
@@ -156,7 +156,7 @@ class Recording:
                 self._write(f"{kind}.{layer}", array)
 
     def finish(self, inversion: Inversion) -> Inversion:
-        """The inversion, now complete, with its features mapped from the file."""
+        """Completes the file and returns the inversion with its features mapped from it."""
         for name, array in arrays_of(replace(inversion, features={})).items():
             self._write(name, array)
         tensors = self._stream.finish(seal_sums(self._sums, metadata_of(inversion)))
@@ -173,7 +173,7 @@ class Recording:
 
 
 def _shape(draft: Inversion, layer: int) -> tuple[int, int, int]:
-    """Of a layer's features of all steps."""
+    """The shape of a layer's features of all steps."""
     model = cast(Model, draft.model)
     height, width = model.layer_size(layer, draft.latent_size)
     return draft.steps, height * width, model.layer_channels(layer)

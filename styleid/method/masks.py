@@ -33,7 +33,7 @@ Masks = ArrayLike | Sequence[ArrayLike | None]
 
 
 def read_masks(name: str, masks: Masks | None, count: int) -> list[Float64 | None]:
-    """One mask per style, None: everywhere.
+    """One mask for each style; None stands for everywhere.
 
     Args:
         masks: one array where count is 1, or a list of one per style; None: everywhere
@@ -71,14 +71,14 @@ def area_mean(mask: Float64, size: Size) -> Float64:
 
 
 def over_padding(mask: Float64 | None, size: Size, model: Model) -> Float64 | None:
-    """The mask over an image of a size, continued over what the image is padded with: mirrored, as that is."""
+    """The mask over an image of a size, continued over the image's padding: mirrored, as the image is."""
     if mask is None or padded_size(size, model.image_multiple) == size:
         return mask
     return pad(area_mean(mask, size), model.image_multiple)
 
 
 def _overlaps(old: int, new: int) -> Float64:
-    """(new, old): the part of each new cell that each old one makes up, of an interval that both divide evenly."""
+    """(new, old) shares: which part of each new cell comes from each old cell, where both divide an interval evenly."""
     first, last = (np.arange(new)[:, np.newaxis] + i for i in (0, 1))
     inside = np.minimum(last * old, (np.arange(old) + 1) * new) - np.maximum(first * old, np.arange(old) * new)
     shares: Float64 = np.maximum(inside, 0) / old
@@ -142,7 +142,8 @@ def pixel_shares(masks: Sequence[Float64 | None], weights: Sequence[float], size
 
 
 def visible(latent: Float32, mask: Float64 | None) -> Float32:
-    """Those pixels of a (1, C, h, w) latent that its mask shows at least half as much as any: (1, C, 1, pixels)."""
+    """The pixels of a (1, C, h, w) latent that its mask shows at least half as much as the pixel that it shows most:
+    (1, C, 1, pixels)."""
     if mask is None:
         return latent
     shares = area_mean(mask, (latent.shape[2], latent.shape[3]))

@@ -1,7 +1,7 @@
-"""What a call comes to: its arguments and options, resolved once for a model, before anything is computed.
+"""Resolves the arguments and options of a call once for a model, before anything is computed.
 
-One rule for defaults: what is not given is what the model's folder recommends, else what the paper takes. One rule for
-sizes: files and PIL images are prepared as the paper does, arrays are taken as they are.
+There is one rule for defaults: a value that is not given is what the model's folder recommends, else the paper's. And there
+is one rule for sizes: files and PIL images are prepared as in the paper, arrays are taken as they are.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ T = TypeVar("T")
 def plan_inversion(
     model: Model, evaluated: Steps, layers: Iterable[int] | None, prompt: Prompt, chosen: Chosen, hooks: Hooks
 ) -> Recipe:
-    """How images are inverted. `layers`: None: the default ones.
+    """How images are inverted. `layers` None stands for the default layers.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected
@@ -110,14 +110,14 @@ class Sampling:
 
     @property
     def evaluations(self) -> int:
-        """How many there are."""
+        """The number of evaluations."""
         return len(self.facts["sampling"]) - self.skip
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """The layers that can be injected into, and those that are, or that a function is asked about, unless others are
-    given."""
+    """The layers that can be injected into, and the layers that are injected into, or that a function is asked about, unless
+    others are given."""
 
     layers: tuple[int, ...]
     default: tuple[int, ...]
@@ -183,7 +183,7 @@ def _start(strength: float, steps: int, facts: Schedule) -> tuple[int, int]:
 
 
 def default_rate(model: Model, name: str, value: Rate | None, steps: int) -> Float32:
-    """gamma or temperature as (steps, decoder layers): what was given, else what the model recommends, else the paper's."""
+    """gamma or temperature as (steps, decoder layers): the given value, else what the model recommends, else the paper's."""
     if value is None:
         value = cast("dict[str, float]", model.recommended).get(name, PAPER[name])
     return per_step_and_layer(name, value, steps, model.layer_count)
@@ -195,7 +195,7 @@ def default_layers(model: Model, facts: Schedule) -> tuple[int, ...]:
 
 
 def model_of(model: Model | None) -> Model:
-    """What a function was given as its model; None: the default one."""
+    """The model that a function was given; None stands for the default one."""
     if model is None:
         return default_model()
     if not isinstance(model, Model):
@@ -207,11 +207,11 @@ def model_of(model: Model | None) -> Model:
 
 
 def prompt_of(model: Model, text: Text, prompt: str, context: Float32 | None = None) -> Prompt:
-    """What the model is told.
+    """The prompts and contexts that the model is given.
 
     Args:
-        prompt: the text, whatever `text` says
-        context: of `prompt`, where it is known
+        prompt: the text, in place of the one in `text`
+        context: the context of `prompt`, where it is known
     """
     if context is None:
         context = model.encode_prompt(prompt)
@@ -258,7 +258,7 @@ def _watched(hooks: Hooks, model: Model) -> tuple[int, ...] | None:
 
 
 def listed(value: T | list[T] | tuple[T, ...]) -> list[T]:
-    """An argument that is one or several."""
+    """The values of an argument that is one value or several."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
@@ -280,14 +280,14 @@ def predict_memory(
     layers: LayersByStep | None = None,
     options: Options = (),
 ) -> Memory:
-    """What `styleid.transfer` will take on top of the loaded model.
+    """The memory that `styleid.transfer` will take on top of the loaded model.
 
     Args:
-        model: of which every evaluation is measured
+        model: the model, whose evaluations are measured without running them
         content: the side of the content, or its (height, width); None: the model's native square
-        style: that of the style, or a list of those of several; None: the content's
+        style: the size of the style, or a list of sizes of several styles; None: the content's size
         steps, schedule, layers: as in `styleid.transfer`
-        options: a `styleid.Storage`: where features are kept, and in what type
+        options: a `styleid.Storage`, which says where features are kept, and in what type
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected

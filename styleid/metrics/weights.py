@@ -1,4 +1,4 @@
-"""Where the weights of perceptual measures come from: a given folder, what is already here, or their publishers."""
+"""Finds the weights of perceptual measures: in a given folder, in caches of this machine, or at their publishers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A sweep carried out by the workers of a Dask cluster.
 
 The client plans, gives out steps, a few at a time to each worker, and writes results as they come, with the same bytes,
-names and manifest as a sweep in one process. Workers that disappear, hang or have a full disk lose nothing but the step
-that they were at. Needs `pip install styleid[cluster]`.
+names and manifest as a sweep in one process. A worker that disappears, hangs or has a full disk costs nothing but the step
+that it was at. The module needs `pip install "styleid[cluster]"`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ABSENCE = 600.0  # seconds that a scheduler, or the last worker, may be away
 
 
 def say_line(line: str) -> None:
-    """A line on standard error, which leaves a progress bar whole."""
+    """Writes a line on standard error without breaking a progress bar."""
     tqdm.write(f"styleid: {line}", file=sys.stderr)
 
 
@@ -54,7 +54,7 @@ class ClusterError(OSError):
 
 @dataclass
 class Timings:
-    """What the workers did: by worker and kind of step the number, seconds and bytes."""
+    """What the workers did: the number, seconds and bytes of steps, by worker and kind of step."""
 
     steps: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(lambda: [0, 0.0, 0]))
     memory: dict[str, int] = field(default_factory=dict)  # by worker: the most bytes
@@ -180,7 +180,7 @@ def run_on_cluster(
 
 @dataclass
 class _Seen:
-    """A worker as the scheduler tells of it."""
+    """A worker as the scheduler describes it."""
 
     beat: float  # the scheduler's time of the last heartbeat
     since: float  # our time when that changed
@@ -268,7 +268,7 @@ class _Run:
             raise ClusterError(f"cluster: no worker could be used for {ABSENCE:g} s; run the sweep again to go on")
 
     def _leave(self, name: str, why: str, fell: bool = False) -> None:
-        """A worker that is not to be counted on; what it was at is given to others."""
+        """Drops a worker that does not answer or cannot work; its steps are given to others."""
         steps = len(self.dispatcher.workers[name].steps)
         gone = []
         for future, (worker, step) in list(self._given.items()):
@@ -287,7 +287,7 @@ class _Run:
         self._feed()
 
     def _welcome(self, name: str, facts: Reply) -> None:
-        """A worker that has loaded the model: whether it fits, and what it has."""
+        """Receives a worker that has loaded the model: checks that it fits, and notes what it has."""
         from styleid.study.worker import versions
 
         seen = self._seen[name]
@@ -414,7 +414,7 @@ class _Run:
 
 
 def order_of(model: Model, features: str, folder: Path | None, disk: float) -> Order:
-    """What all steps have in common. TypeError for a model that was not loaded."""
+    """What all steps have in common. Raises TypeError for a model without an origin."""
     from styleid.study.worker import Order
 
     _, (_, settings, fingerprint) = model.__reduce__()  # as a pickle has it: from where, and how, it was loaded
@@ -428,7 +428,7 @@ def _without_pixels(task: Inverting) -> Inverting:
 
 
 def _name(dispatcher: Dispatcher, step: Step) -> str:
-    """What people call a step."""
+    """The name of a step in the dashboard."""
     if step.kind == "sample":
         return Path(dispatcher.results[step.key].output).stem
     return plain_stem(dispatcher.inversions[step.key].source.path)

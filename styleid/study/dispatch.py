@@ -1,4 +1,4 @@
-"""Who does what next: the order in which the workers of a cluster carry out a plan.
+"""The order in which the workers of a cluster carry out a plan.
 
 Every inversion is made once and stays where it was made; a sampling goes to a worker that has both of its inversions.
 Workers share the styles out among themselves, whose keys and values are large, and fetch the contents' queries from
@@ -93,14 +93,14 @@ class Dispatcher:
             self._stage_of |= {result.key: self._stages[-1] for result in block}
 
     def add_worker(self, name: str, held: Iterable[str] = ()) -> None:
-        """A worker, and which of the inversions it has already."""
+        """Adds a worker, with the inversions that it has already."""
         self.workers[name] = Worker({} if self._shared is None else self._shared)
         for key in held:
             if key in self.inversions:
                 self._arrived(name, key)
 
     def remove_worker(self, name: str, fell: bool = False) -> list[str]:
-        """A worker that is gone, with what it had; its steps are given out again.
+        """Removes a worker that is gone, with the inversions that it had; its steps are given out again.
 
         fell: maybe because of them, so that what took several workers down has failed. Returns the reasons of what failed.
         """
@@ -118,7 +118,7 @@ class Dispatcher:
         return reasons
 
     def next_step(self, name: str) -> Step | None:
-        """What a worker is to do now; None: nothing, for the time being."""
+        """The step that a worker is to do next; None: nothing at present."""
         worker = self.workers[name]
         step = self._choose(worker) if len(worker.steps) < AT_ONCE else None
         if step is None:
@@ -133,7 +133,7 @@ class Dispatcher:
         return step
 
     def done(self, name: str, step: Step, dropped: Iterable[str] = ()) -> None:
-        """A step is done. dropped: inversions that the worker removed to keep to its disk."""
+        """Notes that a step is done. dropped: inversions that the worker removed to stay within its disk."""
         self._end(name, step)
         if step.kind == "sample":
             self.open -= 1
@@ -143,7 +143,7 @@ class Dispatcher:
             self._lost(name, key)
 
     def again(self, name: str, step: Step, missing: Iterable[str] = ()) -> None:
-        """A step was not done, maybe because inversions are missing where they should be; it is given out again."""
+        """Gives out a step again that was not done, maybe because inversions are missing where they should be."""
         self._end(name, step)
         if step.kind == "sample":
             self._stage_of[step.key].put(self.results[step.key])
@@ -194,7 +194,7 @@ class Dispatcher:
         return None
 
     def _style(self, stage: Stage, worker: Worker) -> Step | None:
-        """A style that nobody has, else the one with most to do; not more than two at a time."""
+        """A style that no worker has, else the style with most work left; not more than two at a time."""
         if self._shared is None and sum(style in stage.open for style in (*worker.coming, *worker.held)) >= STYLES:
             return None
         for style in stage.open:
@@ -207,7 +207,7 @@ class Dispatcher:
         return None
 
     def _any_content(self, stage: Stage, worker: Worker) -> Step | None:
-        """A content that nobody has inverted."""
+        """A content that no worker has inverted."""
         for content in dict.fromkeys(content for contents in stage.open.values() for content in contents):
             if content not in self._places and content not in self._making:
                 return self._get(content, worker)

@@ -1,4 +1,4 @@
-"""What a sweep will cost: its steps played through with times that were measured on this machine."""
+"""Estimates what a sweep will cost: its steps are played through with times that were measured on this machine."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a number of workers needs.
+    """What a sweep takes with a number of workers.
 
     Attributes:
         workers: how many
@@ -91,7 +91,7 @@ def measure_costs(model: Model, size: tuple[int, int]) -> Costs:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Of the second call: the first one of a size also prepares the engine."""
+    """The seconds of the second call; the first call of a size also prepares the engine."""
     run()
     start = time.perf_counter()
     run()
@@ -99,7 +99,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 class _Disk:
-    """The inversions of a worker, which removes those that were not used for longest."""
+    """The inversions of a worker, which removes the ones that were used least recently."""
 
     def __init__(self, room: float) -> None:
         self.room = room
@@ -107,7 +107,7 @@ class _Disk:
         self.bytes = 0
 
     def use(self, step: Step, dispatcher: Dispatcher, size: Callable[[Inverting], int]) -> list[str]:
-        """What a step that is done needs or brings. Returns what had to go for it."""
+        """Notes the inversions that a finished step uses or brings. Returns those that had to go for them."""
         keys = [step.key]
         if step.kind == "sample":
             result = dispatcher.results[step.key]
@@ -174,7 +174,7 @@ def play(
 
 
 def estimate_text(results: Sequence[Result], model: Model, size: Callable[[Inverting], int], disk: float) -> str:
-    """What a sweep will cost on 1, 8, 64 and 512 workers like this machine."""
+    """The text that says what a sweep will cost on 1, 8, 64 and 512 workers like this machine."""
     if not results:
         return "nothing is left to do"
     inversions = {one.key: one for result in results for one in (result.content, result.style)}

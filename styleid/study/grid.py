@@ -69,12 +69,12 @@ class Grid:
         temperature: numbers above 0, or schedules
         initial: the initial latent: names as for `styleid.Start`, "adain" in the paper
         layers: sets of decoder layers: "6-11", "7,8,9" or [7, 8, 9]; several sets as a list of these
-        inject: what is injected: True (all), False (nothing) or some letters of "qkv"
+        inject: what is injected: True (everything), False (nothing) or some letters of "qkv"
         adain: True or False, another way to say initial="adain" or initial="content"; not together with `initial`
         strength: above 0, at most 1: the part of the steps that is sampled
         steps: numbers of DDIM steps, 2 to 1000
         schedule: "paper", "diffusers" or "corrected"
-        seed: of a sample of the VAE's posterior; None: its mean
+        seed: the seed of a sample of the VAE's posterior; None: its mean
 
     Raises:
         TypeError, ValueError: naming the field, what came and what was expected
@@ -131,7 +131,7 @@ class Grid:
 
 
 def _several(name: str, given: Any) -> Sequence[Any]:
-    """The alternatives: a lone value is the only one."""
+    """The alternatives of a field; a single value is the only alternative."""
     if callable(given):
         raise TypeError(f"{name}: {FUNCTION}")
     if given is None or isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
@@ -140,7 +140,7 @@ def _several(name: str, given: Any) -> Sequence[Any]:
 
 
 def _layer_sets(given: Any) -> Sequence[Any]:
-    """The alternatives; numbers alone are one set."""
+    """The alternative sets of layers; a list of numbers is one set."""
     values = _several("layers", given)
     return (values,) if values and all(hasattr(value, "__index__") for value in values) else values
 

@@ -24,15 +24,15 @@ NAME_BYTES = 40  # of an image's name in that of a result
 
 @lru_cache(maxsize=1)
 def suffixes() -> frozenset[str]:
-    """Of all files that `styleid.load_image` reads."""
+    """The suffixes of all files that `styleid.load_image` reads."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in READABLE)
 
 
 def list_images(places: Place | Iterable[Place], name: str) -> list[Path]:
-    """The given files, and of given folders the images directly in them by name, each once.
+    """The given files, and the images directly in given folders, sorted by name, each once.
 
     Hidden files and folders in a folder are no images. Raises TypeError for anything but paths, FileNotFoundError for
-    what is not there, and ValueError if there are no images; all begin with `name`.
+    paths that do not exist, and ValueError if there are no images; all messages begin with `name`.
     """
     given = [places] if isinstance(places, (str, bytes, os.PathLike)) else places
     if not hasattr(given, "__iter__"):

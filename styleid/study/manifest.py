@@ -38,7 +38,7 @@ class Manifest:
         self._read_on()
 
     def _read_on(self) -> None:
-        """Takes in what has been added, by whatever process."""
+        """Reads the lines that any process has added."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -53,14 +53,14 @@ class Manifest:
                 continue  # the line that was being written when a process was killed: its image is made again
 
     def finished(self, key: str) -> Row | None:
-        """The row of a result that is there, with the very file that was written."""
+        """The row of a result whose file is there as it was written."""
         if key not in self._rows:
             self._read_on()
         row = self._rows.get(key)
         return row if row is not None and self._is_whole(row) else None
 
     def _is_whole(self, row: Row) -> bool:
-        """Whether its file is what was written; of a file that has not changed since, without reading it again."""
+        """Whether a result's file is what was written; a file that was read and has not changed is not read again."""
         path = self.folder / str(row.get("output"))
         try:
             status = path.stat()
@@ -111,12 +111,12 @@ def encode_result(row: Row, image: NDArray[np.uint8]) -> bytes:
 
 
 def sha256(data: bytes) -> str:
-    """As hexadecimal digits."""
+    """The SHA-256 of bytes as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def write_table(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
-    """Rows as CSV in UTF-8, whole or not at all. Names that are no text have their bytes as \\xff."""
+    """Writes rows as CSV in UTF-8, whole or not at all. Bytes of names that are no text are written as \\xff."""
     with write_whole(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         table = csv.DictWriter(text, _columns(rows), restval="")
@@ -127,7 +127,7 @@ def write_table(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    """The same as Parquet, where PyArrow is installed."""
+    """Writes rows as Parquet, where PyArrow is installed."""
     try:
         from pyarrow import Table, parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:

@@ -1,4 +1,4 @@
-"""Folders of results that become one."""
+"""Joins folders of results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from styleid.study.manifest import Manifest, Row, write_parquet, write_table
 
 
 def merge(folders: Iterable[Place], into: Place) -> list[Row]:
-    """Copies the results of sweeps' folders that a folder does not have, and writes its tables.
+    """Copies the results of sweeps' folders into another folder, where it does not have them, and writes its tables.
 
-    What a folder's manifest lists and is not there unchanged is left out; a sweep makes it again. Inversions and contact
-    sheets are not copied.
+    Results that a manifest lists but that are missing or have changed are left out; a sweep makes them again. Inversions and
+    contact sheets are not copied.
 
     Args:
-        folders: of which each has a manifest
-        into: where the results go, made where it does not exist; what is there stays
+        folders: the folders of sweeps, each with a manifest
+        into: the folder that the results go to, which is made where it does not exist; its own results stay
 
     Returns:
         the rows of all results of `into`

@@ -84,7 +84,7 @@ class Result:
 
     @property
     def names(self) -> Row:
-        """The columns that say what it was made of."""
+        """The columns that say what the result was made from."""
         return {"content": str(self.content.source.path), "style": str(self.style.source.path)}
 
 
@@ -95,7 +95,7 @@ class Plan:
     results: tuple[Result, ...]
 
     def by_inversions(self) -> list[Result]:
-        """In the order that has the inversions of a group, a content and a style at hand as long as they are needed."""
+        """The results in an order that keeps the inversions of a group, a content and a style as long as they are needed."""
         return sorted(self.results, key=lambda result: result.group)
 
     @property
@@ -131,7 +131,7 @@ def make_plan(
 
 
 def _combinations(model: Model, grid: Grid) -> Iterator[tuple[Row, tuple[int, ...], list[str]]]:
-    """The settings of every combination, its layers as numbers, and the axes of which it is not as usual."""
+    """Every combination's settings, its layers as numbers, and the axes whose value is not the usual one."""
     recommended: Row = {**PAPER, **model.recommended}
     usual: Row = PLAIN | {name: rate_text(name, recommended[name]) for name in PAPER}
     for steps, schedule, seed in product(grid.steps, grid.schedule, grid.seed):
@@ -149,12 +149,12 @@ def _combinations(model: Model, grid: Grid) -> Iterator[tuple[Row, tuple[int, ..
 
 
 def _kind(settings: Row) -> tuple[Any, ...]:
-    """What inversions depend on."""
+    """The settings that inversions depend on."""
     return settings["steps"], settings["schedule"], settings["seed"]
 
 
 def _columns(common: Common) -> Row:
-    """What of the common settings the results depend on."""
+    """The common settings that results depend on."""
     names = "prompt", "negative_prompt", "guidance", "refine"
     return {name: getattr(common, name) for name in names}
 
@@ -172,7 +172,7 @@ def _value(value: object) -> str:
 
 
 def file_label(label: str) -> str:
-    """A label as a part of a file's name; long ones are cut, as the key that follows tells results apart."""
+    """A label as a part of a file's name. Long labels are cut, because the key that follows tells results apart."""
     text = label.replace(", ", "_").replace(" ", "").replace(":", "-").replace(",", "+")
     return text[:100]
 

@@ -1,8 +1,8 @@
 """The paper's protocol: measures over all pairs of contents and styles, 20 x 40 = 800 of them.
 
-LPIPS, CFSD and the measures without networks are means over the pairs. FID compares all results with the styles, each of
-which counts once for every result in it, as in StyleID's evaluation, which copies the files: the unbiased covariance of
-800 images is not that of 40. LPIPS and FID are of images with 512 pixels on the shorter side.
+LPIPS, CFSD and the measures without networks are means over the pairs. FID compares all results with the styles. Each style
+counts once for every result in it, as in StyleID's evaluation, which copies the files: the unbiased covariance of 800 images is
+not that of 40. LPIPS and FID are measured on images with 512 pixels on the shorter side.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class Pair(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What was measured.
+    """The measures of folders of results.
 
     Attributes:
-        pairs: a dictionary for every result: "folder" (of several), the settings, content, style, output and the measures
-        table: a dictionary for every combination of settings: "folder" (of several), the settings, "pairs" (their number),
-            of each measure the mean under its name and the standard deviation as NAME_std, and "rank", 1 for the best
+        pairs: a dictionary for every result: "folder" (if there are several), the settings, content, style, output and the
+            measures
+        table: a dictionary for every combination of settings: "folder" (if there are several), the settings, "pairs" (their
+            number), the mean of each measure under its name, its standard deviation as NAME_std, and "rank", 1 for the best
     """
 
     pairs: list[Row]
@@ -63,16 +64,17 @@ def evaluate_results(
     kind: Kind = "art",
     progress: Progress = False,
 ) -> Evaluation:
-    """Measures of folders of results, for every combination of settings in each.
+    """Measures folders of results, for every combination of settings in each.
 
     Args:
-        results: folders that a sweep made, of whose settings each gets a row; or of images named CONTENT_stylized_STYLE
-            or CONTENT_STYLE, as by StyleID's program. Measures that a sweep's manifest has are not computed again
+        results: folders that a sweep made, where each combination of settings gets a row; or folders of images named
+            CONTENT_stylized_STYLE or CONTENT_STYLE, as by StyleID's program. Measures that a sweep's manifest has are not
+            computed again
         contents, styles: the folders of the images, or the images; they are cropped and resized to a result's size
-        networks: also LPIPS, CFSD, FID and ArtFID, plain and extrapolated
+        networks: whether to measure also LPIPS, CFSD, FID and ArtFID, plain and extrapolated
         weights: as in `styleid.metrics.learned`
-        kind: of FID, as in `styleid.metrics.fid`; the paper's is "art"
-        progress: over all pairs; True for a bar, or a function that is called with (pairs, total)
+        kind: the kind of FID, as in `styleid.metrics.fid`; the paper's is "art"
+        progress: over all pairs: True for a bar, or a function that is called with (pairs, total)
 
     The rank is by ArtFID, or without networks by the mean of the ranks in each measure.
 
@@ -136,7 +138,7 @@ def find_pairs(
 def _by_manifest(
     folder: Path, rows: Iterable[Row], sources: Sequence[tuple[Path, Path]]
 ) -> list[tuple[Row, list[Pair]]]:
-    """A sweep's results by their settings; images are known by their names, wherever they were then."""
+    """A sweep's results by their settings; images are known by their names, wherever they were when the sweep ran."""
     by_names = {(content.name, style.name): (content, style) for content, style in sources}
     groups: dict[tuple[Any, ...], tuple[Row, list[Pair]]] = {}
     for row in rows:
@@ -216,7 +218,7 @@ def _of_pair(
     networks: bool,
     weights: Folder,
 ) -> dict[str, float]:
-    """All measures of a pair; those that are known are taken as they are."""
+    """All measures of a pair; measures that are known are not computed again."""
     values = dict(pair.known)
     if values.keys() != metrics.MEASURES.keys():
         return metrics.evaluate(stylized, content, style, networks, weights)

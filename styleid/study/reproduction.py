@@ -60,17 +60,17 @@ def reproduce(
     cluster: str | os.PathLike[str] | Client | None = None,
     disk: float = DISK,
 ) -> list[Row]:
-    """The paper's settings and ablations, measured; goes on where it stopped.
+    """Makes and measures results with the paper's settings and ablations; it goes on where it stopped.
 
-    Writes reproduction.csv, reproduction.txt with the published values beside, and reproduction.png into the folder.
+    It writes reproduction.csv, reproduction.txt with the published values beside the measured ones, and reproduction.png.
 
     Args:
         contents, styles: files or folders; the paper has 20 contents of MS-COCO and 40 styles of WikiArt
-        folder: of this experiment alone
-        model: the paper's is Stable Diffusion 1.4. None: the default model
-        pairs: about so many, of the first contents and styles in the proportion of what there is; None: all
-        networks: also LPIPS, CFSD, FID and ArtFID, which need PyTorch and the published weights, and 4 pairs
-        weights: their folder, as in `styleid.metrics.learned`
+        folder: the folder of this experiment alone
+        model: what `styleid.load_model` returned; the paper's is Stable Diffusion 1.4. None: the default model
+        pairs: about how many pairs are made, of the first contents and styles, in the proportion of their numbers; None: all
+        networks: whether to measure also LPIPS, CFSD, FID and ArtFID, which need PyTorch, the published weights and 4 pairs
+        weights: the folder of the weights, as in `styleid.metrics.learned`
         progress, cluster, disk: as for `styleid.study.sweep`
 
     Returns:
@@ -121,7 +121,7 @@ def reproduction_text(table: Sequence[Row]) -> str:
 
 
 def _subset(contents: list[Path], styles: list[Path], pairs: int | None) -> tuple[list[Path], list[Path]]:
-    """The first contents and styles, about so many pairs of them, in the proportion of all."""
+    """The first contents and styles that make about so many pairs, in the proportion of their numbers."""
     if pairs is None:
         return contents, styles
     if isinstance(pairs, bool) or not hasattr(pairs, "__index__") or pairs < 1:

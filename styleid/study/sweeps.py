@@ -1,9 +1,9 @@
-"""Many transfers: all contents with all styles and all settings, to be stopped and continued at any time.
+"""Sweeps: transfers of all contents with all styles and all settings, which can be stopped and continued at any time.
 
-A folder of results holds one PNG for each, named by what it was made of and a hash of all that it depends on;
+A folder of results holds a PNG for each result, named by what it was made from and a hash of all that it depends on;
 manifest.jsonl; inversions/, where every image is inverted once; and at the end table.csv, with PyArrow table.parquet, and
-contact sheets. What the manifest lists and is there unchanged is not made again. Several processes may work in one
-folder: what one is making, the others wait for.
+contact sheets. Results that the manifest lists and that are in the folder unchanged are not made again. Several processes
+may work in one folder, and wait for results that another one is making.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DISK = 20e9  # bytes of inversions that a worker of a cluster keeps
 
 
 class SweepIncomplete(ValueError):
-    """Some results could not be made; all others are there. One line for each fault."""
+    """Some results could not be made; all others are in the folder. The message has a line for each fault."""
 
 
 def sweep(
@@ -57,25 +57,25 @@ def sweep(
     disk: float = DISK,
     thumbnail: int = THUMBNAIL,
 ) -> list[Row]:
-    """Transfers with every combination of contents, styles and settings.
+    """Makes transfers with every combination of contents, styles and settings.
 
     Args:
         contents, styles: image files; or folders, for all images directly in them. Images that cannot be read are left
             out, with a warning for each at the end
-        folder: where results go; what an earlier sweep finished there, of these settings, is kept
-        model: None: the default model
-        grid: the settings that vary, or several grids, of which all combinations are computed. What it does not give is what
-            the model recommends, else the paper's
-        progress: over the results to be made; True for a bar, False for none, None for one in a terminal or a notebook
+        folder: the folder of the results; results of these settings that an earlier sweep finished there are kept
+        model: what `styleid.load_model` returned; None: the default model
+        grid: the settings that vary, or several grids, of which all combinations are computed. A setting that is not given
+            is what the model recommends, else the paper's
+        progress: over the results to be made: True for a bar, False for none, None for one in a terminal or a notebook
             only, or a function that is called with (results, total)
-        options: `styleid.Text`, `styleid.Accuracy`, `styleid.Storage` and `styleid.Resize`, one or several, for all
-            results. Inversions are kept in the cache of `Storage`, or else in inversions/ of the folder
-        cluster: None: this process computes. A Dask client, an address such as "tcp://scheduler:8786", "local" or
-            "local:N" for N workers on this machine, or the path of a scheduler file: the workers of that cluster do. Then
-            the cache of `Storage` is a folder that all workers share, or a `styleid.Cache` of it; without one each worker
-            keeps its inversions in its own local directory
-        disk: bytes of inversions that a worker of a cluster keeps there at most, but for one that is larger alone
-        thumbnail: pixels of an image in the contact sheets; 0: no sheets
+        options: for all results, one option or a list of options: `styleid.Text`, `styleid.Accuracy`, `styleid.Storage`,
+            `styleid.Resize`. Inversions are kept in the cache of `Storage`, or else in inversions/ of the folder
+        cluster: None: this process computes. Otherwise the workers of a cluster compute, which is given by a Dask client, an
+            address such as "tcp://scheduler:8786", "local" or "local:N" for N workers on this machine, or the path of a
+            scheduler file. The cache of `Storage` is then a folder that all workers share, or a `styleid.Cache` of it;
+            without one each worker keeps its inversions in its own local directory
+        disk: the bytes of inversions that a worker of a cluster keeps there at most, unless one alone is larger
+        thumbnail: the size of an image in the contact sheets, in pixels; 0: no sheets
 
     Returns:
         a dictionary for every result, in the table's order

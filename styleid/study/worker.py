@@ -67,7 +67,7 @@ class Order:
 
 
 class Cancelled(RuntimeError):
-    """Nobody waits for this step any longer."""
+    """The client has cancelled this step."""
 
 
 class Missing(Exception):
@@ -200,7 +200,7 @@ class Site:
 
 
 async def _unless_cancelled(call: Any, arguments: Reply, alive: Callable[[], None]) -> Any:
-    """The answer of another worker; Cancelled when nobody waits for it, as when that worker hangs."""
+    """The answer of another worker; raises Cancelled when the step is cancelled, as when that worker hangs."""
     answer = asyncio.ensure_future(call(**arguments))
     try:
         while not (await asyncio.wait({answer}, timeout=0.5))[0]:
@@ -244,12 +244,13 @@ def greet(order: Order) -> Reply:
 
 
 def versions() -> dict[str, str]:
-    """Of what the bytes of results depend on."""
+    """The versions of everything that the bytes of results depend on."""
     return {"styleid": __version__, "NumPy": np.__version__, "Pillow": PIL.__version__}
 
 
 def carry_out(order: Order, kind: str, task: Any, peer: str = "") -> Reply:
-    """One step of a plan. What went wrong is in the reply: "missing" inversions, a "full" disk, or another "error"."""
+    """Carries out one step of a plan. The reply says what went wrong: "missing" inversions, a "full" disk, or another
+    "error"."""
     worker = get_worker()
     key = worker.get_current_task()
 
