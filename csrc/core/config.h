@@ -1,4 +1,4 @@
-/* The numbers that a model is built from: the only place that knows one model family from another. */
+/* The numbers that a model is built from. Nothing else tells one model family from another. */
 #ifndef SID_CORE_CONFIG_H
 #define SID_CORE_CONFIG_H
 
@@ -17,10 +17,10 @@ typedef struct {
     size_t heads[SID_MAX_LEVELS];    /* number of attention heads per level */
     int attention[SID_MAX_LEVELS];   /* whether a level has transformers */
     size_t layers_per_block;         /* ResNets a level in the encoder; one more in the decoder */
-    int linear_projection;           /* the transformers' projections: linear, or 1x1 convolutions */
-    size_t context_size;             /* channels of the text context */
+    int linear_projection; /* whether the transformers' projections are linear maps, or else 1x1 convolutions */
+    size_t context_size;   /* channels of the text context */
     size_t groups;
-    float eps; /* of the ResNets' norms; the transformers' is 1e-6 */
+    float eps; /* the ResNets' norms add it to the variance; the transformers' add 1e-6 */
     sid_prediction prediction;
     size_t sample_size; /* native latent height and width */
 } sid_unet_config;
@@ -48,9 +48,9 @@ typedef struct {
 } sid_text_config;
 
 typedef struct {
-    sid_unet_config unet; /* levels == 0: none, the VAE alone */
+    sid_unet_config unet; /* levels is 0 where the model is a VAE alone */
     sid_vae_config vae;
-    sid_text_config text;           /* layers == 0: no text encoder */
+    sid_text_config text;           /* layers is 0 where there is no text encoder */
     double alphas[SID_TRAIN_STEPS]; /* cumulative product of 1 - beta */
 } sid_config;
 

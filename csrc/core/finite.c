@@ -9,14 +9,14 @@
 #include "core/err.h"
 #include "core/floats.h"
 
-/* The bits, but for the sign, of the largest number of the first type that is finite in the second. */
+/* The bits, without the sign, of the largest number of type `stored` that is finite in `dtype`. */
 static uint32_t largest(sid_dtype stored, sid_dtype dtype) {
     if (stored == SID_F16) return 0x7bff;
     if (stored == SID_BF16) return dtype == SID_F16 ? 0x477f : 0x7f7f;
     return dtype == SID_F32 ? 0x7f7fffff : dtype == SID_BF16 ? 0x7f7f7fff : 0x477fefff;
 }
 
-/* Without a branch for each number, so that compilers make vectors of the loops. */
+/* There is no branch for each number, so that compilers vectorize the loops. */
 int sid_all_fit(const void *numbers, sid_dtype stored, size_t count, sid_dtype dtype) {
     const int32_t most = (int32_t)largest(stored, dtype);
     const char *bytes = numbers;

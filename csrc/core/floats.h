@@ -11,14 +11,15 @@ typedef union {
 
 static inline float sid_from_bf16(uint16_t value) { return (sid_word){(uint32_t)value << 16}.number; }
 
-/* Round to nearest, ties to even; a NaN stays one. */
+/* Rounds to nearest, ties to even; a NaN stays a NaN. */
 static inline uint16_t sid_to_bf16(float value) {
     sid_word u = {.number = value};
     if ((u.bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((u.bits >> 16) | 0x40);
     return (uint16_t)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
 }
 
-/* Exact, denormals, infinities and NaNs included. Masks in place of branches, so that compilers make vectors of it. */
+/* This is exact, also for denormals, infinities and NaNs. Masks take the place of branches, so that compilers vectorize
+ * loops of it. */
 static inline float sid_from_f16(uint16_t half) {
     const sid_word smallest_normal = {113u << 23}; /* 2^-14 */
     uint32_t magnitude = half & 0x7fff, shifted = magnitude << 13, sign = (uint32_t)(half & 0x8000) << 16;
@@ -29,8 +30,8 @@ static inline float sid_from_f16(uint16_t half) {
     return (sid_word){(denormal.bits & is_denormal) | (normal & ~is_denormal) | sign}.number;
 }
 
-/* Round to nearest, ties to even; a NaN stays one, what is too large becomes infinite. Adding a large number makes the
- * processor round a denormal half at the right bit. */
+/* Rounds to nearest, ties to even; a NaN stays a NaN, and what is too large becomes infinite. Adding a large number
+ * makes the processor round a denormal half at the right bit. */
 static inline uint16_t sid_to_f16(float value) {
     const sid_word denormal_magic = {126u << 23}; /* 0.5: its last bit is worth 2^-24, as a denormal half's is */
     sid_word u = {.number = value};

@@ -1,5 +1,5 @@
-/* The engine's locks. They are the process's, so that a fork can wait for them: the child of a process in which another
- * thread was at work finds none held, and nothing half changed. */
+/* The engine's locks. They belong to the process, so that a fork can wait for them: even where another thread was at
+ * work, the child finds no lock held and nothing half changed. */
 #ifndef SID_CORE_LOCK_H
 #define SID_CORE_LOCK_H
 
@@ -9,11 +9,11 @@ typedef enum {
     SID_LOCKS
 } sid_lock_name;
 
-/* Held by one thread at a time, for short; a thread that holds one takes no other. */
+/* One thread at a time holds a lock, for a short time; a thread that holds one takes no other. */
 void sid_lock(sid_lock_name name);
 void sid_unlock(sid_lock_name name);
 
-/* Has forks wait from now on; once is enough. */
+/* Makes forks wait for the locks; calling it once is enough. */
 int sid_locks_open(void);
 
 #endif

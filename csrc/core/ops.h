@@ -4,15 +4,15 @@
 
 #include "core/backend.h"
 
-/* A dense activation in the backend's dtype, from the arena. */
+/* Makes *t a dense activation in the backend's dtype, in the arena. */
 int sid_new(sid_exec *exec, sid_tensor *t, size_t n, size_t h, size_t w, size_t c);
-/* The same shape as `like`, but c channels. */
+/* Makes *t one of the shape of `like`, but with c channels. */
 int sid_new_like(sid_exec *exec, sid_tensor *t, const sid_tensor *like, size_t c);
 
 /* Height or width after a convolution. */
 size_t sid_conv_size(const sid_conv_shape *shape, size_t size);
 
-/* Contracts: core/backend.h. post and curve may be NULL. */
+/* What these do is said in core/backend.h. post and curve may be NULL. */
 int sid_conv2d(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv *conv, const sid_post *post);
 int sid_linear_map(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_linear *linear, const sid_post *post);
 int sid_group_normalize(sid_exec *exec, sid_tensor *dst, const sid_group_norm *norm);
@@ -28,7 +28,7 @@ int sid_tile_take(sid_exec *exec, float *tile, const float *planes, const sid_wi
 int sid_tile_add(sid_exec *exec, float *planes, const float *tile, const sid_window *window, const float *row_shares,
                  const float *column_shares);
 
-/* Between host and backend memory, and within the latter. Nothing happens while the arena measures. */
+/* These copy between host and backend memory, and within backend memory. While the arena measures, nothing happens. */
 int sid_write(sid_exec *exec, void *block, const void *host, size_t size);
 int sid_read(sid_exec *exec, void *host, const void *block, size_t size);
 int sid_copy(sid_exec *exec, void *block, const void *from, size_t size);

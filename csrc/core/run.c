@@ -19,7 +19,8 @@ int sid_run_scratch(sid_runner *runner, size_t *bytes, sid_pass pass, const void
     return SID_OK;
 }
 
-/* The idle buffer if it is large enough, else a new one in its place: both at once would be more than was predicted. */
+/* Takes the idle buffer if it is large enough, else a new one in its place: both at once would take more memory than
+ * was predicted. */
 static int take_arena(sid_runner *runner, sid_arena *arena, size_t bytes) {
     sid_lock(SID_LOCK_STATE);
     *arena = runner->idle;

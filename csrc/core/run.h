@@ -16,12 +16,12 @@ typedef struct {
 void sid_runner_close(sid_runner *runner);
 size_t sid_runner_idle(sid_runner *runner); /* bytes of scratch that wait for the next run */
 
-/* Measures, takes the scratch, begins, computes, ends. key: core/backend.h. */
+/* Measures, takes the scratch, begins, computes and ends. The key is that of begin() in core/backend.h. */
 int sid_run(sid_runner *runner, uint64_t key, sid_pass pass, const void *arguments);
-/* Only measures: the bytes of scratch that a run takes. */
+/* Only measures how many bytes of scratch a run takes. */
 int sid_run_scratch(sid_runner *runner, size_t *bytes, sid_pass pass, const void *arguments);
 
-/* A key from one that stands for the function (or that this returned) and more that runs have to agree in; never 0. */
+/* Extends a key, which at first stands for the function, by facts that runs have to agree in. The result is never 0. */
 uint64_t sid_run_key(uint64_t key, const void *facts, size_t size);
 
 #endif

@@ -5,10 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What weights, activations and features are stored in. A backend says which of them it computes in. */
+/* The types of stored weights, activations and features. A backend says in which of them it computes. */
 typedef enum { SID_F32, SID_BF16, SID_F16, SID_DTYPE_COUNT } sid_dtype;
 
-/* A feature map. Always NHWC, so a feature map of h x w pixels *is* a matrix of h*w tokens. */
+/* A feature map. Its layout is always NHWC, so that a feature map of h x w pixels *is* a matrix of h*w tokens. */
 typedef struct {
     void *data; /* NULL while a run is measured */
     sid_dtype dtype;

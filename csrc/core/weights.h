@@ -14,22 +14,24 @@ typedef struct {
 } sid_weight;
 
 typedef struct {
-    sid_weight *items; /* sorted by name once sid_weights_sort() ran */
+    sid_weight *items; /* sorted by name after sid_weights_sort() */
     size_t count;
 } sid_weights;
 
 int sid_weights_open(sid_weights **weights, size_t count);
 void sid_weights_close(sid_weights **weights);
 
-/* Adds one weight; data stays the caller's. The product of the shape was checked against the data's size by the caller.
+/* Adds one weight, whose data stays the caller's. The caller has checked that the data has the size that the shape
+ * says.
  */
 int sid_weights_add(sid_weights *weights, const char *name, sid_dtype dtype, size_t rank, const size_t *shape,
                     const void *data);
 
-/* Makes the weights findable; two of one name are an error. */
+/* Sorts the weights, so that they can be found; two of the same name are an error. */
 int sid_weights_sort(sid_weights *weights);
 
-/* The weight prefix.suffix, which must have exactly the given shape; a missing or misshaped one is SID_EMODEL. */
+/* Finds the weight prefix.suffix. Fails with SID_EMODEL where it is missing or does not have exactly the given shape.
+ */
 int sid_weights_take(sid_weights *weights, const sid_weight **weight, const char *prefix, const char *suffix,
                      size_t rank, const size_t *shape);
 
@@ -38,10 +40,10 @@ sid_weight sid_weight_rows(const sid_weight *weight, size_t first, size_t count)
 sid_weight sid_weight_columns(const sid_weight *weight, size_t first, size_t count);
 
 size_t sid_weight_count(const sid_weight *weight); /* of its numbers */
-/* The weight's numbers in C order as float32; SID_EMODEL where one is not finite. */
+/* dst gets the weight's numbers in C order as float32; SID_EMODEL where one is not finite. */
 int sid_weight_floats(float *dst, const sid_weight *weight);
 
-/* SID_EMODEL naming the first weight that nothing took. */
+/* Fails with SID_EMODEL and names the first weight that nothing took. */
 int sid_weights_all_taken(const sid_weights *weights);
 
 #endif

@@ -7,7 +7,7 @@
 #include "core/err.h"
 #include "core/loan.h"
 
-/* Rows of t: the first half of the channels are keys, the second values. */
+/* The first half of the channels of kv are keys, the second half values. */
 static sid_tensor keys_of(const sid_tensor *kv) { return sid_channels(kv, 0, kv->c / 2); }
 static sid_tensor values_of(const sid_tensor *kv) { return sid_channels(kv, kv->c / 2, kv->c / 2); }
 
@@ -52,7 +52,7 @@ static int show_tensor(sid_exec *exec, float *host, const sid_tensor *t) {
     return status == SID_OK ? closed : status;
 }
 
-/* Q, and K and V of all sources, as the hook sees them. */
+/* Copies Q, and K and V of all sources, for the hook. */
 static int show(sid_exec *exec, hooked *h, const sid_tensor *q, float *copies) {
     sid_attention_inputs *in = &h->inputs;
     float *k = copies + in->queries * in->channels, *v = k + in->keys * in->channels;
@@ -67,14 +67,15 @@ static int show(sid_exec *exec, hooked *h, const sid_tensor *q, float *copies) {
     return SID_OK;
 }
 
-/* A lent matrix of float32 in the backend's dtype. */
+/* Converts a lent float32 matrix to the backend's dtype. */
 static int take_back(sid_exec *exec, sid_tensor *t, const sid_loan *loan, size_t rows, size_t channels) {
     sid_tensor given = sid_dense(loan->block, SID_F32, 1, 1, rows, channels);
     SID_TRY(sid_new_like(exec, t, &given, channels));
     return sid_combine(exec, t, 1, &given, 0, NULL);
 }
 
-/* The biases stay with their keys where the hook has left their number; other keys are one source without any. */
+/* Where the hook leaves the number of keys, they keep their biases; otherwise all keys become one source without
+ * biases. */
 static int attend_to_inputs(sid_exec *exec, hooked *h, const sid_loan loans[3]) {
     const sid_attention_inputs *in = &h->inputs;
     sid_tensor q, k, v;
@@ -95,7 +96,7 @@ static int attend_to_inputs(sid_exec *exec, hooked *h, const sid_loan loans[3]) 
     return attend(exec, h->dst, &q, h->sources, h->count, h->t->heads, h->temperature);
 }
 
-/* In memory of its own, because what the hook gives may be larger than what was measured. */
+/* Attends in memory of its own, because the hook may give more than was measured. */
 static int attend_apart(const sid_exec *exec, hooked *h, const sid_loan loans[3]) {
     sid_exec own = {.backend = exec->backend, .arena = {.measuring = 1}, .run = exec->run};
     SID_TRY(attend_to_inputs(&own, h, loans));
@@ -135,7 +136,7 @@ static int attend_hooked(sid_exec *exec, const sid_tap *tap, hooked *h, const si
 
 static int is_hooked(const sid_tap *tap, int layer) { return tap && tap->hook && tap->hook->layers[layer]; }
 
-/* One sample's attention in a layer with a tap. */
+/* One sample's attention in a layer with a tap, whose hook may see it. */
 static int attend_tapped(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst,
                          const sid_tensor *q, const sid_keys *sources, size_t count, float temperature) {
     if (!is_hooked(tap, t->layer)) return attend(exec, dst, q, sources, count, t->heads, temperature);
@@ -177,7 +178,7 @@ static int save_features(sid_exec *exec, const sid_tap *tap, int number, const s
     return SID_OK;
 }
 
-/* A step's features in the bank's dtype. */
+/* Fetches a step's features in the bank's dtype. */
 static int fetch(sid_exec *exec, sid_tensor *features, const sid_bank *bank, const sid_bank_layer *layer, void *kept,
                  size_t step) {
     sid_tensor slot = *features = sid_bank_slot(bank, layer, kept, step);
@@ -186,7 +187,7 @@ static int fetch(sid_exec *exec, sid_tensor *features, const sid_bank *bank, con
     return sid_write(exec, features->data, slot.data, slot.w * slot.c * sid_dtype_size(bank->dtype));
 }
 
-/* The same in the backend's dtype. */
+/* Fetches them in the backend's dtype. */
 static int fetch_converted(sid_exec *exec, sid_tensor *features, const sid_bank *bank, const sid_bank_layer *layer,
                            void *kept, size_t step) {
     sid_tensor converted;
@@ -204,7 +205,7 @@ int sid_attend_samples(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, con
     return attend(exec, dst, q, &(sid_keys){.k = keys_of(kv), .v = values_of(kv)}, 1, heads, 1);
 }
 
-/* The layer's own keys and values of x, stacked. */
+/* kv = the layer's own keys and values of x, stacked. */
 static int own_keys(sid_exec *exec, const sid_transformer *t, sid_tensor *kv, const sid_tensor *x) {
     SID_TRY(sid_new_like(exec, kv, x, 2 * t->channels));
     return sid_linear_map(exec, kv, x, t->attention1.keys, NULL);
@@ -221,7 +222,7 @@ static int injects_keys(const sid_injection *in, int layer) {
 }
 static int injects_query(const sid_injection *in, int layer) { return in->content && in->content->layers[layer].query; }
 
-/* The keys and values of one style: those that its bank has; the layer's own for the rest. */
+/* The keys and values of one style: those that its bank has, and otherwise the layer's own. */
 static int style_source(sid_exec *exec, sid_keys *source, const sid_tap *tap, size_t style, int number,
                         const sid_tensor *own) {
     const sid_injection *in = tap->injection;
@@ -265,8 +266,8 @@ static int inject_query(sid_exec *exec, const sid_tap *tap, int number, sid_tens
     return sid_combine(exec, q, gamma, &content, 1 - gamma, q);
 }
 
-/* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. Where that does not
- * cover everything, the rest is the plain attention. */
+/* Q = gamma Q_content + (1 - gamma) Q; K, V = the styles'; softmax(temperature Q K^T / sqrt(d)) V. Where the injection
+ * does not cover everything, the rest is the plain attention. */
 static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst, sid_tensor *q,
                   const sid_tensor *x) {
     const sid_injection *in = tap->injection;
@@ -286,7 +287,7 @@ static int inject(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, 
     return cover ? sid_blend_rows(exec, dst, cover, dst, &plain) : SID_OK;
 }
 
-/* All samples' attention to their own keys. */
+/* Every sample attends to its own keys. */
 static int attend_own(sid_exec *exec, const sid_transformer *t, const sid_tap *tap, sid_tensor *dst,
                       const sid_tensor *q, const sid_tensor *kv) {
     if (!is_hooked(tap, t->layer)) return sid_attend_samples(exec, dst, q, kv, t->heads);

@@ -4,7 +4,7 @@
 
 #include "model/blocks.h"
 
-/* dst (n, h, w, channels) = the transformer's self-attention of x: the one place that reads the tap. */
+/* dst (n, h, w, channels) = the transformer's self-attention of x. Nothing else reads the tap. */
 int sid_self_attention(sid_exec *exec, const sid_transformer *transformer, sid_tensor *dst, const sid_tensor *x,
                        const sid_tap *tap);
 

@@ -1,4 +1,4 @@
-/* What vae.c chooses between: the networks that turn images into latents and back. */
+/* The networks that turn images into latents and back, one of which vae.c chooses. */
 #ifndef SID_MODEL_AUTOENCODER_H
 #define SID_MODEL_AUTOENCODER_H
 

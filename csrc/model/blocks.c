@@ -67,7 +67,7 @@ int sid_resnet_run(sid_exec *exec, const sid_resnet *r, sid_tensor *dst, sid_ten
     return SID_OK;
 }
 
-/* Number `number` of a transformer block: all but the keys. */
+/* Opens attention `number` of a transformer block, all of it but the keys. */
 static int attention_open(sid_builder *builder, sid_attention_part *part, const char *block, int number,
                           size_t channels) {
     char name[SID_NAME_SIZE];

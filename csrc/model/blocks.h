@@ -12,10 +12,11 @@ typedef struct {
     float eps;
     sid_norm norm1, norm2;
     sid_conv *conv1, *conv2;
-    sid_linear *shortcut, *skip_shortcut; /* NULL: the input itself; the 1x1 convolution's input and skip columns */
+    sid_linear *shortcut, *skip_shortcut; /* the 1x1 convolution's columns of the input and of the skip connection;
+                                             NULL: the input itself is added */
 } sid_resnet;
 
-/* resnet: its numbers are set. */
+/* The numbers of the resnet are set. */
 int sid_resnet_open(sid_builder *builder, sid_resnet *resnet, const char *prefix);
 void sid_resnet_close(sid_backend *backend, sid_resnet *resnet);
 /* dst (n, h, w, out), x (n, h, w, in), skip NULL or (n, h, w, skip), time NULL or float32
@@ -42,7 +43,7 @@ typedef struct {
     sid_linear *hidden, *gate, *forward;       /* forward(hidden(x) * gelu(gate(x))) */
 } sid_transformer;
 
-/* transformer: its numbers are set. context_tokens: of the usual context. */
+/* The numbers of the transformer are set. context_tokens: as many as the usual context has. */
 int sid_transformer_open(sid_builder *builder, sid_transformer *transformer, const char *prefix, size_t context_tokens);
 void sid_transformer_close(sid_backend *backend, sid_transformer *transformer);
 /* x (n, h, w, channels), in place. context_keys: (1 or n, 1, tokens, 2 * channels). */

@@ -7,7 +7,7 @@
 #include "core/loan.h"
 #include "core/lock.h"
 
-#define CONTEXTS 2 /* are kept: of a prompt and of what guidance leads away from */
+#define CONTEXTS 2 /* that are kept: the prompt's and the negative one */
 
 struct sid_prepared {
     sid_context given;
@@ -149,7 +149,8 @@ static int matches(const sid_cache *cache, const sid_prepared *p, const sid_cont
            memcmp(p->copy, given->data, count_of(cache, given) * sizeof *given->data) == 0;
 }
 
-/* The three below: call with the lock held. One user less; freed with the last, when the cache no longer holds it. */
+/* The next three functions are called with the lock held. This one counts a user less and frees p with the last one,
+ * unless the cache holds it. */
 static void drop(const sid_cache *cache, sid_prepared *p) {
     if (--p->users) return;
     for (size_t i = 0; i < CONTEXTS; i++)
@@ -157,7 +158,7 @@ static void drop(const sid_cache *cache, sid_prepared *p) {
     prepared_free(cache, p);
 }
 
-/* One user more of the cache's own that matches; NULL where none does. */
+/* Finds the cache's context that matches, and counts one user more; NULL where none matches. */
 static sid_prepared *find(const sid_cache *cache, const sid_context *given) {
     for (size_t i = 0; i < CONTEXTS; i++) {
         if (!matches(cache, cache->contexts[i], given)) continue;
@@ -167,7 +168,7 @@ static sid_prepared *find(const sid_cache *cache, const sid_context *given) {
     return NULL;
 }
 
-/* p becomes the latest, in the place of itself or of the oldest. */
+/* Makes p the first of the contexts. Where it is a new one, the oldest goes. */
 static void keep(sid_cache *cache, sid_prepared *p) {
     size_t place = 0;
     while (place + 1 < CONTEXTS && cache->contexts[place] != p) place++;

@@ -1,4 +1,4 @@
-/* What the runs of a UNet have in common and is computed once: timesteps' embeddings, and contexts' keys and values. */
+/* Computes once what the runs of a UNet have in common: timesteps' embeddings, and contexts' keys and values. */
 #ifndef SID_MODEL_CACHE_H
 #define SID_MODEL_CACHE_H
 
@@ -11,10 +11,10 @@ typedef struct sid_cache sid_cache;
 int sid_cache_open(sid_cache **cache, sid_runner *runner, const sid_unet *unet);
 void sid_cache_close(sid_cache **cache);
 
-/* *time: the cache's own row of sid_unet_time_size() numbers, computed at its first use. */
+/* Sets *time to the cache's own row of sid_unet_time_size() numbers, which is computed when it is first needed. */
 int sid_cache_time(sid_cache *cache, const float **time, int timestep);
 
-/* A context and what all cross-attentions make of it. The cache keeps the last ones; each is there at least from
+/* A context and what all cross-attentions make of it. The cache keeps the last ones; each exists at least from
  * sid_cache_context() to sid_cache_release(). */
 typedef struct sid_prepared sid_prepared;
 int sid_cache_context(sid_cache *cache, sid_prepared **prepared, const sid_context *context);

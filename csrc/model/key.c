@@ -19,7 +19,7 @@ static int is_plain(const sid_tap *tap, const sid_backend *backend, size_t sampl
     return 1;
 }
 
-/* Which features there are, of how many tokens, in which type. */
+/* Adds which features the bank has, of how many tokens, in which type. */
 static uint64_t add_bank(uint64_t key, const sid_bank *bank) {
     if (!bank) return sid_run_key(key, "", 1);
     key = sid_run_key(key, &bank->dtype, sizeof bank->dtype);

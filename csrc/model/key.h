@@ -12,7 +12,7 @@ typedef struct {
     const sid_tap *tap; /* NULL: none */
 } sid_evaluation;
 
-/* 0: not to be recorded, since a hook sees it, or features cross between host and device. */
+/* 0 where the evaluation is not to be recorded, because a hook sees it or features cross between host and device. */
 uint64_t sid_evaluation_key(const sid_evaluation *evaluation, const sid_backend *backend);
 
 #endif

@@ -8,26 +8,20 @@
 #define EPS 1e-6f
 #define MAX_RESNETS (SID_MAX_LEVELS * 8 + 2)
 
-/* Self-attention over all pixels with a single head: x += out(attention(norm(x))). */
-typedef struct {
-    sid_norm norm;
-    sid_linear *query, *keys, *out;
-} mid_attention;
-
-/* Encoder and decoder have the same parts. In the order in which they run. */
+/* Encoder and decoder have the same parts, which are in the order in which they run. */
 typedef struct {
     sid_conv *conv_in, *conv_out;
     sid_norm norm_out;
     size_t resnet_count, resampler_count;
     sid_resnet resnets[MAX_RESNETS];
     sid_conv *resamplers[SID_MAX_LEVELS];
-    mid_attention attention;
+    sid_attention_part attention; /* over all pixels, with a single head */
 } half;
 
 typedef struct {
     sid_vae_config config;
     half encoder, decoder;
-    sid_linear *quant, *quant_variance; /* NULL: none; to the posterior's mean, to the logarithm of its variance */
+    sid_linear *quant, *quant_variance; /* to the posterior's mean and to the logarithm of its variance; NULL: none */
     sid_linear *post_quant;             /* NULL: none */
 } kl;
 
@@ -37,7 +31,7 @@ static int add_resnet(sid_builder *builder, half *part, const char *prefix, size
     return sid_resnet_open(builder, r, prefix);
 }
 
-static int open_attention(sid_builder *builder, mid_attention *a, const char *prefix, size_t channels) {
+static int open_attention(sid_builder *builder, sid_attention_part *a, const char *prefix, size_t channels) {
     char name[SID_NAME_SIZE], stacked[2][SID_NAME_SIZE];
     size_t outs[] = {channels, channels};
     SID_TRY(sid_name(name, "%s.group_norm", prefix));
@@ -156,14 +150,14 @@ static void kl_close(sid_backend *backend, void *network) {
     free(vae);
 }
 
-/* One half's run: what comes next of each kind. */
+/* A run through one half: the next part of each kind. */
 typedef struct {
     const half *part;
     size_t groups, resnet, resampler;
     sid_tensor x;
 } walk;
 
-/* In place where the width stays, so that an image's largest maps exist as few times as possible. */
+/* Works in place where the width stays, so that as few as possible of an image's largest maps exist. */
 static int next_resnet(sid_exec *exec, walk *w) {
     const sid_resnet *r = &w->part->resnets[w->resnet++];
     sid_tensor out;
@@ -178,8 +172,9 @@ static int next_resampler(sid_exec *exec, walk *w) {
     return sid_resample(exec, &w->x, w->part->resamplers[w->resampler++]);
 }
 
+/* x += out(attention(norm(x))) */
 static int attention(sid_exec *exec, walk *w) {
-    const mid_attention *a = &w->part->attention;
+    const sid_attention_part *a = &w->part->attention;
     size_t mark = sid_arena_mark(&exec->arena), c = w->x.c;
     sid_tensor normed, q, kv;
     SID_TRY(sid_new_like(exec, &normed, &w->x, c));

@@ -16,7 +16,7 @@ typedef struct {
     float *scale, *shift; /* [channels], one block of the backend's memory */
 } sid_norm;
 
-/* Names are printf formats for the part's prefix; ".weight" and ".bias" follow it. */
+/* Prints the name of a part, which ".weight" and ".bias" follow. */
 #define SID_NAME_SIZE 192
 int sid_name(char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -27,7 +27,7 @@ void sid_norm_close(sid_backend *backend, sid_norm *norm);
 int sid_conv_open(sid_builder *builder, sid_conv **conv, const char *prefix, sid_conv_shape shape);
 void sid_conv_close(sid_backend *backend, sid_conv **conv);
 
-/* x becomes its convolution, of the size that the shape makes of it and as many channels. */
+/* Replaces x by its convolution, which has as many channels and the size that the shape makes of it. */
 int sid_resample(sid_exec *exec, sid_tensor *x, sid_conv *conv);
 
 /* 3x3, stride 1, same size. */
@@ -54,12 +54,12 @@ typedef enum {
 } sid_linear_kind;
 
 int sid_linear_open(sid_builder *builder, sid_linear **linear, const char *prefix, size_t in, size_t out, int kind);
-/* Several products of the same input as one, stacked along out: the i-th has outs[i] channels. */
+/* Opens several products of the same input as one, stacked along out: the i-th has outs[i] channels. */
 #define SID_MAX_PARTS 128
 int sid_linear_open_stacked(sid_builder *builder, sid_linear **linear, size_t parts, char (*prefixes)[SID_NAME_SIZE],
                             size_t in, const size_t *outs, int kind);
-/* Rows first_row .. first_row + out - 1 and columns first_column .. first_column + in - 1 of a (rows, columns) product,
- * with those rows of its bias. */
+/* A part of a product: rows first_row .. first_row + out - 1 and columns first_column .. first_column + in - 1 of a
+ * (rows, columns) product, with those rows of its bias. */
 typedef struct {
     size_t rows, columns, first_row, out, first_column, in;
 } sid_linear_part;

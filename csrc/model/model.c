@@ -154,7 +154,7 @@ static int open_unet(sid_model *m, sid_weights *weights, size_t size) {
     return sid_cache_open(&m->cache, &m->runner, m->unet);
 }
 
-/* Every part is packed for the size that it has at the model's native one. */
+/* Every part is packed for the size that it has at the model's native size. */
 static int open_parts(sid_model *m, sid_weights *weights) {
     const sid_config *c = &m->config;
     size_t multiple = sid_latent_multiple(&c->unet), native = c->unet.levels ? c->unet.sample_size : VAE_SIZE;

@@ -28,11 +28,11 @@ typedef struct {
     size_t n, tokens;
 } sid_context;
 
-/* Planes, below, are the backend's memory, of a shape that the caller has set. Latents' h and w are multiples of
+/* The planes below are the backend's memory, and the caller has set their shapes. Latents' h and w are multiples of
  * sid_latent_multiple(), images' of sid_vae_factor(). */
 
-/* noise = UNet(latents, timestep, context): the raw output. The context is of as many samples or one. tap may be NULL.
- * noise NULL: only the features that the tap saves are wanted. */
+/* noise = UNet(latents, timestep, context): the raw output. The context has as many samples or one. tap may be NULL.
+ * Where noise is NULL, only the features that the tap saves are wanted. */
 int sid_model_predict(sid_model *model, sid_planes *noise, const sid_planes *latents, int timestep,
                       const sid_context *context, const sid_tap *tap);
 /* latents = VAE mean(images) * scaling_factor; images in [-1, 1]. */

@@ -101,7 +101,7 @@ static void taesd_close(sid_backend *backend, void *network) {
     free(t);
 }
 
-/* *x: the next `count` blocks of it, in place. */
+/* Runs `count` blocks on x in place. */
 static int run_blocks(sid_exec *exec, const block *blocks, size_t count, sid_tensor *x) {
     const sid_post relu = {.relu = 1}, fuse = {.residual = x, .relu = 1};
     size_t mark = sid_arena_mark(&exec->arena);

@@ -36,7 +36,7 @@ typedef struct {
 } sid_attention_inputs;
 
 /* Sees the inputs before an attention runs on them. The call may set the pointers and `keys` to others, which stay as
- * they are until the next call; anything but 0 ends the run with SID_ECANCELLED. */
+ * they are until the next call; any result but 0 ends the run with SID_ECANCELLED. */
 typedef struct {
     int (*call)(void *self, size_t step, size_t layer, sid_attention_inputs *inputs); /* NULL: none */
     void *self;

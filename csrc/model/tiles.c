@@ -7,9 +7,9 @@
 #include "core/ops.h"
 
 #define TILE 80    /* latent pixels a side, at most */
-#define OVERLAP 16 /* of neighbouring tiles, at least */
+#define OVERLAP 16 /* latent pixels that neighbouring tiles share, at least */
 #define MARGIN \
-    4 /* latent pixels at a tile's inner edges that are not used, because they know nothing of what follows */
+    4 /* latent pixels at a tile's inner edges that are not used, because they have not seen what lies beyond */
 
 /* ---- how an axis is cut ---- */
 
@@ -29,7 +29,7 @@ static size_t start_of(const cut *c, size_t tile) {
 }
 
 /* A tile's weight at its pixel q, `scale` pixels to a latent one: d - MARGIN at a distance d to the nearest inner edge,
- * but 0 below, and no more than where the two tiles share the overlap. */
+ * but not below 0, and not above OVERLAP - 2 MARGIN, so that a tile counts in full outside of its overlaps. */
 static float weight_at(const cut *c, size_t tile, size_t scale, size_t q) {
     float before = tile ? (float)q + 0.5f : INFINITY;
     float after = tile + 1 < c->count ? (float)(c->size * scale - q) - 0.5f : INFINITY;
@@ -43,7 +43,7 @@ static void fill_shares(float *shares, const cut *c, size_t tile, size_t scale) 
         size_t pixel = start_of(c, tile) * scale + q;
         float total = 0;
         for (size_t other = 0; other < c->count; other++) {
-            size_t at = pixel - start_of(c, other) * scale; /* wraps around to huge before its start */
+            size_t at = pixel - start_of(c, other) * scale; /* huge before its start, by wrapping around */
             if (at < c->size * scale) total += weight_at(c, other, scale, at);
         }
         shares[q] = weight_at(c, tile, scale, q) / total;
@@ -66,7 +66,7 @@ static task task_of(const sid_map *map, sid_planes *dst, const sid_planes *src) 
     return (task){.map = map, .dst = dst, .src = src, .rows = cut_axis(h), .columns = cut_axis(w)};
 }
 
-/* Pixels of planes to one of the latents. */
+/* Pixels of the planes for one of the latents, in each direction. */
 static size_t scale_of(const task *t, const sid_planes *planes) { return planes->h / t->rows.length; }
 
 static sid_planes tile_of(const task *t, const sid_planes *planes) {

@@ -1,4 +1,4 @@
-/* Planes through a network in runs: one for the whole, or one for each of some overlapping tiles. */
+/* Sends planes through a network, in one run or in one for each of some overlapping tiles. */
 #ifndef SID_MODEL_TILES_H
 #define SID_MODEL_TILES_H
 
@@ -13,7 +13,7 @@ typedef struct {
 /* dst = the network's output for src. tiled: where the latents are larger than a tile, the sum of what it makes of each
  * tile times the tile's share. */
 int sid_map_planes(sid_runner *runner, const sid_map *map, sid_planes *dst, const sid_planes *src, int tiled);
-/* Its scratch bytes; of dst and src only the shapes are read. */
+/* The scratch bytes that this takes; of dst and src only the shapes are read. */
 int sid_map_scratch(sid_runner *runner, const sid_map *map, size_t *bytes, const sid_planes *dst, const sid_planes *src,
                     int tiled);
 

@@ -91,15 +91,14 @@ static int open_decoder(sid_builder *builder, sid_unet *u) {
     const sid_unet_config *c = &u->config;
     char name[SID_NAME_SIZE];
     size_t in = c->channels[c->levels - 1];
-    for (size_t block = 0; block < c->levels; block++) {
-        size_t level = c->levels - 1 - block, out = c->channels[level];
-        for (size_t i = 0; i <= c->layers_per_block; i++, in = out) {
-            int layer = (int)(block * (c->layers_per_block + 1) + i);
+    for (size_t block = 0, layer = 0; block < c->levels; block++) {
+        size_t level = sid_layer_level(c, layer), out = c->channels[level];
+        for (size_t i = 0; i <= c->layers_per_block; i++, layer++, in = out) {
             SID_TRY(sid_name(name, "unet.up_blocks.%zu.resnets.%zu", block, i));
             SID_TRY(add_resnet(builder, u, in, skip_channels(c, level, i), out, name));
             if (!c->attention[level]) continue;
             SID_TRY(sid_name(name, "unet.up_blocks.%zu.attentions.%zu", block, i));
-            SID_TRY(add_transformer(builder, u, level, layer, name));
+            SID_TRY(add_transformer(builder, u, level, (int)layer, name));
         }
         if (level == 0) break;
         SID_TRY(sid_name(name, "unet.up_blocks.%zu.upsamplers.0.conv", block));
@@ -179,7 +178,7 @@ int sid_unet_time(sid_exec *exec, const sid_unet *u, float *time, const sid_plan
     return SID_OK;
 }
 
-/* One run's way through the blocks: what comes next of each kind, and the skip connections still to be used. */
+/* A run through the blocks: the next part of each kind, and the skip connections that are still to be used. */
 typedef struct {
     const sid_unet *unet;
     const float *time;

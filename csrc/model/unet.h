@@ -7,7 +7,7 @@
 
 typedef struct sid_unet sid_unet;
 
-/* context_tokens: of the usual context. */
+/* context_tokens: as many as the usual context has. */
 int sid_unet_open(sid_builder *builder, sid_unet **unet, const sid_unet_config *config, size_t context_tokens);
 void sid_unet_close(sid_backend *backend, sid_unet **unet);
 
@@ -28,7 +28,8 @@ void sid_unet_waves(float *waves, size_t count, int timestep);
 int sid_unet_time(sid_exec *exec, const sid_unet *unet, float *time, const sid_planes *waves);
 
 /* noise (n, h, w, C) float32, z (n, h, w, C) in the backend's dtype; time and keys from the functions above.
- * noise NULL: only the features that the tap saves are wanted; the run ends with the last of their layers. */
+ * Where noise is NULL, only the features that the tap saves are wanted, and the run ends with the last of their layers.
+ */
 int sid_unet_run(sid_exec *exec, const sid_unet *unet, sid_tensor *noise, const sid_tensor *z, const float *time,
                  const sid_tensor *keys, const sid_tap *tap);
 

@@ -9,26 +9,26 @@ typedef struct {
     size_t numbers[SID_MAX_LAYERS], count;
 } sid_layers;
 
-/* Borrowed; NULL where there is none, or with an exception where there was no memory to look for it. */
+/* A borrowed reference; NULL where there is no such entry, or, with an exception, no memory to look for it. */
 PyObject *sid_entry(PyObject *dict, const char *key);
-/* The array if the engine succeeded, else NULL with its exception. */
+/* A new reference to the array where the engine succeeded, else NULL with the status's exception. */
 PyObject *sid_finish(const sid_state *state, const sid_array *array, int status);
 int sid_read_size(size_t *value, PyObject *object, const char *name, size_t least, size_t most);
 int sid_read_number(double *value, PyObject *object, const char *name);
-/* choice: the index in the NULL-terminated list. */
+/* *choice becomes the index in the list, which ends with NULL. */
 int sid_read_choice(int *choice, PyObject *object, const char *name, const char *const *choices);
 /* A number of evaluations that a schedule may have. */
 int sid_read_steps(size_t *steps, PyObject *object);
 /* One of sid_dtype_names(). */
 int sid_read_dtype(sid_dtype *dtype, PyObject *object, const char *name);
-/* Any iterable but a string as a tuple, which no code that runs meanwhile can change; NULL with an exception.
- * of: its items, for the error text. */
+/* Makes a tuple, which no code that runs meanwhile can change, of any iterable but a string; NULL with an exception.
+ * `of` names the items in the error text. */
 PyObject *sid_read_sequence(PyObject *object, const char *name, const char *of);
-/* Decoder layers that have self-attention, none twice. */
+/* Reads decoder layers that have self-attention, each at most once. */
 int sid_read_layers(sid_layers *layers, PyObject *object, const char *name, const sid_unet_config *config);
-/* count positive finite numbers; *weights is the caller's to PyMem_Free(). */
-int sid_read_shares(float **weights, PyObject *object, const char *name, size_t count);
-/* ValueError where there is none, but the VAE alone. */
+/* Reads count positive finite numbers; the caller frees *shares by PyMem_Free(). */
+int sid_read_shares(float **shares, PyObject *object, const char *name, size_t count);
+/* ValueError where the model has no UNet, but is a VAE alone. */
 int sid_check_unet(const sid_config *config);
 /* None becomes NULL. */
 int sid_read_callable(PyObject **callable, PyObject *object, const char *name);
@@ -40,9 +40,9 @@ PyObject *sid_name_list(const char *const *names, size_t most);
 /* The decoder layers from `first` on that have self-attention, as a tuple. */
 PyObject *sid_attention_layers(const sid_unet_config *config, size_t first);
 
-/* (n, C, h, w) finite latents; n 0: any. */
+/* Finite latents (n, C, h, w); n is 0 where any number will do. */
 int sid_read_latents(sid_array *array, PyObject *object, const char *name, size_t n, const sid_unet_config *config);
-/* (1 or n, tokens, context_size), finite. */
+/* A finite context (1 or n, tokens, context_size). */
 int sid_read_context(sid_array *array, PyObject *object, const char *name, size_t n, const sid_unet_config *config);
 /* Pixels (N, H, W, channels), or (H, W, channels) where rank is 3; sides are multiples of `multiple`. */
 int sid_read_images(sid_array *array, PyObject *object, const char *name, size_t rank, const sid_vae_config *config,
@@ -51,7 +51,8 @@ int sid_read_images(sid_array *array, PyObject *object, const char *name, size_t
 /* What sid_read_images() read, as the engine takes it. */
 sid_image sid_image_of(const sid_array *pixels);
 
-/* Every number of a float32 array lies between least and most, which a NaN does not; expected says so in words. */
+/* Checks that every number of a float32 array lies between least and most, which a NaN does not; `expected` says so in
+ * words. */
 int sid_check_values(const sid_array *array, const char *name, float least, float most, const char *expected);
 int sid_check_finite(const sid_array *array, const char *name);
 

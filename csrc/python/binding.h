@@ -16,7 +16,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     sid_model *model;
-    int device; /* a GPU's number, or negative: the CPU */
+    int device; /* a GPU's number; negative for the CPU */
 } sid_model_object;
 
 extern PyType_Spec sid_model_spec;
@@ -38,7 +38,7 @@ PyObject *sid_py_cuda_libraries(PyObject *module, PyObject *args, PyObject *keyw
 PyObject *sid_py_cuda_devices(PyObject *module, PyObject *unused);
 PyObject *sid_py_cuda_free_memory(PyObject *module, PyObject *args, PyObject *keywords);
 
-/* Raises what an engine's status stands for; SID_ECANCELLED keeps the exception that the callback left. */
+/* Raises what a status of the engine stands for. After SID_ECANCELLED the callback's exception stays. */
 void sid_raise(const sid_state *state, int status);
 
 #endif

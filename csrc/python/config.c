@@ -28,7 +28,7 @@ static int open_section(section *s, PyObject *object, const char *name) {
     return -1;
 }
 
-/* Borrowed. */
+/* A borrowed reference. */
 static PyObject *entry(const section *s, const char *key) {
     PyObject *value = sid_entry(s->dict, key);
     if (!value && !PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "%s: '%s' is missing", s->name, key);
@@ -62,7 +62,7 @@ static int read_word(const section *s, const char *key, int *choice, const char 
     return object ? sid_read_choice(choice, object, name_entry(s, key).text, choices) : -1;
 }
 
-/* One number for each level; *levels is 0 where the first such list is read, which sets it. */
+/* Reads one number for each level. *levels is 0 until the first such list sets it. */
 static int read_levels(const section *s, const char *key, size_t *values, size_t *levels) {
     PyObject *object = entry(s, key);
     if (!object) return -1;
@@ -116,7 +116,7 @@ static int read_unet(sid_unet_config *c, PyObject *object) {
     return 0;
 }
 
-/* kind is "kl" where it is not given. */
+/* The kind is "kl" where none is given. */
 static int read_vae_kind(const section *s, sid_vae_kind *kind) {
     static const char *const names[] = {"kl", "tiny", NULL};
     int choice = 0;

@@ -7,7 +7,7 @@
 
 typedef struct {
     PyObject_HEAD
-    sid_model_object *model; /* whose device it lies on */
+    sid_model_object *model; /* the array lies on its device */
     void *block;
     sid_element element;
     size_t rank, shape[SID_MAX_RANK];
@@ -18,7 +18,7 @@ static sid_backend *backend_of(const device_array *a) { return sid_model_backend
 
 static size_t item_size(const device_array *a) { return a->element == SID_FLOAT32 ? 4 : 2; }
 
-/* Numbers from axis `first` on. */
+/* How many numbers an index of the axes before `first` stands for. */
 static size_t count_from(const device_array *a, size_t first) {
     size_t count = 1;
     for (size_t i = first; i < a->rank; i++) count *= a->shape[i];
@@ -59,7 +59,7 @@ static void device_array_dealloc(PyObject *self) {
 
 /* ---- to the host ---- */
 
-/* `rank` axes of the array from number `first` on, as a NumPy array. */
+/* Copies the last `rank` axes, from number `first` on, to a NumPy array. */
 static PyObject *download(const device_array *a, size_t first, size_t rank) {
     sid_exec outside = {.backend = backend_of(a)};
     size_t size = count_from(a, a->rank - rank) * item_size(a);
@@ -92,7 +92,7 @@ static PyObject *device_array_array(PyObject *self, PyObject *args, PyObject *ke
 
 static Py_ssize_t device_array_length(PyObject *self) { return (Py_ssize_t)of(self)->shape[0]; }
 
-/* One step's features; other indices are applied to a copy of all. */
+/* An integer gives one step's features; other indices are applied to a copy of all. */
 static PyObject *device_array_subscript(PyObject *self, PyObject *key) {
     device_array *a = of(self);
     if (!PyIndex_Check(key)) {
@@ -114,7 +114,7 @@ static PyObject *device_array_copy(PyObject *self, PyObject *unused) {
     return download(of(self), 0, of(self)->rank);
 }
 
-/* Pickled and deep-copied it is a NumPy array: another process has another device. */
+/* Pickled or deep-copied, it becomes a NumPy array, because another process has another device. */
 static PyObject *device_array_reduce(PyObject *self, PyObject *unused) {
     (void)unused;
     PyObject *host = download(of(self), 0, of(self)->rank);
@@ -151,7 +151,7 @@ static PyObject *device_array_device(PyObject *self, void *closure) {
 
 /* ---- to other libraries ---- */
 
-/* Waits for the device, so that any stream of anybody's may read. */
+/* Waits for the device, so that any stream of any library may read. */
 static int finish(device_array *a) {
     int status;
     Py_BEGIN_ALLOW_THREADS
@@ -171,7 +171,7 @@ static PyObject *device_array_interface(PyObject *self, void *closure) {
                  : NULL;
 }
 
-/* DLPack's structures, version 0.8: a tensor and whom to tell that it is no longer needed. */
+/* The structures of DLPack 0.8: a tensor, and the function to call when it is not needed any more. */
 enum { DL_CUDA = 2, DL_FLOAT = 2, DL_BFLOAT = 4 };
 typedef struct dl_managed {
     void *data;
@@ -193,7 +193,7 @@ static void dl_delete(dl_managed *managed) {
     PyGILState_Release(state);
 }
 
-/* A capsule that nobody took keeps its name. */
+/* A capsule keeps its name where nobody has taken the tensor. */
 static void dl_drop(PyObject *capsule) {
     if (PyCapsule_IsValid(capsule, "dltensor")) dl_delete(PyCapsule_GetPointer(capsule, "dltensor"));
 }

@@ -19,7 +19,7 @@ static int copy_inputs(sid_watcher *w, const sid_attention_inputs *in) {
     return 0;
 }
 
-/* What the callable says, with views: it may keep or reshape what it gets. */
+/* Calls the callable with views of the inputs, because it may keep or reshape them. */
 static PyObject *call(const sid_watcher *w, size_t step, size_t layer) {
     PyObject *views[3] = {NULL}, *result = NULL;
     int made = 1;

@@ -4,7 +4,7 @@
 
 static const char *const feature_names[SID_FEATURES] = {"query", "key", "value"};
 
-/* What features are to NumPy, which has no bfloat16: its bits are uint16. */
+/* The types of features in NumPy, which has no bfloat16: uint16 holds the bits. */
 static const sid_element feature_elements[SID_DTYPE_COUNT] = {
     [SID_F32] = SID_FLOAT32, [SID_BF16] = SID_UINT16, [SID_F16] = SID_FLOAT16};
 
@@ -32,7 +32,7 @@ void sid_inversions_close(sid_inversion *inversions, size_t count) {
     PyMem_Free(inversions);
 }
 
-/* The bank's view of the layers' arrays. */
+/* Points the bank to the layers' arrays. */
 static void fill_bank(sid_inversion *inversion, const sid_layers *layers) {
     for (size_t i = 0; i < layers->count; i++) {
         sid_bank_layer *layer = &inversion->bank.layers[layers->numbers[i]];
@@ -42,7 +42,7 @@ static void fill_bank(sid_inversion *inversion, const sid_layers *layers) {
     }
 }
 
-/* The sizes of features, where the latents are there. */
+/* Sets the sizes of features; the latents' array exists. */
 static void fit_bank(sid_inversion *inversion, const sid_unet_config *config, const sid_layers *layers) {
     sid_bank_fit(&inversion->bank, config, layers->numbers, layers->count, inversion->latents.shape[2],
                  inversion->latents.shape[3]);
@@ -54,7 +54,7 @@ static int new_feature(const sid_inversion *inversion, sid_array *feature, sid_d
     return sid_array_new(feature, feature_elements[dtype], 3, shape);
 }
 
-/* Arrays for features; the latents are there. */
+/* Makes the arrays for features; the latents' array exists. */
 static int allocate_features(sid_inversion *inversion, const sid_keeping *kept) {
     inversion->bank.dtype = kept->dtype;
     inversion->bank.on_host = !inversion->on_device;
@@ -87,7 +87,7 @@ static PyObject *export_kind(const sid_array *features, const sid_layers *layers
     for (size_t i = 0; dict && i < layers->count; i++) {
         const sid_array *kept = &features[layers->numbers[i]];
         if (!kept->object) continue;
-        /* A view: whoever gets it during the run cannot free what the engine writes to. */
+        /* With a view, whoever gets it during the run cannot free what the engine writes to. */
         PyObject *layer = PyLong_FromSize_t(layers->numbers[i]), *array = sid_array_view(kept);
         if (!layer || !array || PyDict_SetItem(dict, layer, array)) Py_CLEAR(dict);
         Py_XDECREF(layer);
@@ -116,7 +116,7 @@ PyObject *sid_inversion_export(const sid_inversion *inversion, const sid_layers 
 
 /* ---- reading ---- */
 
-/* A new reference to dict[key]; takes the reference to key. name: what error texts call the dictionary. */
+/* A new reference to dict[key]; this takes the reference to key. Error texts call the dictionary by `name`. */
 static PyObject *get(PyObject *dict, PyObject *key, const char *name) {
     PyObject *value = NULL;
     if (!key) return NULL;
@@ -180,7 +180,7 @@ static int read_feature(sid_inversion *inversion, PyObject *dict, size_t kind, s
     return -1;
 }
 
-/* One dictionary of layers; the bank has one dtype for all features. */
+/* Reads one dictionary of layers; the bank has one dtype for all features. */
 static int read_kind(sid_inversion *inversion, PyObject *data, size_t kind, const char *name, const sid_layers *layers,
                      sid_element *element) {
     PyObject *dict = get(data, PyUnicode_FromString(feature_names[kind]), name);
@@ -199,7 +199,7 @@ static int read_kind(sid_inversion *inversion, PyObject *data, size_t kind, cons
     return failed;
 }
 
-/* Instead of features, what they are evaluated again from: data["context"] and the type they are then kept in. */
+/* Reads what features are evaluated again from, data["context"], and the type that they are then kept in. */
 static int read_replay(sid_inversion *inversion, PyObject *data, const char *name, const sid_unet_config *config,
                        const sid_layers *layers, unsigned need) {
     sid_keeping kept = {.config = config, .layers = layers, .features = need, .slots = 1};
@@ -225,7 +225,7 @@ int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *nam
     if (layers->count && need && sid_entry(data, "context"))
         return read_replay(inversion, data, name, config, layers, need);
     if (PyErr_Occurred()) return -1;
-    inversion->bank.on_host = -1; /* not known before the first feature */
+    inversion->bank.on_host = -1; /* The first feature decides. */
     inversion->bank.steps = steps;
     fit_bank(inversion, config, layers);
     for (size_t kind = 0; kind < SID_FEATURES; kind++)

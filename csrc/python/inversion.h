@@ -7,7 +7,7 @@
 
 enum { SID_QUERY, SID_KEY, SID_VALUE, SID_FEATURES };
 
-/* Which features, or'ed. */
+/* Sets of features, which may be or'ed. */
 enum {
     SID_KEEP_NONE = 0,
     SID_KEEP_QUERY = 1 << SID_QUERY,
@@ -24,14 +24,15 @@ typedef struct {
     sid_array predicted; /* (steps, C, h, w) */
     sid_array features[SID_FEATURES][SID_MAX_LAYERS];
     sid_bank bank; /* over their memory */
-    /* Where features are to be evaluated again: a bank of one step, and how to fill it; else no latents. */
+    /* Where features are to be evaluated again, these are a bank of one step and how to fill it; otherwise the replay
+     * has no latents. */
     sid_array context;
     sid_bank *replay_bank;
     sid_replay replay;
 } sid_inversion;
 
-/* count empty ones, to be closed in any case; NULL with an exception. on_host: whether new features are put in the
- * host's memory even where the model has a device with its own. */
+/* Makes count empty inversions, which are to be closed in any case; NULL with an exception. on_host: whether new
+ * features are put in the host's memory even where the model's device has its own. */
 sid_inversion *sid_inversions_new(size_t count, const sid_state *state, PyObject *model, int on_host);
 void sid_inversions_close(sid_inversion *inversions, size_t count);
 
@@ -47,14 +48,14 @@ typedef struct {
 /* Makes the arrays. Below, 0 is success and -1 an exception. */
 int sid_inversion_allocate(sid_inversion *inversion, const sid_keeping *kept, size_t h, size_t w);
 
-/* Features. */
+/* A dictionary Features of styleid/_core.pyi. */
 PyObject *sid_inversion_export_features(const sid_inversion *inversion, const sid_layers *layers);
-/* InversionData. */
+/* A dictionary InversionData. */
 PyObject *sid_inversion_export(const sid_inversion *inversion, const sid_layers *layers);
 
-/* From InversionData: its latents, and those features of those layers that `need` names, all of them checked against
- * each other, the steps and the model; or, where it has a context instead, room for one step of them. name: the
- * argument's. */
+/* Reads an InversionData: its latents, and the layers' features that `need` names, all of them checked against each
+ * other, the steps and the model. Where it has a context instead, this makes room for one step of the features. name is
+ * that of the argument. */
 int sid_inversion_read(sid_inversion *inversion, PyObject *data, const char *name, const sid_unet_config *config,
                        const sid_layers *layers, unsigned need, size_t steps);
 

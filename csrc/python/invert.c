@@ -36,7 +36,7 @@ static int read_batch(sid_array *latents, unsigned *keep, PyObject *latents_obje
     return -1;
 }
 
-/* Sample i of (steps, n, ...) as an array (steps, ...). */
+/* Fills an array (steps, ...) with sample i of (steps, n, ...). */
 static void take_sample(sid_array *array, const float *batch, size_t n, size_t i) {
     size_t size = sid_array_count(array) / array->shape[0];
     for (size_t step = 0; step < array->shape[0]; step++)
@@ -54,7 +54,8 @@ static PyObject *export_inversions(sid_inversion *inversions, size_t n, const si
     return list;
 }
 
-/* The inversions of a batch of latents, without their numbers, and their banks. on_host: as in sid_inversions_new(). */
+/* Makes inversions, whose numbers are still undefined, and banks for a batch of latents. on_host is that of
+ * sid_inversions_new(). */
 static sid_inversion *inversions_of(const sid_request *r, const sid_array *z, const unsigned *keep, sid_dtype dtype,
                                     size_t slots, int on_host, sid_bank **banks) {
     sid_inversion *inversions = sid_inversions_new(z->shape[0], r->state, r->model_object, on_host);
@@ -78,7 +79,7 @@ static PyObject *list_features(const sid_inversion *inversions, size_t n, const 
     return list;
 }
 
-/* sid_invert() with a trajectory that is the host's. */
+/* Calls sid_invert() with latents and a trajectory that are the host's. */
 static int invert_lent(sid_model *model, const sid_array *z, const sid_inverting *how) {
     const size_t steps = how->schedule->steps, count = sid_array_count(z);
     sid_lending lending = {.outside = {.backend = sid_model_backend(model)}};

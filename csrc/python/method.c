@@ -69,7 +69,7 @@ PyObject *sid_py_schedule(PyObject *module, PyObject *args, PyObject *keywords) 
 
 /* ---- sample, inject_styles ---- */
 
-/* What is injected: a string of letters, q, k and v. */
+/* Reads what is injected: a string of the letters q, k and v. */
 static int read_parts(unsigned *parts, PyObject *object) {
     *parts = SID_KEEP_ALL;
     if (!object) return 0;
@@ -95,7 +95,7 @@ static int read_where(sid_array *where, PyObject *object, const sid_request *r) 
     return sid_array_read(where, object, &spec);
 }
 
-/* What sample and inject_styles take. Filled with zeros first, closed in any case. */
+/* What sample and inject_styles take. It starts as zeros and is closed in any case. */
 typedef struct {
     sid_request request;
     sid_sources sources;
@@ -149,7 +149,7 @@ static int sampling_read(sampling *s, PyObject *module, PyObject *args, PyObject
     return 0;
 }
 
-/* Replays' latents on the device. */
+/* Lends the replays' latents to the device. */
 static int lend_replays(sid_lending *lending, sid_replay *lent, const sid_sampling *how) {
     for (size_t i = 0; i < how->replay_count; i++) {
         sid_planes *latents = &lent[i].latents;
@@ -160,7 +160,7 @@ static int lend_replays(sid_lending *lending, sid_replay *lent, const sid_sampli
     return SID_OK;
 }
 
-/* Without the GIL. image: NULL: z alone is wanted, which is the host's as the replays' latents are. */
+/* Runs without the GIL. z and the replays' latents are the host's. Where image is NULL, only z is wanted. */
 static int sampling_run(sampling *s, uint8_t *image) {
     sid_model *model = s->request.model;
     const sid_sources *sources = &s->sources;
@@ -252,7 +252,8 @@ done:
     return result;
 }
 
-/* A latent of at least two pixels a channel, so that it has a standard deviation; channels 0: any. */
+/* Reads a latent of at least two pixels a channel, so that it has a standard deviation. channels is 0 where any number
+ * will do. */
 static int read_statistical(sid_array *array, PyObject *object, const char *name, size_t channels) {
     const sid_array_spec spec = {.name = name,
                                  .elements = SID_FLOAT32,

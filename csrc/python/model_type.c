@@ -17,7 +17,7 @@ static sid_model *model_of(PyObject *self) { return ((sid_model_object *)self)->
 
 /* ---- life ---- */
 
-/* What a model computes on and in; device: a GPU's number, or negative for the CPU. */
+/* What a model computes on and in. device is a GPU's number, or negative for the CPU. */
 typedef struct {
     sid_dtype dtype;
     int threads, device;
@@ -276,7 +276,7 @@ static PyObject *model_log_variance(PyObject *self, PyObject *args, PyObject *ke
     return encode(self, args, keywords, sid_model_log_variance);
 }
 
-/* planes (N, channels, H, W): the decoder's output, from latents of any size. */
+/* planes (N, channels, H, W) become the decoder's output for latents of any size. */
 static int decode(PyObject *self, sid_array *planes, PyObject *object) {
     const sid_vae_config *config = &sid_model_config(model_of(self))->vae;
     size_t factor = sid_vae_factor(config);
@@ -349,7 +349,7 @@ static int check_tokens(const sid_array *tokens, const sid_text_config *config) 
     return 0;
 }
 
-/* copy: the caller's numbers, which index memory, out of reach of its other threads while they are used. */
+/* Reads a copy, because the numbers index memory, and other threads of the caller could change its own. */
 static int read_tokens(sid_array *copy, PyObject *object, const sid_text_config *config) {
     static const sid_array_spec spec = {
         .name = "tokens", .elements = SID_INT32, .rank = 2, .letters = "NL", .limit = 1 << 20};

@@ -7,7 +7,7 @@
 #define SID_MAX_RANK 4
 #define SID_MAX_LATENT_PIXELS ((size_t)1 << 24) /* of a whole batch: no product of sizes in the engine overflows */
 
-/* May be or'ed. */
+/* Types of elements, which may be or'ed. */
 typedef enum {
     SID_FLOAT32 = 1,
     SID_FLOAT64 = 2,
@@ -38,8 +38,8 @@ typedef struct {
 
 int sid_numpy_import(void);
 
-/* array: object's memory, or that of a converted copy where it is strided or of foreign byte order.
- * Below, 0 is success and -1 an exception. */
+/* array refers to the object's memory, or to a converted copy where it is strided or of foreign byte order. Below, 0 is
+ * success and -1 an exception. */
 int sid_array_read(sid_array *array, PyObject *object, const sid_array_spec *spec);
 
 /* A new array of undefined content. */
@@ -48,7 +48,8 @@ int sid_array_new(sid_array *array, sid_element element, size_t rank, const size
 /* A new array of the same content. */
 int sid_array_copy(sid_array *copy, const sid_array *array);
 
-/* Another array object over the same memory, which it keeps alive; of what is not NumPy's the object itself. */
+/* Another array object over the same memory, which it keeps alive; where the object is no NumPy array, the object
+ * itself. */
 PyObject *sid_array_view(const sid_array *array);
 
 void sid_array_close(sid_array *array);

@@ -6,7 +6,7 @@ static int succeeded(PyObject *result) {
 }
 
 static int call_hook(const sid_callbacks *callbacks, size_t step, size_t steps) {
-    /* A view: the hook may keep or reshape what it gets. */
+    /* The hook gets a view, because it may keep or reshape it. */
     PyObject *latents = sid_array_view(callbacks->latents);
     if (!latents) return 0;
     PyObject *result = PyObject_CallFunction(callbacks->hook, "nnO", (Py_ssize_t)step, (Py_ssize_t)steps, latents);

@@ -7,8 +7,8 @@
 
 typedef struct {
     PyObject *progress, *hook; /* borrowed; NULL: none */
-    const sid_array *latents;  /* host memory for the hook's latents; to be set where there is a hook */
-    PyObject *sink, *features; /* borrowed; NULL: none; and what the engine saves one step's features in */
+    const sid_array *latents;  /* host memory for the hook's latents; set where there is a hook */
+    PyObject *sink, *features; /* borrowed; sink may be NULL; the engine saves each step's features in `features` */
 } sid_callbacks;
 
 /* The callback of a run that has released the GIL: looks for signals, so that Ctrl-C stops within a step, then calls

@@ -3,14 +3,14 @@
 #include <float.h>
 #include <math.h>
 
-/* What the arrays of a dictionary must be: of `rows` x the tokens of an image; rows 0: of rank 1. */
+/* What the arrays of a dictionary must be: rows x tokens of an image, or, where rows is 0, of rank 1. */
 typedef struct {
     const char *name;
     size_t rows;
     float least, most;
 } terms;
 
-/* arrays[layer] = dict[layer], where there is one. tokens: those of the inversion's bank. */
+/* Reads dict[layer] into arrays[layer], where there is one. It has as many tokens as the inversion's bank. */
 static int read_layers(sid_array *arrays, PyObject *dict, const terms *expected, const sid_layers *layers,
                        const sid_inversion *inversion) {
     const size_t rows = expected->rows;

@@ -11,8 +11,8 @@ typedef struct {
     sid_region layers[SID_MAX_LAYERS]; /* over their memory */
 } sid_regions;
 
-/* Regions for these layers of images that have been read: the content's inversion, then the styles'. NULL with an
- * exception; closed in any case. */
+/* Reads the regions of these layers. The inversions, the content's and then the styles', have been read. NULL with an
+ * exception. */
 sid_regions *sid_regions_read(PyObject *object, const sid_inversion *inversions, size_t style_count,
                               const sid_layers *layers);
 void sid_regions_close(sid_regions *regions);

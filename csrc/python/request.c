@@ -42,7 +42,7 @@ static int read_strengths(sid_request *r, PyObject *gamma, PyObject *temperature
     return sid_check_values(&r->temperature, "temperature", FLT_MIN, FLT_MAX, "positive finite numbers");
 }
 
-/* The context and, unless negative is None, what guides away from it. */
+/* Reads the context and, unless negative is None, the one that guidance leads away from. */
 static int read_prompt(sid_request *r, PyObject *context, PyObject *negative, PyObject *guidance) {
     double number = 1;
     if (sid_read_context(&r->context, context, "context", 1, &r->config->unet)) return -1;
@@ -56,7 +56,7 @@ static int read_prompt(sid_request *r, PyObject *context, PyObject *negative, Py
     return 0;
 }
 
-/* The layers that on_attention sees; none given: those of the features. */
+/* Reads the layers that on_attention sees. Where none are given, it sees those of the features. */
 static int read_watched(sid_request *r, PyObject *object) {
     r->watched = r->layers;
     return object && object != Py_None ? sid_read_layers(&r->watched, object, "watched", &r->config->unet) : 0;
@@ -97,7 +97,7 @@ static sid_planes last_latent(const sid_inversion *inversion) {
     return (sid_planes){(float *)sid_inversion_last(inversion), 1, shape[1], shape[2], shape[3]};
 }
 
-/* Where one of keys and values stays the layer's own, each needs one of the other. */
+/* Where only keys or only values are injected, the others are the layer's own, so that their numbers have to agree. */
 static int check_tokens(const sid_sources *s, size_t style, const char *name, unsigned parts) {
     const sid_planes *content = &s->content, *other = &s->styles[style];
     unsigned injected = parts & SID_KEEP_KEYS;

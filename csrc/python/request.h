@@ -8,13 +8,13 @@
 #include "python/regions.h"
 #include "style/transfer.h"
 
-/* The arguments that all of them share; NULL where a function has no such argument. */
+/* The arguments that these functions share; NULL where a function has no such argument. */
 typedef struct {
     PyObject *model, *context, *negative, *guidance, *steps, *schedule, *layers, *gamma, *temperature;
     PyObject *progress, *hook, *on_attention, *watched, *sink;
 } sid_request_objects;
 
-/* Filled with zeros first, closed in any case. Everything in it lives until then. */
+/* It starts as zeros and is closed in any case. Everything in it lives until then. */
 typedef struct {
     const sid_state *state;
     PyObject *model_object; /* borrowed */
@@ -32,11 +32,11 @@ typedef struct {
 
 /* Below, 0 is success and -1 an exception. */
 int sid_request_read(sid_request *request, PyObject *module, const sid_request_objects *objects);
-/* Only the model and the schedule. */
+/* Reads only the model and the schedule. */
 int sid_request_read_schedule(sid_request *request, PyObject *module, PyObject *model, PyObject *name, PyObject *steps);
 void sid_request_close(sid_request *request);
 
-/* What is injected. Filled with zeros first, closed in any case. */
+/* What is injected. It starts as zeros and is closed in any case. */
 typedef struct {
     sid_inversion *inversions; /* the content's, then the styles' */
     size_t style_count;
@@ -49,8 +49,8 @@ typedef struct {
     sid_injection injection;
 } sid_sources;
 
-/* parts: the features that are injected, SID_KEEP_* or'ed. Without them or layers nothing is injected, and of the
- * inversions only the latents are read. regions: NULL or None: everywhere. */
+/* parts are the features that are injected, SID_KEEP_* or'ed. Without parts or layers nothing is injected, and only the
+ * inversions' latents are read. regions is NULL or None for everywhere. */
 int sid_sources_read(sid_sources *sources, const sid_request *request, PyObject *content, PyObject *styles,
                      PyObject *weights, unsigned parts, PyObject *regions);
 void sid_sources_close(sid_sources *sources);

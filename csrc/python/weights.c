@@ -24,7 +24,7 @@ static int read_dtype(sid_dtype *dtype, PyObject *object, const char *name, PyOb
     return -1;
 }
 
-/* *size: the bytes that the shape says. */
+/* *size starts as the bytes of a number and becomes those that the shape says. */
 static int read_shape(size_t *rank, size_t *shape, size_t *size, PyObject *object, const char *name, PyObject *error) {
     PyObject *list = object && (PyList_Check(object) || PyTuple_Check(object)) ? PySequence_Tuple(object) : NULL;
     if (!list && PyErr_Occurred()) return -1;

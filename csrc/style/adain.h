@@ -5,7 +5,7 @@
 #include "core/tensor.h"
 
 /* dst = std(style) * (content - mean(content)) / (std(content) + epsilon) + mean(style) per channel, of one sample; dst
- * is of the content's shape. Statistics over each image's own pixels; std unbiased. */
+ * is of the content's shape. The statistics are over each image's own pixels; std is the unbiased one. */
 void sid_adain(sid_planes *dst, const sid_planes *content, const sid_planes *style, float epsilon);
 
 #endif

@@ -1,4 +1,4 @@
-/* Images as Python has them (interleaved pixels) <-> as the VAE takes them (planes in [-1, 1]). */
+/* Converts between images as Python has them, with interleaved pixels, and as the VAE takes them, planes in [-1, 1]. */
 #ifndef SID_STYLE_IMAGE_H
 #define SID_STYLE_IMAGE_H
 

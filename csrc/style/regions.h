@@ -1,4 +1,4 @@
-/* Regions of the host's arrays as regions of the backend's, for the time of a sampling. */
+/* Lends regions, whose arrays are the host's, to the backend for the time of a sampling. */
 #ifndef SID_STYLE_REGIONS_H
 #define SID_STYLE_REGIONS_H
 
@@ -8,7 +8,7 @@
 
 typedef struct sid_lent_regions sid_lent_regions;
 
-/* *lent: NULL where the injection has none. h, w: of the latents that are sampled. */
+/* *lent is NULL where the injection has no regions. h and w are those of the sampled latents. */
 int sid_regions_lend(sid_lent_regions **lent, sid_backend *backend, const sid_unet_config *config,
                      const sid_injection *injection, size_t h, size_t w);
 const sid_region *sid_regions_of(const sid_lent_regions *lent); /* NULL where there are none */

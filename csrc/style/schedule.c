@@ -13,13 +13,13 @@ const char *const *sid_schedule_names(void) {
 
 static int stride_of(size_t steps) { return SID_TRAIN_STEPS / (int)steps; }
 
-/* Timesteps of a schedule end within the training's: at 1000 steps the last would be 1000. */
+/* Timesteps stay within the training's: with 1000 steps the last one would be 1000. */
 static int clamp(int t) { return t < 0 ? 0 : t > LAST_LEVEL ? LAST_LEVEL : t; }
 
 int sid_timestep(size_t steps, size_t i) { return clamp(1 + (int)i * stride_of(steps)); }
 
-/* Both published inversions evaluate at 1, 1 + c, 1 + 2c, ...; `paper` from the evaluated level up to the next
- * timestep's, `diffusers` from the level c below up to the evaluated one. */
+/* All inversions evaluate at 1, 1 + c, 1 + 2c, ... Those of `diffusers` move from the level c below up to the evaluated
+ * one, the others from the evaluated level up to the next timestep's. */
 static void fill_inversion(sid_schedule *s, sid_schedule_name name, int stride, const double *alphas) {
     for (size_t i = 0; i < s->steps; i++) {
         int t = 1 + (int)i * stride, above = i + 1 < s->steps ? t + stride : LAST_LEVEL;
@@ -29,8 +29,9 @@ static void fill_inversion(sid_schedule *s, sid_schedule_name name, int stride, 
     }
 }
 
-/* Downwards through the same timesteps; `paper` leaves out the first evaluation. The last move ends at alpha[0], that
- * of `diffusers` where there is no noise: what its program decodes is the x0 that its last evaluation predicts. */
+/* Samplings go down through the same timesteps; `paper` leaves out the first evaluation. The last move ends at
+ * alpha[0], but that of `diffusers` where there is no noise, because its program decodes the x0 that its last
+ * evaluation predicts. */
 static void fill_sampling(sid_schedule *s, sid_schedule_name name, int stride, const double *alphas) {
     s->sampling_steps = name == SID_PAPER ? s->steps - 1 : s->steps;
     for (size_t i = 0; i < s->sampling_steps; i++) {

@@ -10,7 +10,7 @@
 
 #define LATENTS_AFTER "step %zu of %zu: the latents"
 
-/* A run's latents. */
+/* What an inversion or a sampling works on. */
 typedef struct {
     sid_model *model;
     sid_exec outside; /* of any run of the model */
@@ -18,7 +18,7 @@ typedef struct {
     const sid_progress *progress;
     sid_planes *z, noise, negative; /* negative: without data where there is no guidance */
     size_t count;                   /* numbers of each */
-    float *predicted;               /* NULL, or where x0 by the next evaluation goes */
+    float *predicted;               /* NULL, or where the x0 goes that the next evaluation predicts */
 } state;
 
 static sid_memory *memory_of(const state *s) { return &s->outside.backend->memory; }
@@ -57,8 +57,8 @@ static int report(state *s, size_t step, size_t steps) {
     return elsewhere ? sid_write(&s->outside, s->z->data, p->latents, size) : SID_OK;
 }
 
-/* The latents after so many steps are numbers. Where they are not in the host's memory only the last ones are looked
- * at, so that steps can be in flight: what is not finite stays so. */
+/* Checks that the latents after so many steps are finite. Where they are not in the host's memory, only the last ones
+ * are checked, so that steps can be in flight: numbers that are not finite stay so. */
 static int check(state *s, size_t done, size_t steps) {
     char what[64];
     if (done < steps && !memory_of(s)->is_host) return SID_OK;
@@ -66,7 +66,7 @@ static int check(state *s, size_t done, size_t steps) {
     return sid_check_planes(&s->outside, s->z, what);
 }
 
-/* Two runs rather than a batch: no slower, in half the memory. */
+/* Guidance takes two runs rather than a batch of two, because these are no slower and take half the memory. */
 static int evaluate(state *s, int timestep, const sid_tap *tap) {
     const sid_prompt *prompt = s->prompt;
     SID_TRY(sid_model_predict(s->model, &s->noise, s->z, timestep, &prompt->context, tap));
@@ -103,7 +103,7 @@ static int move_again(state *s, const float *start, const sid_tap *tap, const si
 
 /* ---- inversion ---- */
 
-/* start: NULL without refinement, else room for the latents before the step. */
+/* start is NULL without refinement; otherwise it has room for the latents before the step. */
 static int invert_step(state *s, const sid_inverting *how, size_t i, float *start) {
     const sid_move *step = &how->schedule->inversion[i];
     const sid_trajectory *kept = &how->trajectory;
@@ -138,7 +138,7 @@ int sid_features(sid_model *model, int timestep, const sid_planes *latents, cons
 
 /* ---- sampling ---- */
 
-/* Fills the banks of one step with the features of inversion step `slot`. */
+/* Fills the replays' banks with the features that the inversions had at this step. */
 static int replay(sid_model *model, const sid_sampling *how, const sid_move *step) {
     for (size_t i = 0; i < how->replay_count; i++) {
         const sid_replay *r = &how->replays[i];

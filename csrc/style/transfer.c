@@ -113,7 +113,7 @@ typedef struct {
     sid_bank *banks[2];
 } transfer;
 
-/* Both images, as one batch where their sizes agree. */
+/* Inverts both images, as one batch where their sizes agree. */
 static int invert(transfer *t) {
     const subject *s = t->subjects;
     size_t n = s[0].z.h == s[1].z.h && s[0].z.w == s[1].z.w ? 2 : 1;
@@ -129,7 +129,7 @@ static int invert(transfer *t) {
     return SID_OK;
 }
 
-/* z = the AdaIN of both zT, or the content's; the statistics are the host's work. */
+/* z = the AdaIN of both zT, or the content's zT. The host computes the statistics. */
 static int start(transfer *t, sid_planes *z) {
     const sid_planes *content = &t->subjects[0].z, *style = &t->subjects[1].z;
     const size_t counts[] = {sid_planes_count(content), sid_planes_count(style)};
