@@ -34,6 +34,16 @@ def test_site(tmp_path):
         assert f'id="styleid.{name}"' in reference, f"{name} is missing in docs/reference.md"
 
 
+def test_page_names():
+    """Each page has one name: in the menu, as its first heading, and, but for the first page, as its file."""
+    menu = re.findall(r"^ +- (.+): (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {page for _, page in menu} == {page.name for page in (ROOT / "docs").glob("*.md")}
+    for name, page in menu:
+        assert (ROOT / "docs" / page).read_text().startswith(f"# {name}\n"), page
+        short = name.lower().removeprefix("the ").replace(" ", "-")
+        assert page in ("index.md", "howto.md", f"{short}.md")
+
+
 # ---- snippets ----
 
 
