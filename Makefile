@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -name '*.[ch]')
 SANITIZED := build/sanitized
 EXAMPLES := styleid/data/demo
-C_FILES = $(shell find csrc tests -name '*.[ch]')
+C_FILES = $(shell find csrc tests -name '*.[ch]' -o -path '*/kernels/*.cu*')
 
 .PHONY: demo check test test-cuda gpu-bundle fuzz bench train docs notebooks format lint wheel clean
 
@@ -85,8 +85,12 @@ format: $(VENV)/.format
 	$(BIN)/clang-format -i $(C_FILES)
 	$(BIN)/ruff format .
 
-lint: $(VENV)/.test $(VENV)/.format
+# clang-tidy reads the commands of the build, and finds GCC's omp.h after its own headers.
+lint: $(VENV)/.test $(VENV)/.check $(VENV)/.format
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	printf '%s\n' csrc/*/*.c | xargs -n 8 -P "$$(nproc)" $(BIN)/clang-tidy -p build --quiet \
+	    --extra-arg=-idirafter"$$($(CC) -print-file-name=include)"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -36,9 +36,9 @@ void sid_arena_close(sid_arena *arena) {
 
 int sid_arena_take(sid_arena *arena, void **block, size_t size) {
     size_t padded = (size + SID_ALIGN - 1) & ~(size_t)(SID_ALIGN - 1);
+    *block = NULL;
     if (padded < size || arena->used + padded < padded)
         return sid_fail(SID_EVALUE, "a tensor of %zu bytes is too large", size);
-    *block = NULL;
     if (!sid_measuring(arena)) {
         if (arena->used + padded > arena->size)
             return sid_fail(SID_EINTERNAL, "the arena of %zu bytes was measured too small", arena->size);

@@ -71,7 +71,8 @@ SID_INLINE void pack_panels(element *dst, const void *src, sid_dtype dtype, size
                 for (size_t d = first; d < first + SID_GROUP; d++, dst++) {
                     size_t at = r * row_stride + d * depth_stride;
                     if (r >= rows || d >= depth) *dst = 0;
-                    else if (dtype == SID_BF16 && SID_PAIR == 1) *dst = sid_from_bf16(((const uint16_t *)src)[at]);
+                    else if (dtype == SID_BF16 && SID_PAIR == 1)
+                        *dst = (element)sid_from_bf16(((const uint16_t *)src)[at]);
                     else *dst = ((const element *)src)[at];
                 }
 }

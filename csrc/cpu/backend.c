@@ -80,9 +80,8 @@ static int cpu_combine(sid_exec *exec, sid_tensor *dst, float a, const sid_tenso
 static int cpu_blend_rows(sid_exec *exec, sid_tensor *dst, const float *a, const sid_tensor *x, const sid_tensor *y) {
     const sid_kernels *kernels = kernels_of(exec);
     size_t rows = sid_rows(dst);
-    int threads = exec->backend->threads;
     if (sid_measuring(&exec->arena)) return SID_OK;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(exec->backend->threads)
     for (size_t row = 0; row < rows; row++) {
         sid_combination one = combination_of(dst, a[row], x, 1 - a[row], y, row);
         kernels->combine(&one, dst->c, 1);

@@ -1,5 +1,4 @@
 /* What the CPU and its operating system support. */
-#define _DEFAULT_SOURCE /* syscall() */
 #include "cpu/cpu.h"
 #include "cpu/kernels.h"
 

@@ -286,6 +286,7 @@ static int make(sid_product *product, const size_t *key, int team, const sid_rec
         return status;
     }
     SID_TRY(add(&product->primitives, key, team, description, primitive));
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): sid_fail() never returns SID_OK. */
     (*primitive)->weights = weights;
     return SID_OK;
 }

@@ -130,7 +130,7 @@ static void describe(const sid_cuda *cuda, recipe *r, sid_cu file, const char *o
     add_option(r, text, sizeof text);
     snprintf(text, sizeof text, "-DSID_T=%d", (int)cuda->base.dtype);
     add_option(r, text, sizeof text);
-    snprintf(text, sizeof text, "-DSID_ARCH=%d", atoi(strchr(cuda->modules->target, '_') + 1));
+    snprintf(text, sizeof text, "-DSID_ARCH=%s", strchr(cuda->modules->target, '_') + 1);
     add_option(r, text, sizeof text);
     while (*options && r->count < MAX_OPTIONS) {
         size_t length = strcspn(options, " ");

@@ -30,14 +30,17 @@ static int check(const sid_nvidia *nv, cudnnStatus_t status, const char *what) {
 
 static int create(workshop *shop, cudnnBackendDescriptor_t *descriptor, int type) {
     const sid_nvidia *nv = shop->planner->nv;
+    *descriptor = NULL;
     if (shop->count == MOST_DESCRIPTORS) return sid_fail(SID_EINTERNAL, "cuDNN: too many descriptors");
     SID_TRY(check(nv, nv->cudnnBackendCreateDescriptor(type, descriptor), "a descriptor"));
     shop->made[shop->count++] = *descriptor;
     return SID_OK;
 }
 
-static void destroy_all(workshop *shop) {
-    while (shop->count) shop->planner->nv->cudnnBackendDestroyDescriptor(shop->made[--shop->count]);
+/* Destroys the descriptors that were made since there were `count`. */
+static void destroy_after(workshop *shop, size_t count) {
+    for (; shop->count > count; shop->count--)
+        shop->planner->nv->cudnnBackendDestroyDescriptor(shop->made[shop->count - 1]);
 }
 
 /* An attribute of a descriptor that is being made. */
@@ -249,7 +252,7 @@ static int try_mode(workshop *shop, sid_plan *plan, cudnnBackendDescriptor_t gra
     for (int64_t i = 0; i < count && i < MOST_CONFIGURATIONS && !plan->plan; i++) {
         size_t mark = shop->count;
         SID_TRY(try_configuration(shop, plan, configurations[i]));
-        while (shop->count > mark) planner->nv->cudnnBackendDestroyDescriptor(shop->made[--shop->count]);
+        destroy_after(shop, mark);
     }
     return SID_OK;
 }
@@ -262,7 +265,7 @@ static int make(workshop *shop, sid_plan *plan) {
     for (size_t i = 0; i < 2 && !plan->plan; i++) {
         size_t mark = shop->count;
         SID_TRY(try_mode(shop, plan, graph, modes[i]));
-        while (shop->count > mark) shop->planner->nv->cudnnBackendDestroyDescriptor(shop->made[--shop->count]);
+        destroy_after(shop, mark);
     }
     if (plan->plan) return SID_OK;
     return sid_fail(SID_EINTERNAL,
@@ -276,7 +279,7 @@ int sid_plan_open(const sid_planner *planner, sid_plan *plan, const sid_plan_sha
     workshop shop = {.planner = planner, .shape = shape};
     *plan = (sid_plan){.shape = *shape};
     int status = make(&shop, plan);
-    destroy_all(&shop);
+    destroy_after(&shop, 0);
     return status;
 }
 
@@ -301,6 +304,6 @@ int sid_plan_run(const sid_planner *planner, const sid_plan *plan, const sid_pla
     if (status == SID_OK) status = set_all(planner, pack, attributes, 3);
     if (status == SID_OK)
         status = check(nv, nv->cudnnBackendExecute(planner->handle, plan->plan, pack), "a convolution");
-    destroy_all(&shop);
+    destroy_after(&shop, 0);
     return status;
 }

@@ -118,7 +118,7 @@ int sid_cuda_mix(sid_exec *exec, float *z, const float *p, size_t count, double 
 /* ---- tiles ---- */
 
 static int run_tile(sid_exec *exec, const char *name, sid_cu_tile *p, const sid_window *w) {
-    p->count = (long long)(w->planes * w->rows * w->columns);
+    p->count = (long long)w->planes * (long long)w->rows * (long long)w->columns;
     p->height = (int)w->height;
     p->width = (int)w->width;
     p->top = (int)w->top;

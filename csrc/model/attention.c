@@ -27,7 +27,8 @@ static size_t key_count(const sid_keys *sources, size_t count) {
 
 static int attend(sid_exec *exec, sid_tensor *dst, const sid_tensor *q, const sid_keys *sources, size_t count,
                   size_t heads, float temperature) {
-    float scale = temperature / sqrtf((float)(q->c / heads));
+    size_t head_size = q->c / heads;
+    float scale = temperature / sqrtf((float)head_size);
     return sid_attend(exec, dst, &(sid_attention){q, sources, count, heads, scale, 0});
 }
 

@@ -90,11 +90,11 @@ void sid_clip_embed(const sid_clip *t, float *embedded, const int *tokens, size_
 
 /* Token i sees the tokens up to i. */
 static int causal_attention(sid_exec *exec, const sid_clip *t, sid_tensor *dst, const sid_tensor *qkv) {
-    size_t c = t->config.channels;
+    size_t c = t->config.channels, head_size = c / t->config.heads;
     sid_tensor q = sid_channels(qkv, 0, c);
     sid_keys source = {.k = sid_channels(qkv, c, c), .v = sid_channels(qkv, 2 * c, c)};
     sid_attention attention = {.q = &q, .sources = &source, .source_count = 1, .heads = t->config.heads, .causal = 1};
-    attention.scale = 1 / sqrtf((float)(c / t->config.heads));
+    attention.scale = 1 / sqrtf((float)head_size);
     return sid_attend(exec, dst, &attention);
 }
 
