@@ -91,7 +91,7 @@ typedef struct block {
     size_t size, mapped; /* mapped is size rounded up to whole pages */
 } block;
 
-static char *range;
+static char *range, guard[PAGE];
 static size_t range_used, memory_used;
 static block *blocks;
 static int accessible; /* how many runs of work are in progress */
@@ -117,9 +117,8 @@ static void set_access(int protection) {
 }
 
 static void check_end(const block *b) {
-    for (size_t i = b->size; i < b->mapped; i++)
-        if ((unsigned char)b->start[i] != GUARD)
-            fake_refuse("the memory behind a block of %zu bytes was written to", b->size);
+    if (memcmp(b->start + b->size, guard, b->mapped - b->size) != 0)
+        fake_refuse("the memory behind a block of %zu bytes was written to", b->size);
 }
 
 static void check_ends(void) {
@@ -131,6 +130,7 @@ static CUresult allocate(CUdeviceptr *address, size_t size) {
     if (!range) {
         range = mmap(NULL, RANGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (range == MAP_FAILED) fake_refuse("no address space");
+        memset(guard, GUARD, sizeof guard);
     }
     if (!size || memory_used + mapped > memory_total() || range_used + mapped + PAGE > RANGE)
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -138,7 +138,8 @@ static CUresult allocate(CUdeviceptr *address, size_t size) {
     *b = (block){blocks, range + range_used, size, mapped};
     range_used += mapped + PAGE;
     memory_used += mapped;
-    if (mprotect(b->start, mapped, PROT_READ | PROT_WRITE) != 0)
+    /* Without MAP_NORESERVE: pages unlike those around them, which the system does not join to them and part again. */
+    if (mmap(b->start, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
         fake_refuse("no memory for a block of %zu bytes", size);
     memset(b->start, 0xff, size);
     memset(b->start + size, GUARD, mapped - size);
