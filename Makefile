@@ -21,15 +21,19 @@ demo/stylized.png: $(VENV)/.styleid $(EXAMPLES)/content.jpg $(EXAMPLES)/style.jp
 	@mkdir -p demo
 	$(BIN)/styleid transfer $(EXAMPLES)/content.jpg $(EXAMPLES)/style.jpg -o $@
 
+# So many processes, each with whole files of tests, whose fixtures and builds are made once; conftest.py says in which order.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 # The tests without PyTorch, after compiling what changed: about a minute, for every change. The rest is `make test`.
 check: $(VENV)/.check
 	$(BIN)/python setup.py -q build_ext --inplace
-	$(BIN)/python -m pytest -q -m "not slow and not long and not torch"
+	$(PYTEST) -m "not slow and not long and not torch"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m "not slow"
-	$(BIN)/python -m pytest -q -m slow
-	$(BIN)/python -m pytest -q -m "not slow" --device fake $(ON_FAKES)
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
+	$(PYTEST) -m "not slow" --device fake $(ON_FAKES)
 
 # On the CUDA backend as well, with the fakes of NVIDIA's libraries.
 ON_FAKES := $(patsubst %,tests/test_%.py,parity_unet parity_vae parity_taesd parity_text steps hooks masks guidance features) \

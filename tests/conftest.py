@@ -28,6 +28,17 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+# Files that take longest are the first, so that the end does not find one process at work and the others without.
+LONGEST = (
+    "test_training", "test_packaging", "test_full_size", "test_cluster", "test_ops", "test_cuda_kernels", "test_docs",
+    "test_soak", "test_features", "test_cuda_device", "test_benchmarks", "test_notebooks",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def pytest_runtest_setup(item):
     on_cpu = item.config.getoption("--device") == "cpu"
     if on_cpu and item.get_closest_marker("bfloat16") and _core.info()["isa"] in ("generic", "avx2"):

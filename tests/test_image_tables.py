@@ -11,6 +11,7 @@ import warnings
 import zlib
 from decimal import Decimal
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -478,7 +479,7 @@ NONE = [
     (3,),
     {},
     np.array([3]),
-    object(),
+    SimpleNamespace(),
     np.str_("3"),
 ]
 
