@@ -26,6 +26,7 @@ from styleid.models.model import Model
 
 Float64 = NDArray[np.float64]
 Point = tuple[float, float]
+Panels = NDArray[np.object_] | Sequence[Axes] | Sequence[Sequence[Axes]] | Axes  # as `Figure.subplots` returns them
 
 PANEL = 1.8  # inches
 
@@ -123,21 +124,34 @@ def head_count(inversion: Inversion, layer: int, model: Model | None = None) -> 
 
 
 def plot_queries(
-    inversion: Inversion, steps: Sequence[int], layers: Sequence[int], point: Point | None = None
+    inversion: Inversion,
+    steps: Sequence[int],
+    layers: Sequence[int],
+    point: Point | None = None,
+    axes: Panels | None = None,
 ) -> Figure:
     """Queries over layers (rows) and steps (columns), as in the paper's figure 2: principal components as colours, or,
-    for a point, the similarity of its query with all others, marked by a cross."""
+    for a point, the similarity of its query with all others, marked by a cross.
+
+    Args:
+        inversion: that kept queries
+        steps: the columns: indices of `Inversion.timesteps`
+        layers: the rows
+        point: whose query is compared with all others; None: the principal components are shown
+        axes: layers x steps axes to draw into; None: those of a new figure
+    """
     names = [f"layer {layer}" for layer in layers], [f"t = {inversion.timesteps[step]}" for step in steps]
-    figure, axes = _named_grid(*names)
-    for panels, layer in zip(axes, layers, strict=True):
-        for panel, step in zip(panels, steps, strict=True):
+    panels = _named_grid(*names, axes)
+    for row, layer in zip(panels, layers, strict=True):
+        for panel, step in zip(row, steps, strict=True):
             if point is None:
                 panel.imshow(query_components(inversion, step, layer))
             else:
                 seen = panel.imshow(similarity(inversion, step, layer, point), vmin=-1, vmax=1, cmap="coolwarm")
                 _mark(panel, point, map_size(inversion, layer))
+    figure = _figure_of(panels[0, 0])
     if point is not None:
-        figure.colorbar(seen, ax=axes, label="cosine", shrink=0.8)
+        figure.colorbar(seen, ax=panels.ravel().tolist(), label="cosine", shrink=0.8, aspect=12 * len(layers))
     return figure
 
 
@@ -203,7 +217,7 @@ def plot_logits(
 
 
 def plot_ablation(
-    content: Inversion, style: Inversion, model: Model | None = None, axes: Sequence[Axes] | None = None
+    content: Inversion, style: Inversion, model: Model | None = None, axes: Panels | None = None
 ) -> Figure:
     """What each part of the method does, as in the paper's figure 5: both images as their inversions give them back, then
     results with K and V alone, with Q as well, with AdaIN as well, and with everything.
@@ -223,22 +237,31 @@ def plot_ablation(
         name: inject_styles(content, style, model, gamma=gamma, temperature=temperature, adain=adain)
         for name, (gamma, temperature, adain) in parts.items()
     }
-    panels = _row(len(images), axes)
+    panels = _grid(1, len(images), axes)[0]
     for panel, (name, image) in zip(panels, images.items(), strict=True):
         panel.imshow(image)
         panel.set_title(name, fontsize=9)
     return _figure_of(panels[0])
 
 
-def plot_inversion(inversion: Inversion, count: int = 6, model: Model | None = None) -> Figure:
-    """The latents from z0 to zT, decoded: `count` of them, evenly spaced."""
+def plot_inversion(
+    inversion: Inversion, count: int = 6, model: Model | None = None, axes: Panels | None = None
+) -> Figure:
+    """The latents from z0 to zT, decoded: `count` of them, evenly spaced.
+
+    Args:
+        inversion: whose latents they are
+        count: how many
+        model: that made the inversion; None: the one that it knows, else the default one
+        axes: `count` axes to draw into; None: those of a new figure
+    """
     model = model or inversion.model or default_model()
     chosen = np.linspace(0, inversion.steps, count).round().astype(int)
-    figure, axes = _grid(1, count)
-    for panel, index in zip(axes[0], chosen, strict=True):
+    panels = _grid(1, count, axes)[0]
+    for panel, index in zip(panels, chosen, strict=True):
         panel.imshow(inversion.crop(model.decode(inversion.latents[index : index + 1])))
         panel.set_title(f"after {index} steps", fontsize=9)
-    return figure
+    return _figure_of(panels[0])
 
 
 def plot_grid(
@@ -247,14 +270,21 @@ def plot_grid(
     gammas: Sequence[float],
     temperatures: Sequence[float],
     model: Model | None = None,
+    axes: Panels | None = None,
 ) -> Figure:
-    """Results by gamma (rows) and temperature (columns)."""
+    """Results by gamma (rows) and temperature (columns).
+
+    Args:
+        content, style, model: as for `inject_styles`
+        gammas, temperatures: numbers as for `inject_styles`
+        axes: gammas x temperatures axes to draw into; None: those of a new figure
+    """
     names = [f"gamma = {gamma:g}" for gamma in gammas], [f"T = {temperature:g}" for temperature in temperatures]
-    figure, axes = _named_grid(*names)
-    for panels, gamma in zip(axes, gammas, strict=True):
-        for panel, temperature in zip(panels, temperatures, strict=True):
+    panels = _named_grid(*names, axes)
+    for row, gamma in zip(panels, gammas, strict=True):
+        for panel, temperature in zip(row, temperatures, strict=True):
             panel.imshow(inject_styles(content, style, model, gamma=gamma, temperature=temperature))
-    return figure
+    return _figure_of(panels[0, 0])
 
 
 def plot_attention(
@@ -265,7 +295,7 @@ def plot_attention(
     point: Point,
     temperature: float = 1.5,
     model: Model | None = None,
-    axes: Sequence[Axes] | None = None,
+    axes: Panels | None = None,
 ) -> Figure:
     """The content with a point marked, the style, and the style under `attention_map` of that point.
 
@@ -275,7 +305,7 @@ def plot_attention(
     """
     model = model or content.model or default_model()
     weights = attention_map(content, style, step, layer, point, temperature, model)
-    first, second, third = panels = _row(3, axes)
+    first, second, third = panels = _grid(1, 3, axes)[0]
     for panel, inversion, name in ((first, content, "content"), (second, style, "style")):
         image = model.decode(inversion.latents[:1])  # the style's is the last
         panel.imshow(image)
@@ -302,40 +332,34 @@ def _token(inversion: Inversion, layer: int, point: Point) -> int:
     return row * width + column
 
 
-def _row(count: int, axes: Sequence[Axes] | None) -> list[Axes]:
-    """The given axes, without ticks, or those of a new figure."""
-    if axes is None:
-        return list(_grid(1, count)[1][0])
-    panels = list(axes)
-    if len(panels) != count:
-        raise ValueError(f"axes: expected {count}, got {len(panels)}")
-    for panel in panels:
-        panel.set(xticks=[], yticks=[])
-    return panels
-
-
 def _figure_of(axes: Axes) -> Figure:
     figure = axes.get_figure(root=True)
     assert figure is not None  # only removed axes have none
     return figure
 
 
-def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:
-    figure = Figure(figsize=(PANEL * columns + 0.4, PANEL * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_xticks([])
-        panel.set_yticks([])
-    return figure, axes
+def _grid(rows: int, columns: int, axes: Panels | None) -> NDArray[np.object_]:
+    """The given axes, or those of a new figure, without ticks."""
+    if axes is None:
+        figure = Figure(figsize=(PANEL * columns + 0.4, PANEL * rows + 0.4), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False)
+    else:
+        panels = np.array(axes, dtype=object)
+        if panels.size != rows * columns:
+            raise ValueError(f"axes: expected {rows} x {columns}, got {panels.size}")
+        panels = panels.reshape(rows, columns)
+    for panel in panels.flat:
+        panel.set(xticks=[], yticks=[])
+    return panels
 
 
-def _named_grid(rows: Sequence[str], columns: Sequence[str]) -> tuple[Figure, NDArray[np.object_]]:
-    figure, axes = _grid(len(rows), len(columns))
-    for panel, name in zip(axes[:, 0], rows, strict=True):
+def _named_grid(rows: Sequence[str], columns: Sequence[str], axes: Panels | None) -> NDArray[np.object_]:
+    panels = _grid(len(rows), len(columns), axes)
+    for panel, name in zip(panels[:, 0], rows, strict=True):
         panel.set_ylabel(name, fontsize=9)
-    for panel, name in zip(axes[0], columns, strict=True):
+    for panel, name in zip(panels[0], columns, strict=True):
         panel.set_title(name, fontsize=9)
-    return figure, axes
+    return panels
 
 
 def _mark(panel: Axes, point: Point, size: tuple[int, ...]) -> None:

@@ -49,10 +49,16 @@ def test_bad_images(inversion):
 def test_an_inversion(inversion):
     text = replace(inversion, prompt="<b>")._repr_html_()
     png = base64.b64decode(re.search(r"base64,([^\"]+)", text)[1])
+    assert png == inversion._repr_png_()
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), inversion.thumbnail())
     assert "16 x 32 pixels" in text and "&lt;b&gt;" in text and "<b>" not in text
 
 
 def test_no_model_is_loaded_to_show_one(inversion):
     loaded = replace(inversion, model=None)
-    assert loaded.thumbnail() is None and "<img" not in loaded._repr_html_() and "<table>" in loaded._repr_html_()
+    assert (
+        loaded.thumbnail() is None
+        and loaded._repr_png_() is None
+        and "<img" not in loaded._repr_html_()
+        and "<table>" in loaded._repr_html_()
+    )

@@ -157,6 +157,10 @@ def test_reproduce(place, model, tmp_path, monkeypatch):
     manifest = (place / "paper/manifest.jsonl").read_text()
     assert manifest.count("\n") == 24
     assert reproduce(*arguments, **options) == table and (place / "paper/manifest.jsonl").read_text() == manifest
+    table = reproduce(*arguments, networks=False, pairs=1, steps=2)  # a trial in the same folder
+    assert [row["pairs"] for row in table] == [1] * len(SETTINGS)
+    with pytest.raises(ValueError, match="^steps: expected"):
+        reproduce(*arguments, steps=1)
     with pytest.raises(ValueError, match="^pairs: FID needs at least 4, got 1"):
         reproduce(*arguments, pairs=1)
     with pytest.raises(ValueError, match="^pairs: expected a whole number"):

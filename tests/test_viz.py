@@ -111,7 +111,15 @@ def test_given_axes(content, style):
     assert viz.plot_logits(content, style, ax=panels[1, 3]) is figure
     assert len(panels[0, 5].images) == 1 and len(panels[1, 2].images) == 2 and len(panels[1, 3].lines) == 3
     assert panels[1, 2].images[0].get_extent() == panels[1, 2].images[1].get_extent()  # the map lies over the image
-    with pytest.raises(ValueError, match="^axes: expected 6, got 2"):
+    rows = Figure().subplots(3, 3)
+    for drawn in (
+        viz.plot_queries(content, [0, 1], content.layers, axes=rows[:2, :2]),
+        viz.plot_grid(content, style, [0.3], [1, 1.5], axes=rows[2, :2]),
+        viz.plot_inversion(content, 1, axes=rows[2, 2]),
+    ):
+        assert drawn is rows[0, 0].figure
+    assert [len(panel.images) for panel in rows.flat] == [1, 1, 0, 1, 1, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="^axes: expected 1 x 6, got 2"):
         viz.plot_ablation(content, style, axes=panels[0, :2])
 
 

@@ -80,6 +80,9 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
     command.add_argument("--pairs", type=int, metavar="N", help="about N pairs of the first contents and styles (all)")
     command.add_argument(
+        "--steps", type=int, default=50, metavar="N", help="DDIM steps; the paper's are 50 (default: 50)"
+    )
+    command.add_argument(
         "--no-networks",
         dest="networks",
         action="store_false",

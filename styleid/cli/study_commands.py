@@ -92,6 +92,7 @@ def run_reproduce(options: argparse.Namespace) -> None:
         options.output,
         load(options),
         pairs=options.pairs,
+        steps=options.steps,
         networks=options.networks,
         weights=options.weights,
         progress=show_progress(options),

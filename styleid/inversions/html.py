@@ -31,12 +31,18 @@ def inversion_html(inversion: Inversion) -> str:
     return f"<div>{_thumbnail(inversion)}<table>{rows}</table></div>"
 
 
-def _thumbnail(inversion: Inversion) -> str:
+def thumbnail_png(inversion: Inversion) -> bytes | None:
+    """The thumbnail as a PNG file; None where no model is at hand."""
     pixels = inversion.thumbnail()
     if pixels is None:
-        return ""
+        return None
     image = Image.fromarray(pixels)
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     image.save(file, format="PNG")
-    return f'<img alt="thumbnail" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return file.getvalue()
+
+
+def _thumbnail(inversion: Inversion) -> str:
+    png = inversion._repr_png_()
+    return "" if png is None else f'<img alt="thumbnail" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

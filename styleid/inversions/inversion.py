@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,7 @@ from styleid.files.checksums import seal
 from styleid.files.tensors import from_bfloat16, mapping_of, release, write_tensors
 from styleid.images import padded_size
 from styleid.inversions.file import KEEP, SMALL, arrays_of, metadata_of, read_fields, to_tensor
-from styleid.inversions.html import inversion_html
+from styleid.inversions.html import inversion_html, thumbnail_png
 from styleid.models.loading import default_model
 from styleid.models.model import Model
 from styleid.numbers import whole
@@ -109,6 +110,14 @@ class Inversion:
     def _repr_html_(self) -> str:
         """What a notebook shows: the thumbnail and a table of facts."""
         return inversion_html(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """The thumbnail, where a notebook shows no HTML."""
+        return self._png
+
+    @cached_property
+    def _png(self) -> bytes | None:  # decoded once, though a notebook asks for HTML and PNG
+        return thumbnail_png(self)
 
     def query(self, step: int, layer: int) -> NDArray[np.float32]:
         """Q of a layer at timesteps[step]: (tokens, channels) float32, read-only; a view where kept in float32.

@@ -62,7 +62,7 @@ def evaluate_results(
     networks: bool = False,
     weights: Folder = None,
     kind: Kind = "art",
-    progress: Progress = False,
+    progress: Progress = None,
 ) -> Evaluation:
     """Measures folders of results, for every combination of settings in each.
 
@@ -74,7 +74,8 @@ def evaluate_results(
         networks: whether to measure also LPIPS, CFSD, FID and ArtFID, plain and extrapolated
         weights: as in `styleid.metrics.learned`
         kind: the kind of FID, as in `styleid.metrics.fid`; the paper's is "art"
-        progress: over all pairs: True for a bar, or a function that is called with (pairs, total)
+        progress: over all pairs: True for a bar, False for none, None for one in a terminal or a notebook only, or a
+            function that is called with (pairs, total)
 
     The rank is by ArtFID, or without networks by the mean of the ranks in each measure.
 

@@ -17,6 +17,7 @@ from styleid.files.disk import write_whole
 from styleid.metrics.weights import Folder
 from styleid.models.loading import default_model
 from styleid.models.model import Model
+from styleid.numbers import whole
 from styleid.progress import Progress
 from styleid.study.grid import Grid, rate_text
 from styleid.study.inputs import Place, list_images
@@ -54,9 +55,10 @@ def reproduce(
     model: Model | None = None,
     *,
     pairs: int | None = None,
+    steps: int = 50,
     networks: bool = True,
     weights: Folder = None,
-    progress: Progress = False,
+    progress: Progress = None,
     cluster: str | os.PathLike[str] | Client | None = None,
     disk: float = DISK,
 ) -> list[Row]:
@@ -69,6 +71,7 @@ def reproduce(
         folder: the folder of this experiment alone
         model: what `styleid.load_model` returned; the paper's is Stable Diffusion 1.4. None: the default model
         pairs: about how many pairs are made, of the first contents and styles, in the proportion of their numbers; None: all
+        steps: DDIM steps, the paper's 50; fewer are for a trial, whose numbers compare with nothing published
         networks: whether to measure also LPIPS, CFSD, FID and ArtFID, which need PyTorch, the published weights and 4 pairs
         weights: the folder of the weights, as in `styleid.metrics.learned`
         progress, cluster, disk: as for `styleid.study.sweep`
@@ -85,14 +88,14 @@ def reproduce(
     chosen = _subset(list_images(contents, "contents"), list_images(styles, "styles"), pairs)
     if networks and len(chosen[0]) * len(chosen[1]) < 4:
         raise ValueError(f"pairs: FID needs at least 4, got {len(chosen[0]) * len(chosen[1])}")
-    layers = list(_core.schedule(model.engine, "paper", 50)["layers"])
-    grids = [Grid(layers=[layers], **settings) for settings in SETTINGS.values()]
+    layers = list(_core.schedule(model.engine, "paper", whole("steps", steps, 2, 1000))["layers"])
+    grids = [Grid(layers=[layers], steps=steps, **settings) for settings in SETTINGS.values()]
     rows = sweep(*chosen, root, model, grid=grids, progress=progress, cluster=cluster, disk=disk, thumbnail=0)
     read = [list(dict.fromkeys(Path(row[which]) for row in rows)) for which in ("content", "style")]
     measured = evaluate_results(root, *read, networks=networks, weights=weights, progress=progress).table
     table = []
     for name, settings in SETTINGS.items():
-        (row,) = [row for row in measured if _is(row, settings)]
+        (row,) = [row for row in measured if row["steps"] == steps and _is(row, settings)]
         published = zip(COMPARED, PUBLISHED[name], strict=True) if name in PUBLISHED else ()
         first = list(row).index("pairs")
         values = {key: row[key] for key in list(row)[first:] if key != "rank"}
