@@ -8,7 +8,7 @@ from styleid.cli.arguments import OF_TRANSFER, Add, add_engine, add_options
 from styleid.images import RESIZE
 from styleid.method.options import Accuracy, Resize, Storage, Text
 from styleid.study.grid import Grid
-from styleid.study.sweeps import DISK, THUMBNAIL
+from styleid.study.sweeps import DISK, SHARED_DISK, THUMBNAIL
 
 
 def add_sweep(command: argparse.ArgumentParser) -> None:
@@ -37,8 +37,9 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         help="a Dask cluster: tcp://HOST:PORT, a scheduler file, or local[:N] for N workers here (this process alone)",
     )  # fmt: skip
     group.add_argument(
-        "--disk", type=_gigabytes, default=DISK, metavar="GB",
-        help=f"for inversions in the local directory of each worker, where no --cache is shared ({DISK / 1e9:.0f})",
+        "--disk", type=_gigabytes, metavar="GB",
+        help="that inversions take at most: of this process, or of each worker of a cluster "
+        f"({DISK / 1e9:.0f}), or in the --cache that its workers share ({SHARED_DISK / 1e9:.0f})",
     )  # fmt: skip
 
 

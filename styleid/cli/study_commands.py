@@ -19,7 +19,7 @@ from styleid.study.manifest import write_table
 from styleid.study.merging import merge
 from styleid.study.protocol import evaluate_results, table_text
 from styleid.study.reproduction import reproduce, reproduction_text
-from styleid.study.sweeps import Study, finish, prepare, run_here
+from styleid.study.sweeps import finish, prepare, run_here
 
 TABLES = (
     f"table.csv {'and table.parquet' if find_spec('pyarrow') else '(and, where PyArrow is installed, table.parquet)'}"
@@ -33,9 +33,11 @@ def run_sweep(options: argparse.Namespace) -> None:
         return
     chosen = [read_options(options, kind) for kind in (Text, Resize, Accuracy, Storage)]
     grid = read_options(options, Grid)
-    study = prepare(options.contents, options.styles, options.output, load(options), grid, chosen)
+    study = prepare(options.contents, options.styles, options.output, load(options), grid, chosen, options.disk)
     if options.estimate:
-        print(_estimate(study, options.disk))
+        from styleid.study.estimate import estimate_text
+
+        print(estimate_text(study))
         return
     if options.cluster is None:
         failures, summary = run_here(study, show_progress(options)), ""
@@ -43,7 +45,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         from styleid.study.cluster import run_on_cluster
 
         with reporter(show_progress(options), "sweep") as report:
-            failures, timings = run_on_cluster(study, options.cluster, options.disk, report)
+            failures, timings = run_on_cluster(study, options.cluster, report)
         summary = str(timings)
     try:
         rows = finish(study, failures, options.thumbnail)
@@ -51,12 +53,6 @@ def run_sweep(options: argparse.Namespace) -> None:
         if summary and not options.quiet:
             print(summary, file=sys.stderr)
     print(f"{len(rows)} images in {options.output}, listed in {TABLES}")
-
-
-def _estimate(study: Study, disk: float) -> str:
-    from styleid.study.estimate import estimate_text
-
-    return estimate_text(study.open(), study.model, study.size_of, disk)
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

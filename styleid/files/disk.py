@@ -68,18 +68,25 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Only one process or thread at a time is in a block with this path, a file that is made for it.
 
-    The lock only saves doing the same work twice, and nothing else may depend on it. Where a file system has no locks, nobody
-    waits. The first one that is done removes the file, also while others wait, so that a later one waits for none of them.
+    Yields whether nobody else is in it, which is always so where it waits.
+
+    This spares them doing the same twice, and nothing else may depend on it: where there are no locks nobody waits, and
+    whoever is done removes the file, also under those who wait, so that one who comes then waits for none of them.
     """
+    alone = True
     with ExitStack() as stack:
-        with suppress(OSError):  # a folder that cannot be written to, a file system without locks
+        try:
             file = stack.enter_context(open(path, "wb"))
-            fcntl.flock(file, fcntl.LOCK_EX)  # the system gives it back when a process dies
-            stack.callback(path.unlink, missing_ok=True)
-        yield
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.callback(path.unlink, missing_ok=True)  # the system gives the lock back when a process dies
+        except BlockingIOError:
+            alone = False
+        except OSError:  # a folder that cannot be written to, a file system without locks
+            pass
+        yield alone
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -160,17 +160,16 @@ class Connection:
 
 
 def run_on_cluster(
-    study: Study, cluster: str | os.PathLike[str] | Client, disk: float, report: Report, say: Say = say_line
+    study: Study, cluster: str | os.PathLike[str] | Client, report: Report, say: Say = say_line
 ) -> tuple[list[str], Timings]:
     """Carries out a plan. Returns a line for each result that could not be made, and what took how long.
 
     Args:
         cluster: a client, an address ("tcp://..."), "local", "local:N", or a scheduler file
-        disk: bytes of inversions that a worker keeps, where they have no folder in common
         report: called with (results, total)
         say: called with a line when a worker comes, goes or fails
     """
-    run = _Run(study, Connection(cluster, say), disk, report, say)
+    run = _Run(study, Connection(cluster, say), report, say)
     try:
         run.go()
     finally:
@@ -191,13 +190,11 @@ class _Seen:
 class _Run:
     """One sweep on a cluster."""
 
-    def __init__(self, study: Study, connection: Connection, disk: float, report: Report, say: Say) -> None:
-        storage, model = study.storage, study.model
+    def __init__(self, study: Study, connection: Connection, report: Report, say: Say) -> None:
         self.study, self.connection, self.say, self._report = study, connection, say, report
-        cache = study.shared_cache
-        limit = disk if cache is None else cache.limit
-        self.order = order_of(model, storage.features, None if cache is None else cache.folder, limit)
-        self.dispatcher = Dispatcher(study.open(), study.size_of, limit, cache is not None)
+        folder = study.cache.folder if study.shared else None
+        self.order = order_of(study.model, study.storage.features, folder)
+        self.dispatcher = Dispatcher(study.open(), study.size_of, study.room(True), study.shared)
         self.timings = Timings()
         self._seen: dict[str, _Seen] = {}
         self._given: dict[Future, tuple[str, Step | None]] = {}  # what was given to workers and is not done
@@ -218,6 +215,8 @@ class _Run:
                     self._look()
                 with suppress(queue.Empty):
                     self._take(*self._events.get(timeout=LOOK))
+                for given in self.dispatcher.give():
+                    self._submit(*given)
             except (OSError, TimeoutError):
                 if self.connection.client.status == "running":
                     raise
@@ -244,7 +243,8 @@ class _Run:
     def _look(self) -> None:
         """Which workers came, went, fell silent or are back."""
         self._looked = now = time.monotonic()
-        known = self.connection.client.scheduler_info()["workers"]
+        client = self.connection.client  # whose scheduler_info() has now all workers, now a few, now none
+        known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
         for name in self._seen.keys() - known.keys():
             if self._seen.pop(name).state == "working":
                 self._leave(name, "is gone", fell=True)
@@ -284,7 +284,6 @@ class _Run:
         for reason in failed:
             self.say(f"failed: {reason}")
         self._tell()
-        self._feed()
 
     def _welcome(self, name: str, facts: Reply) -> None:
         """Receives a worker that has loaded the model: checks that it fits, and notes what it has."""
@@ -311,13 +310,7 @@ class _Run:
 
     # ---- steps ----
 
-    def _feed(self, name: str | None = None) -> None:
-        """Gives a worker, or all, what they can do."""
-        for worker in [name] if name else list(self.dispatcher.workers):
-            while (step := self.dispatcher.next_step(worker)) is not None:
-                self._submit(worker, step)
-
-    def _submit(self, name: str, step: Step | None) -> None:
+    def _submit(self, name: str, step: Step | None, drop: tuple[str, ...] = ()) -> None:
         """Gives a step to a worker; None: to load the model and introduce itself."""
         from styleid.study.worker import carry_out, greet
 
@@ -328,7 +321,7 @@ class _Run:
             task = self._task(step)
             what = _name(self.dispatcher, step)
             key = (f"styleid-{step.kind}", f"{what}-{number}-{self.order.name}")
-            arguments = (carry_out, self.order, step.kind, task, step.peer)  # type: ignore[assignment]
+            arguments = (carry_out, self.order, step.kind, task, step.peer, drop)  # type: ignore[assignment]
         client = self.connection.client
         future = client.submit(*arguments, key=key, workers=[name], allow_other_workers=False, pure=False, retries=0)
         self._given[future] = name, step
@@ -359,6 +352,8 @@ class _Run:
         if future not in self._given:
             return
         name, step = self._given.pop(future)
+        if step is None and (name not in self._seen or self._seen[name].state != "greeting"):
+            return  # it went while it loaded the model
         if answer is not None and not answer.cancelled() and answer.exception() is None:
             self._answered(name, step, answer.result())
         elif step is None and future.status == "error":
@@ -376,7 +371,6 @@ class _Run:
         self.timings.memory[name] = reply["memory"]
         if step is None:
             self._welcome(name, reply)
-            self._feed()
             return
         if "full" in reply:
             self._seen[name].state = "refused"
@@ -390,9 +384,8 @@ class _Run:
             self.timings.add(name, step.kind, reply)
             if step.kind == "sample":
                 self._keep(reply["row"], reply["data"])
-            self.dispatcher.done(name, step, reply["dropped"])
+            self.dispatcher.done(name, step)
             self._tell()
-        self._feed(name if step.kind == "sample" else None)
 
     def _failed(self, name: str, step: Step, reason: str) -> None:
         what = _name(self.dispatcher, step)
@@ -413,14 +406,14 @@ class _Run:
             self._report(done, self._total)
 
 
-def order_of(model: Model, features: str, folder: Path | None, disk: float) -> Order:
-    """What all steps have in common. Raises TypeError for a model without an origin."""
+def order_of(model: Model, features: str, folder: Path | None) -> Order:
+    """What all steps have in common. TypeError for a model that was not loaded."""
     from styleid.study.worker import Order
 
     _, (_, settings, fingerprint) = model.__reduce__()  # as a pickle has it: from where, and how, it was loaded
     kept = "recompute" if features == "recompute" else "disk"
     shared = None if folder is None else str(folder.absolute())
-    return Order(uuid4().hex[:8], settings | {"dtype": model.dtype}, fingerprint, shared, int(disk), kept)
+    return Order(uuid4().hex[:8], settings | {"dtype": model.dtype}, fingerprint, shared, kept)
 
 
 def _without_pixels(task: Inverting) -> Inverting:

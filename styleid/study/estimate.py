@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from styleid import _core
 from styleid.metrics import evaluate
 from styleid.models.model import Model
-from styleid.study.dispatch import AT_ONCE, Dispatcher, Step
+from styleid.study.dispatch import OUTGOING, Dispatcher, Step
 from styleid.study.plan import Inverting, Result
+
+if TYPE_CHECKING:
+    from styleid.study.sweeps import Study
 
 WORKERS = 1, 8, 64, 512
 NETWORK = 1e9  # bytes a second between two workers, as 10 Gbit/s give
 SCHEDULER = 1e9  # bytes a second of results through the scheduler to the client
 TASK = 1e-3  # seconds of the scheduler and the client for a task
 WRITE = 5e-3  # seconds of the client to write a result
-LARGEST = 200_000  # results times workers that are played through; of more there is the least time alone
+DRIVE = 1e9  # bytes a second that a disk reads or writes
 
 
 @dataclass(frozen=True)
@@ -58,22 +62,25 @@ class Estimate:
     """What a sweep takes with a number of workers.
 
     Attributes:
-        workers: how many
         seconds: of wall time
         steps: how many there are of each kind
         moved: bytes between workers
         sent: bytes of results through the scheduler
-        busy: the part of its time that a worker computes
-        limit: what is used most, and so saturates first
+        uses: the part that is used of what there is, by what it is
+        tail: the part of their time that workers have at the end, with nothing left for them
     """
 
-    workers: int
     seconds: float
     steps: Counter[str]
     moved: float
     sent: float
-    busy: float
-    limit: str
+    uses: dict[str, float]
+    tail: float
+
+    @property
+    def limit(self) -> str:
+        """What is used most, and so saturates first."""
+        return max(self.uses, key=self.uses.__getitem__)
 
 
 def measure_costs(model: Model, size: tuple[int, int]) -> Costs:
@@ -98,108 +105,91 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-class _Disk:
-    """The inversions of a worker, which removes the ones that were used least recently."""
-
-    def __init__(self, room: float) -> None:
-        self.room = room
-        self.held: OrderedDict[str, int] = OrderedDict()
-        self.bytes = 0
-
-    def use(self, step: Step, dispatcher: Dispatcher, size: Callable[[Inverting], int]) -> list[str]:
-        """Notes the inversions that a finished step uses or brings. Returns those that had to go for them."""
-        keys = [step.key]
-        if step.kind == "sample":
-            result = dispatcher.results[step.key]
-            keys = [result.content.key, result.style.key]
-        for key in keys:
-            if key not in self.held:
-                self.held[key] = size(dispatcher.inversions[key])
-                self.bytes += self.held[key]
-            self.held.move_to_end(key)
-        gone = []
-        while self.bytes > self.room and len(self.held) > len(keys):
-            key, amount = self.held.popitem(last=False)
-            self.bytes -= amount
-            gone.append(key)
-        return gone
-
-
 def play(
-    results: Sequence[Result], size: Callable[[Inverting], int], costs: Costs, workers: int, disk: float
+    results: Sequence[Result],
+    size: Callable[[Inverting], float],
+    costs: Costs,
+    workers: int,
+    disk: float,
+    shared: bool = False,
 ) -> Estimate:
-    """Plays a sweep through on so many equal workers, each with a disk of its own."""
-    dispatcher = Dispatcher(results, size, disk)
-    disks = {str(number): _Disk(disk) for number in range(workers)}
-    free = dict.fromkeys(disks, 0.0)  # when a worker has computed what it was given
-    hungry = dict.fromkeys(disks)  # workers that could do more
-    asked = list(disks)  # those of them that may find something
+    """Plays a sweep through on so many equal workers, each with a folder of its own, or all with one.
+
+    What all use together may be used more than it can be; then all takes as much longer.
+    """
+    dispatcher = Dispatcher(results, size, disk, shared)
+    for number in range(workers):
+        dispatcher.add_worker(str(number))
+    free = dict.fromkeys(dispatcher.workers, 0.0)  # when a worker has computed what it was given
     events: list[tuple[float, int, str, Step]] = []
     order = count()
     steps: Counter[str] = Counter()
-    computed = moved = now = 0.0
-    for name in disks:
-        dispatcher.add_worker(name)
+    computed = moved = made = read = now = 0.0
     while True:
-        for name in asked:
-            while (step := dispatcher.next_step(name)) is not None:
-                steps[step.kind] += 1
-                if step.kind == "fetch":
-                    amount = size(dispatcher.inversions[step.key])
-                    moved += amount
-                    heapq.heappush(events, (now + amount / NETWORK, next(order), name, step))
-                    continue
+        for name, step, _ in dispatcher.give():
+            steps[step.kind] += 1
+            if step.kind == "fetch":
+                moved += dispatcher.size[step.key]
+                end = now + dispatcher.size[step.key] * OUTGOING / NETWORK
+            else:
                 seconds = costs.of(step, dispatcher)
                 computed += seconds
-                free[name] = max(free[name], now) + seconds
-                heapq.heappush(events, (free[name], next(order), name, step))
-            if len(dispatcher.workers[name].steps) == AT_ONCE:
-                hungry.pop(name, None)
+                end = free[name] = max(free[name], now) + seconds
+            if step.kind == "sample":
+                result = dispatcher.results[step.key]
+                read += dispatcher.size[result.content.key] + dispatcher.size[result.style.key]
+            elif step.kind == "invert":
+                made += dispatcher.size[step.key]
+            heapq.heappush(events, (end, next(order), name, step))
         if not events:
             break
         now, _, name, step = heapq.heappop(events)
-        dispatcher.done(name, step, disks[name].use(step, dispatcher, size))
-        hungry[name] = None
-        asked = [name] if step.kind == "sample" else list(hungry)
+        dispatcher.done(name, step)
     sent = steps["sample"] * costs.result
-    uses = {
-        "computing": computed / workers / now,
-        "the network of a worker": moved / workers / NETWORK / now,
-        "the scheduler's network": sent / SCHEDULER / now,
-        "the scheduler": sum(steps.values()) * TASK / now,
-        "the client's writing": steps["sample"] * WRITE / now,
+    needs = {
+        "computing": computed / workers,
+        "the scheduler's network": sent / SCHEDULER,
+        "the scheduler": sum(steps.values()) * TASK,
+        "the client's writing": steps["sample"] * WRITE,
     }
-    limit = max(uses, key=uses.__getitem__)
-    return Estimate(workers, now, steps, moved, sent, uses["computing"], f"{limit} ({uses[limit]:.0%})")
+    if shared:
+        needs["the shared folder"] = (made + read) / NETWORK
+    else:
+        needs |= {"a worker's network": moved / workers / NETWORK}
+        needs |= {"a worker's disk": (made + 2 * moved + read) / workers / DRIVE}  # moved: read there, written here
+    seconds = max(now, *needs.values())
+    uses = {what: need / seconds for what, need in needs.items()}
+    return Estimate(seconds, steps, moved, sent, uses, 1 - sum(free.values()) / workers / now)
 
 
-def estimate_text(results: Sequence[Result], model: Model, size: Callable[[Inverting], int], disk: float) -> str:
-    """The text that says what a sweep will cost on 1, 8, 64 and 512 workers like this machine."""
+def estimate_text(study: Study) -> str:
+    """What a sweep will cost on 1, 8, 64 and 512 workers like this machine."""
+    results, model, disk = study.open(), study.model, study.room(True)
     if not results:
         return "nothing is left to do"
     inversions = {one.key: one for result in results for one in (result.content, result.style)}
     largest = max(inversions.values(), key=lambda one: one.source.pixels.size)
     costs = measure_costs(model, largest.source.pixels.shape[:2])
-    stored = sum(size(one) for one in inversions.values())
+    stored = sum(map(study.size_of, inversions.values()))
     times = f"an evaluation {costs.evaluation:.3f} s, encode {costs.encode:.3f} s, decode {costs.decode:.3f} s"
-    rates = f"{NETWORK / 1e9:g} GB/s between workers, {SCHEDULER / 1e9:g} GB/s through the scheduler"
-    titles = f"{'workers':>7}  {'wall time':>10}  {'inversions':>10}  {'moved':>10}  {'results':>9}  {'busy':>5}"
+    rates = f"{NETWORK / 1e9:g} GB/s between workers, {DRIVE / 1e9:g} GB/s of a disk"
+    where = "for all workers" if study.shared else "a worker"
+    titles = (
+        f"{'workers':>7}  {'wall time':>9}  {'inversions':>10}  {'moved':>10}  {'results':>9}  {'busy':>4}  {'tail':>4}"
+    )
     machine = f"{_core.info()['isa']}, {model.threads} threads, {model.dtype}"
     lines = [
         f"{len(results)} results of {len(inversions)} inversions, which take {stored / 1e9:.2f} GB",
         f"measured here ({machine}): {times}, measures {costs.measures:.3f} s",
-        f"assumed: {rates}, {TASK * 1e3:g} ms a task, {disk / 1e9:.1f} GB of inversions a worker",
+        f"assumed: {rates}, {TASK * 1e3:g} ms a task, {disk / 1e9:.1f} GB of inversions {where}",
         f"{titles}  saturates first",
     ]
-    least = sum(map(costs.invert, inversions.values())) + sum(map(costs.sample, results))
     for workers in WORKERS:
-        if len(results) * workers > LARGEST:
-            lines.append(f"{workers:7}  {_duration(least / workers):>10}  at least: too many steps to play through")
-            continue
-        found = play(results, size, costs, workers, disk)
+        found = play(results, study.size_of, costs, workers, disk, study.shared)
         lines.append(
-            f"{workers:7}  {_duration(found.seconds):>10}  {found.steps['invert']:10}  {found.moved / 1e9:7.1f} GB  "
-            f"{found.sent / 1e9:6.2f} GB  {found.busy:5.0%}  {found.limit}"
+            f"{workers:7}  {_duration(found.seconds):>9}  {found.steps['invert']:10}  {found.moved / 1e9:7.1f} GB  "
+            f"{found.sent / 1e9:6.2f} GB  {found.uses['computing']:4.0%}  {found.tail:4.0%}  "
+            f"{found.limit} ({found.uses[found.limit]:.0%})"
         )
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,9 @@ class Manifest:
         self._read_on()
         return [row for key in self._rows if (row := self.finished(key))]
 
-    def lock(self, key: str) -> Any:
-        """A block in which no other process makes, or adds, the result of that key."""
-        return locked(self.folder / f".{key}.lock")
+    def lock(self, key: str, wait: bool = True) -> AbstractContextManager[bool]:
+        """A block in which no other process makes, or adds, the result of that key, as `locked`."""
+        return locked(self.folder / f".{key}.lock", wait)
 
     def add(self, row: Row, data: bytes) -> Row:
         """Writes a result's file, which `encode_result` made of the row, then its line. Returns the row with the hash."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -25,6 +25,8 @@ from styleid.study.grid import Grid, layer_text, rate_text
 from styleid.study.inputs import Source, plain_stem
 
 Row = dict[str, Any]  # of the manifest: content, style, the settings, output, sha256 of its file, measures
+ROLES = "content", "style"
+STYLES = 2  # that are worked with at a time: one whose results are made, and the next
 AXES = ("gamma", "temperature", "initial", "layers", "inject", "strength", "steps", "schedule", "seed")
 PLAIN: Row = {"initial": "adain", "inject": True, "strength": 1.0, "steps": 50, "schedule": "paper", "seed": None}
 
@@ -94,10 +96,6 @@ class Plan:
 
     results: tuple[Result, ...]
 
-    def by_inversions(self) -> list[Result]:
-        """The results in an order that keeps the inversions of a group, a content and a style as long as they are needed."""
-        return sorted(self.results, key=lambda result: result.group)
-
     @property
     def inversions(self) -> dict[str, Inverting]:
         """Each inversion once, by its key."""
@@ -128,6 +126,27 @@ def make_plan(
             key = inversions.hash(every | {"content": content.digest, "style": style.digest, "what": "result"})
             results.append(Result(key, pair[0], pair[1], every, label, kinds.index(kind)))
     return Plan(tuple(results))
+
+
+def largest(results: Sequence[Result], size: Callable[[Inverting], float]) -> tuple[float, float]:
+    """The bytes of the largest inversion of a content, and of a style."""
+    contents, styles = ({getattr(result, of).key: getattr(result, of) for result in results} for of in ROLES)
+    return max(map(size, contents.values()), default=0), max(map(size, styles.values()), default=0)
+
+
+def in_blocks(results: Sequence[Result], size: Callable[[Inverting], float], room: float) -> list[list[Result]]:
+    """The results in the order in which little is at hand: blocks of so many contents that there is room for all of them
+    and, with one to spare, for the styles that are worked with; in a block style by style. Of one kind of inversion each."""
+    query, keys = largest(results, size)
+    count = max(1, (room - (STYLES + 1) * keys) // query) if query else len(results)
+    numbers: dict[int, dict[str, int]] = {}  # of the contents of each kind
+    blocks: dict[tuple[int, float], dict[str, list[Result]]] = {}
+    for result in results:
+        own = numbers.setdefault(result.group, {})
+        number = own.setdefault(result.content.key, len(own))
+        block = blocks.setdefault((result.group, number // count), {})
+        block.setdefault(result.style.key, []).append(result)
+    return [[result for column in blocks[place].values() for result in column] for place in sorted(blocks)]
 
 
 def _combinations(model: Model, grid: Grid) -> Iterator[tuple[Row, tuple[int, ...], list[str]]]:

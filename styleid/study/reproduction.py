@@ -24,7 +24,7 @@ from styleid.study.inputs import Place, list_images
 from styleid.study.manifest import Row, write_table
 from styleid.study.protocol import evaluate_results
 from styleid.study.sheets import compare_sheet
-from styleid.study.sweeps import DISK, sweep
+from styleid.study.sweeps import sweep
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -60,7 +60,7 @@ def reproduce(
     weights: Folder = None,
     progress: Progress = None,
     cluster: str | os.PathLike[str] | Client | None = None,
-    disk: float = DISK,
+    disk: float | None = None,
 ) -> list[Row]:
     """Makes and measures results with the paper's settings and ablations; it goes on where it stopped.
 

@@ -9,7 +9,6 @@ may work in one folder, and wait for results that another one is making.
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +23,12 @@ from styleid.memory import of_inversion
 from styleid.method.options import Accuracy, Chosen, Options, Resize, Storage, Text
 from styleid.models.loading import default_model
 from styleid.models.model import Model
+from styleid.numbers import number
 from styleid.progress import Progress, reporter
 from styleid.study.grid import Grid
 from styleid.study.inputs import Place, Source, list_images, printable, read_images
 from styleid.study.manifest import Manifest, write_parquet, write_table
-from styleid.study.plan import Common, Inverting, Plan, Result, Row, make_plan
+from styleid.study.plan import Common, Inverting, Plan, Result, Row, in_blocks, make_plan
 from styleid.study.sheets import write_sheets
 from styleid.study.work import make_inversion, make_result
 
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 ONE = Grid()  # one combination: what the model recommends
 THUMBNAIL = 128  # pixels
-DISK = 20e9  # bytes of inversions that a worker of a cluster keeps
+DISK = 20e9  # bytes of inversions that this process, or a worker of a cluster, keeps
+SHARED_DISK = 500e9  # in a folder that the workers of a cluster share
 
 
 class SweepIncomplete(ValueError):
@@ -54,7 +55,7 @@ def sweep(
     progress: Progress = None,
     options: Options = (),
     cluster: str | os.PathLike[str] | Client | None = None,
-    disk: float = DISK,
+    disk: float | None = None,
     thumbnail: int = THUMBNAIL,
 ) -> list[Row]:
     """Makes transfers with every combination of contents, styles and settings.
@@ -74,7 +75,9 @@ def sweep(
             address such as "tcp://scheduler:8786", "local" or "local:N" for N workers on this machine, or the path of a
             scheduler file. The cache of `Storage` is then a folder that all workers share, or a `styleid.Cache` of it;
             without one each worker keeps its inversions in its own local directory
-        disk: the bytes of inversions that a worker of a cluster keeps there at most, unless one alone is larger
+        disk: the bytes of inversions that are kept at most, in the cache or the folder, or in the local directory of each
+            worker. None: 20e9, and 500e9 in a cache that workers share. A worker has room for one content and three
+            styles in any case. A `styleid.Cache` keeps to its own limit
         thumbnail: the size of an image in the contact sheets, in pixels; 0: no sheets
 
     Returns:
@@ -87,13 +90,13 @@ def sweep(
         OSError: a file cannot be written, or the cluster cannot be reached
         ImportError: a cluster without Dask
     """
-    study = prepare(contents, styles, folder, model, grid, options)
+    study = prepare(contents, styles, folder, model, grid, options, disk)
     if cluster is None:
         return finish(study, run_here(study, progress), thumbnail)
     from styleid.study.cluster import run_on_cluster
 
     with reporter(progress, "sweep", "result") as report:
-        failures, _ = run_on_cluster(study, cluster, disk, report)
+        failures, _ = run_on_cluster(study, cluster, report)
     return finish(study, failures, thumbnail)
 
 
@@ -109,10 +112,11 @@ class Study:
     contents: list[Source]
     styles: list[Source]
     unreadable: list[str]  # a line for each image
+    disk: float | None  # bytes of inversions that are kept; None: as usual
 
     def open(self) -> list[Result]:
-        """The results that are to be made, each once, in the order that has inversions at hand."""
-        results = {result.key: result for result in self.plan.by_inversions()}
+        """The results that are to be made, each once."""
+        results = {result.key: result for result in self.plan.results}
         return [result for key, result in results.items() if self.manifest.finished(key) is None]
 
     def size_of(self, task: Inverting) -> int:
@@ -125,16 +129,21 @@ class Study:
         return need.features + need.arrays
 
     @property
-    def shared_cache(self) -> Cache | None:
-        """The folder that was given for inversions. Dropping one would mean to invert that image twice, so there is no
-        limit unless one was given."""
-        given = self.storage.cache
-        return given if isinstance(given, Cache) or given is None else Cache(given, limit=sys.maxsize)
+    def shared(self) -> bool:
+        """Whether all workers of a cluster keep inversions in one folder."""
+        return self.storage.cache is not None
+
+    def room(self, clustered: bool) -> float:
+        """The bytes of inversions that are kept in one folder."""
+        if isinstance(self.storage.cache, Cache):
+            return self.storage.cache.limit
+        return self.disk or (SHARED_DISK if clustered and self.shared else DISK)
 
     @property
     def cache(self) -> Cache:
-        """Where the inversions of this process are kept."""
-        return self.shared_cache or Cache(self.root / "inversions", limit=sys.maxsize)
+        """Where this process keeps inversions."""
+        given = self.storage.cache
+        return given if isinstance(given, Cache) else Cache(given or self.root / "inversions", int(self.room(False)))
 
 
 def prepare(
@@ -144,8 +153,10 @@ def prepare(
     model: Model | None,
     grid: Grid | Sequence[Grid],
     options: Options,
+    disk: float | None = None,
 ) -> Study:
     """Reads the images and plans all results; arguments and errors as of `sweep`."""
+    limit = None if disk is None else number("disk", disk, 1)
     chosen = Chosen(options, "sweep", (Text, Accuracy, Storage, Resize))
     text, accuracy = chosen.get(Text), chosen.get(Accuracy)
     storage, resize = chosen.get(Storage), chosen.get(Resize)
@@ -163,7 +174,7 @@ def prepare(
     (from_contents, from_styles), unreadable = read_images(root, places, size, resize.how)
     common = Common(text.prompt or "", text.negative, text.guidance, accuracy.refine, storage.dtype, storage.features)
     plan = make_plan(from_contents, from_styles, model, grids, common)
-    return Study(root, model, plan, Manifest(root), storage, from_contents, from_styles, unreadable)
+    return Study(root, model, plan, Manifest(root), storage, from_contents, from_styles, unreadable, limit)
 
 
 def run_here(study: Study, progress: Progress) -> list[str]:
@@ -178,25 +189,35 @@ def run_here(study: Study, progress: Progress) -> list[str]:
             failures[task.key] = f"{printable(task.source.path)}: {error}"
             raise
 
-    def make(result: Result) -> None:
-        with study.manifest.lock(result.key):
-            if study.manifest.finished(result.key) is None:
-                study.manifest.add(*make_result(result, inverted(result.content), inverted(result.style), study.model))
-
-    todo = study.open()
-    done = len({result.key for result in study.plan.results}) - len(todo)
-    with reporter(progress, "sweep", "result") as report:
-        if report and done:
-            report(done, done + len(todo))
-        for number, result in enumerate(todo, done + 1):
-            if not failures.keys() & {result.content.key, result.style.key}:
+    def make(result: Result, wait: bool) -> bool:
+        """Whether it is there, or cannot be made; otherwise another process is at it."""
+        with study.manifest.lock(result.key, wait) as mine:
+            if mine and study.manifest.finished(result.key) is None:
                 try:
-                    make(result)
+                    study.manifest.add(
+                        *make_result(result, inverted(result.content), inverted(result.style), study.model)
+                    )
                 except (ValueError, MemoryError) as error:
                     if not failures.keys() & {result.content.key, result.style.key}:
                         failures[result.key] = f"{result.output}: {error}"
-            if report:
-                report(number, done + len(todo))
+        return mine
+
+    todo = [result for block in in_blocks(study.open(), study.size_of, cache.limit) for result in block]
+    total = len({result.key for result in study.plan.results})
+    done = total - len(todo)
+    with reporter(progress, "sweep", "result") as report:
+        if report and done:
+            report(done, total)
+        for wait in False, True:  # what other processes are making is waited for at the end
+            rest = []
+            for result in todo:
+                if failures.keys() & {result.content.key, result.style.key} or make(result, wait):
+                    done += 1
+                    if report:
+                        report(done, total)
+                else:
+                    rest.append(result)
+            todo = rest
     return list(failures.values())
 
 
@@ -210,7 +231,8 @@ def finish(study: Study, failures: list[str], thumbnail: int = THUMBNAIL) -> lis
             rows.append(row)
             by_label.setdefault(result.label, []).append(row)
     keys = {row["key"] for row in rows}
-    table = rows + [row for row in study.manifest.all_finished() if row["key"] not in keys]
+    others = [row for row in study.manifest.all_finished() if row["key"] not in keys]
+    table = rows + sorted(others, key=lambda row: (row["content"], row["style"], row["output"]))
     if table:
         write_table(study.root / "table.csv", table)
         write_parquet(study.root / "table.parquet", table)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import platform
 import re
+import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import PIL
-from distributed import get_worker
+from distributed import get_worker, secede
 from distributed.utils import sync
 from distributed.worker import Worker
 
@@ -54,7 +54,6 @@ class Order:
         settings: of the model, as for `styleid.load_model`
         fingerprint: the model's, which the worker's must have
         folder: of all workers' inversions; None: each has one of its own
-        disk: bytes of inversions that a worker keeps
         features: "disk" or "recompute"
     """
 
@@ -62,7 +61,6 @@ class Order:
     settings: dict[str, Any]
     fingerprint: str
     folder: str | None
-    disk: int
     features: str
 
 
@@ -81,9 +79,9 @@ class Site:
         self.order = order
         self.model = model or load_model(**order.settings | {"threads": worker.state.nthreads})
         own = Path(worker.local_directory) / "styleid-inversions"
-        self.cache = Cache(order.folder or own, limit=int(order.disk))
+        self.cache = Cache(order.folder or own, sys.maxsize)  # the client says what goes
         self.computing = threading.Lock()
-        self._opened: OrderedDict[str, Inversion] = OrderedDict()
+        self._opened: OrderedDict[tuple[str, int], Inversion] = OrderedDict()  # by the key and the file's number
         worker.handlers["styleid_entry"] = self.entry
         worker.handlers["styleid_read"] = self.read
 
@@ -98,9 +96,13 @@ class Site:
         return next(self.path(key).parent.glob(f"{key}.*.npy"), None)
 
     @property
-    def held(self) -> list[str]:
-        """The keys of all inversions that are here."""
-        return [path.stem for path in self.cache.folder.glob("*.safetensors")]
+    def held(self) -> dict[str, int]:
+        """The bytes of all inversions that are here, by their keys."""
+        sizes = {}
+        for path in self.cache.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # removed by another worker
+                sizes[path.stem] = path.stat().st_size
+        return sizes
 
     # ---- steps ----
 
@@ -109,8 +111,7 @@ class Site:
         companion = self.companion(task.key) or self.cache.folder / f"{task.key}.{_core.info()['isa']}.npy"
         with write_whole(companion) as file:
             np.save(file, task.source.pixels)
-        inversion = make_inversion(task, self.model, self.cache, self.order.features, report)
-        self._open(task.key, inversion)
+        make_inversion(task, self.model, self.cache, self.order.features, report)
         return {"bytes": self.path(task.key).stat().st_size}
 
     def sample(self, task: Result, report: Report) -> Reply:
@@ -142,41 +143,35 @@ class Site:
                 file.write(chunk)
         with write_whole(self.cache.folder / found["name"]) as file:
             file.write(found["pixels"])
-        self.cache.trim(path)
         return {"bytes": found["size"]}
 
-    def tidy(self, before: list[str]) -> list[str]:
-        """The inversions that the bound on the disk cost since then; removes what belonged to them."""
-        gone = set(before) - set(self.held)
-        for key in gone:
-            self._opened.pop(key, None)
+    def drop(self, keys: Iterable[str]) -> None:
+        """Removes inversions, to make room."""
+        for key in keys:
             companion = self.companion(key)
-            if companion is not None and self.order.folder is None:
-                companion.unlink(missing_ok=True)
-        return list(gone)
+            for path in (self.path(key), *([] if companion is None else [companion])):
+                path.unlink(missing_ok=True)
+            for opened in [opened for opened in self._opened if opened[0] == key]:
+                self._opened.pop(opened, None)
 
     def _inversion(self, task: Inverting) -> tuple[Inversion, Path, Inverting]:
         """An inversion that should be here, and its task with pixels. Missing where it is not, or is damaged."""
-        companion = self.companion(task.key)
+        path, companion = self.path(task.key), self.companion(task.key)
         try:
             if companion is None:
                 raise FileNotFoundError
-            with suppress(FileNotFoundError):
-                os.utime(self.path(task.key))  # used now
-            if task.key not in self._opened:
-                mapped = self.order.features == "disk"
-                self._open(task.key, replace(Inversion.load(self.path(task.key), mapped), model=self.model))
+            place = task.key, path.stat().st_ino
+            if place not in self._opened:
+                inversion = Inversion.load(path, mapped=self.order.features == "disk")
+                self._opened[place] = replace(inversion, model=self.model)
             source = replace(task.source, pixels=np.load(companion, allow_pickle=False))
         except (ValueError, FileNotFoundError):
-            self.path(task.key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise Missing(task.key) from None
-        self._opened.move_to_end(task.key)
-        return self._opened[task.key], companion, replace(task, source=source)
-
-    def _open(self, key: str, inversion: Inversion) -> None:
-        self._opened[key] = inversion
+        self._opened.move_to_end(place)
         while len(self._opened) > OPENED:
             self._opened.popitem(last=False)
+        return self._opened[place], companion, replace(task, source=source)
 
     # ---- for other workers ----
 
@@ -248,30 +243,35 @@ def versions() -> dict[str, str]:
     return {"styleid": __version__, "NumPy": np.__version__, "Pillow": PIL.__version__}
 
 
-def carry_out(order: Order, kind: str, task: Any, peer: str = "") -> Reply:
-    """Carries out one step of a plan. The reply says what went wrong: "missing" inversions, a "full" disk, or another
-    "error"."""
+def carry_out(order: Order, kind: str, task: Any, peer: str, drop: Sequence[str]) -> Reply:
+    """One step of a plan. What went wrong is in the reply: "missing" inversions, a "full" disk, or another "error".
+
+    drop: inversions that make room for it
+    """
     worker = get_worker()
     key = worker.get_current_task()
 
     def alive(*_: int) -> None:
         state = worker.state.tasks.get(key)
-        if state is None or state.state != "executing":
+        if state is None or state.state not in ("executing", "long-running"):
             raise Cancelled
 
     site = site_of(order, worker)
-    before = site.held
+    # A transfer goes on beside a computation, however few threads Dask counts; of computations there is one at a time.
+    secede()  # type: ignore[no-untyped-call]
     with _faults() as reply:
         if kind == "fetch":
             start = time.perf_counter()
+            site.drop(drop)
             reply |= site.fetch(task, peer, worker, alive)
         else:
             with site.computing:
                 alive()
                 start = time.perf_counter()
+                site.drop(drop)
                 reply |= site.invert(task, alive) if kind == "invert" else site.sample(task, alive)
         reply["seconds"] = time.perf_counter() - start
-    return reply | {"dropped": site.tidy(before), "memory": peak_memory()}
+    return reply | {"memory": peak_memory()}
 
 
 @contextmanager
