@@ -28,7 +28,7 @@ import styleid
 from styleid.cli.main import main as styleid_command
 
 RESULTS = 2 * 2 * 4  # contents, styles, settings
-LONGEST = 1.5  # seconds from the start of a sweep to the moment it is killed, at most; a whole one takes about as long
+LONGEST = 0.5  # seconds from the start of a sweep to the moment it is killed, at most; a whole one takes about as long
 
 
 def run_sweep(images, folder, model):
