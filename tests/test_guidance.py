@@ -113,7 +113,7 @@ def model(prompted):
 
 
 def random_image(seed):
-    return oracle.image(32, 32, seed)
+    return oracle.smooth_image(32, 32, seed)
 
 
 def transfer(model, **options):
