@@ -298,3 +298,13 @@ def test_a_folder_without_locks(model, tmp_path, monkeypatch):
     monkeypatch.setattr(styleid.files.disk.fcntl, "flock", unsupported)
     invert(model, tmp_path)
     assert len(entries(tmp_path)) == 1
+
+
+def test_locks_that_nobody_holds_are_removed_and_others_stay(tmp_path):
+    left, held, young = tmp_path / ".left.lock", tmp_path / ".held.lock", tmp_path / ".young.tmp"
+    left.touch()
+    young.touch()
+    with disk.locked(held):
+        disk.remove_abandoned(tmp_path)
+        assert sorted(tmp_path.iterdir()) == [held, young]
+    assert list(tmp_path.iterdir()) == [young]

@@ -27,6 +27,7 @@ from styleid.study.manifest import Manifest
 from styleid.study.sweeps import sweep
 
 distributed = pytest.importorskip("distributed")
+pytestmark = pytest.mark.long
 
 ROOT = Path(styleid.__file__).parents[1]
 GRID = Grid(gamma=[0.3, 0.9], steps=20)

@@ -460,8 +460,7 @@ def test_killed_at_any_moment(place, model, start, done):
         assert made - len(listed) <= 3  # one for each kill
     rows = run(place, model, gamma=[0.1, 0.5, 0.9])
     assert len(rows) == 12 and done.count("inject_styles") == 12 - len(listed)
-    # Whoever makes a result removes its lock; one that was killed right after its line left one that nobody takes again.
-    assert {path.name for path in (place / "out").glob(".*.lock")} <= {f".{row['key']}.lock" for row in listed}
+    assert not list((place / "out").glob(".*.lock"))  # the next sweep removes what killed ones left
     for row in rows:
         assert Image.open(place / "out" / row["output"]).size == (16, 16)
 

@@ -91,7 +91,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 def remove_abandoned(folder: Path) -> None:
     """Removes the files that `write_whole` and `locked` of killed processes left behind."""
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.lock")]:
+    for path in folder.glob(".*.lock"):
+        with locked(path, wait=False):  # nobody holds it: entering and leaving the block removes it
+            pass
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.lock")]:  # locks too, where a file system has none
         with suppress(FileNotFoundError):  # another process removes some as well
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()
