@@ -15,6 +15,7 @@ from conftest import random_image, told
 from safetensors.numpy import load_file, save_file
 
 import styleid
+from styleid.files import disk
 
 STEPS = 3
 
