@@ -195,6 +195,25 @@ def test_a_worker_is_killed(place, model, started, capsys):
     assert "is gone" in capsys.readouterr().err
 
 
+def test_a_worker_is_killed_while_it_loads_the_model(place, model, started, capsys):
+    started.start_worker()
+
+    def come_and_go(number, total):
+        if number == 1:
+            started.start_worker()
+            with distributed.Client(started.address, set_as_default=False, timeout="30s") as observer:
+                observer.wait_for_workers(2, timeout=60)
+            os.kill(started.workers[1].pid, signal.SIGSTOP)
+        if number == 3:
+            started.workers[1].kill()
+        if number in (2, 3):
+            time.sleep(2 * clusters.LOOK)  # the next thing is a look at the workers
+
+    rows = run(place, model, cluster=started.address, progress=come_and_go)
+    same(place, model, rows)
+    assert "is gone; it was loading the model" in capsys.readouterr().err
+
+
 def test_a_worker_hangs(place, model, started, monkeypatch, capsys):
     monkeypatch.setattr(clusters, "SILENCE", 3.0)
     for _ in range(2):

@@ -246,8 +246,7 @@ class _Run:
         client = self.connection.client  # whose scheduler_info() has now all workers, now a few, now none
         known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
         for name in self._seen.keys() - known.keys():
-            if self._seen.pop(name).state == "working":
-                self._leave(name, "is gone", fell=True)
+            self._leave(name, "is gone", self._seen.pop(name).state, fell=True)
         for name, facts in known.items():
             seen = self._seen.setdefault(name, _Seen(facts["last_seen"], now))
             if facts["last_seen"] != seen.beat:
@@ -256,9 +255,8 @@ class _Run:
                     self.say(f"worker {name} answers again")
                     seen.state = "new"
             elif now - seen.since > SILENCE and seen.state in ("working", "greeting"):
-                if seen.state == "working":
-                    self._leave(name, f"has been silent for {SILENCE:g} s")
-                seen.state = "silent"
+                state, seen.state = seen.state, "silent"
+                self._leave(name, f"has been silent for {SILENCE:g} s", state)
             if seen.state == "new":
                 seen.state = "greeting"
                 self._submit(name, None)
@@ -267,8 +265,12 @@ class _Run:
         elif now - self._alone > ABSENCE:
             raise ClusterError(f"cluster: no worker could be used for {ABSENCE:g} s; run the sweep again to go on")
 
-    def _leave(self, name: str, why: str, fell: bool = False) -> None:
-        """Drops a worker that does not answer or cannot work; its steps are given to others."""
+    def _leave(self, name: str, why: str, state: str, fell: bool = False) -> None:
+        """Drops a worker, in that state, that does not answer or cannot work; its steps are given to others."""
+        if state == "greeting":
+            self.say(f"worker {name} {why}; it was loading the model")
+        if state != "working":
+            return
         steps = len(self.dispatcher.workers[name].steps)
         gone = []
         for future, (worker, step) in list(self._given.items()):
@@ -360,7 +362,7 @@ class _Run:
             self._seen[name].state = "refused"
             self.say(f"worker {name} is not used: {future.exception(timeout=60)}")
         elif step is None:  # cancelled, as when a worker goes
-            self._seen.pop(name, None)
+            self._leave(name, "is gone", self._seen.pop(name).state)
         elif future.status == "error":
             self._failed(name, step, str(future.exception(timeout=60)))
         else:
@@ -373,8 +375,8 @@ class _Run:
             self._welcome(name, reply)
             return
         if "full" in reply:
-            self._seen[name].state = "refused"
-            self._leave(name, f"cannot keep inversions ({reply['full']})")
+            state, self._seen[name].state = self._seen[name].state, "refused"
+            self._leave(name, f"cannot keep inversions ({reply['full']})", state)
             return
         if "missing" in reply:
             self.dispatcher.again(name, step, reply["missing"])
