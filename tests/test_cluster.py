@@ -306,14 +306,13 @@ from styleid.study.sweeps import sweep
 model = styleid.load_model({folder!r}, dtype="float32", threads=1)
 print("ready", flush=True)
 sweep({place!r} + "/contents", {place!r} + "/styles", {place!r} + "/out", model, grid=Grid(gamma=[0.3, 0.9], steps={steps}),
-      options=Resize(16), cluster={address!r})
+      options=Resize({size}), cluster={address!r})
 """
 
 
-def begin(place, folder, cluster, steps=20):
-    program = PROCESS.format(
-        tests=str(ROOT / "tests"), folder=str(folder), place=str(place), address=cluster.address, steps=steps
-    )
+def begin(place, folder, cluster, steps=20, size=16):
+    names = {"tests": str(ROOT / "tests"), "folder": str(folder), "place": str(place), "address": cluster.address}
+    program = PROCESS.format(**names, steps=steps, size=size)
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -344,9 +343,9 @@ def test_the_client_is_killed_and_comes_back(place, model, shared_folder, starte
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_stop_with_the_client(place, shared_folder, started, number):
-    """An inversion of 1000 steps ends soon after nobody waits for it."""
+    """An inversion that would take much longer ends soon after nobody waits for it."""
     started.start_worker()
-    client = begin(place, shared_folder, started, steps=1000)
+    client = begin(place, shared_folder, started, steps=1000, size=96)
     with distributed.Client(started.address, set_as_default=False, timeout="30s") as observer:
 
         def running():
