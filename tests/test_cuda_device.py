@@ -11,6 +11,8 @@ from native import cuda
 import styleid
 from styleid import _cuda
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -142,6 +142,7 @@ def test_errors(place):
         find_pairs(results, contents, styles)
 
 
+@pytest.mark.long
 def test_reproduce(place, model, tmp_path, monkeypatch):
     """The paper's settings beside its values, with random networks; going on costs nothing."""
     monkeypatch.setattr(metrics, "PROTOCOL_SIDE", 80)
