@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from styleid import _core, _cuda
-from styleid.cli.arguments import arguments_of, read_options
 from styleid.cli.common import (
     Latents,
     check_inputs,
@@ -19,6 +18,7 @@ from styleid.cli.common import (
     show_progress,
 )
 from styleid.cli.common import mix as mix_of
+from styleid.cli.parser import arguments_of, read_options
 from styleid.cli.study_commands import run_evaluate, run_merge, run_reproduce, run_sweep
 from styleid.cli.transfer import run_transfer
 from styleid.files.disk import check_writable

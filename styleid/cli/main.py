@@ -1,13 +1,14 @@
-"""The command line: styleid transfer | invert | inject | info | sweep | evaluate | merge | reproduce."""
+"""The command line: styleid COMMAND ARGUMENTS."""
 
 import sys
 import warnings
 from collections.abc import Sequence
 
-from styleid.cli.arguments import ARGUMENTS, USER_ERROR, make_parser
+from styleid.cli.arguments import DESCRIPTIONS
 from styleid.cli.commands import COMMANDS
+from styleid.cli.parser import USER_ERROR, make_parser
 from styleid.cli.settings import expand
-from styleid.cli.study_arguments import STUDY_ARGUMENTS
+from styleid.cli.study_arguments import STUDY_DESCRIPTIONS
 
 OK, INTERRUPTED = 0, 130
 
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         words = expand(words)
-        options = make_parser(ARGUMENTS | STUDY_ARGUMENTS, COMMANDS).parse_args(words)
+        options = make_parser(DESCRIPTIONS | STUDY_DESCRIPTIONS, COMMANDS).parse_args(words)
         options.words = words
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

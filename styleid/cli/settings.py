@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from styleid import _core
+from styleid.cli.parser import add_flag
 from styleid.metadata import read_settings
 from styleid.method.rates import PAPER
 from styleid.models.model import Model
@@ -25,13 +26,16 @@ else:
 LIKE, SETTINGS = "--like", "--settings"
 
 
-def add_settings_flags(command: argparse.ArgumentParser) -> None:
+def add_settings_flags(group: "argparse._ArgumentGroup") -> None:
     """--like and --settings, which `expand` replaces before the arguments are parsed."""
-    command.add_argument(LIKE, metavar="IMAGE", help="as IMAGE says that it was made; other flags take precedence")
-    command.add_argument(
+    add_flag(
+        group, LIKE, metavar="IMAGE", help="use the settings that IMAGE was made with; flags given here take precedence"
+    )
+    add_flag(
+        group,
         SETTINGS,
         metavar="FILE",
-        help="a TOML file of flags without their dashes, such as gamma = 0.5; others take precedence",
+        help="a TOML file of flags without their dashes, such as gamma = 0.5; flags given here take precedence",
     )
 
 

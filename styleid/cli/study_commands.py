@@ -7,9 +7,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from styleid.cli.arguments import read_options
 from styleid.cli.common import load, show_progress
 from styleid.cli.gpus import ALL, run_on_every_gpu
+from styleid.cli.parser import read_options
 from styleid.images import load_image
 from styleid.method.options import Accuracy, Resize, Storage, Text
 from styleid.metrics import evaluate

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styleid import _core
-from styleid.cli.arguments import arguments_of, read_options
 from styleid.cli.common import Latents, check_inputs, load, mix, open_image, open_masks, say_recommended, show_progress
+from styleid.cli.parser import arguments_of, read_options
 from styleid.cli.settings import check_model, describe, inputs_like
 from styleid.colours import keep_colours
 from styleid.files.disk import check_writable, write_whole

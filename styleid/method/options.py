@@ -1,7 +1,7 @@
 """The options of the functions, in small classes that check themselves.
 
 Each field carries what the command line needs to know about it: its flag, its help text and how it is parsed.
-`styleid.cli.arguments` makes the flags from the fields, so that Python and the command line cannot drift apart.
+`styleid.cli.parser` makes the flags from the fields, so that Python and the command line cannot drift apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from styleid.inversions.file import KEEP
 from styleid.inversions.recording import FEATURES
 from styleid.method.initial import NAMES, Initial, check_initial
 from styleid.method.masks import Masks
-from styleid.method.rates import SHAPES, LayersByStep, Rate, check_rate, parse_rate
+from styleid.method.rates import PAPER, SHAPES, LayersByStep, Rate, check_rate, parse_rate
 from styleid.models.placement import DTYPES
 from styleid.numbers import number, whole
 
@@ -38,7 +38,8 @@ PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inje
 
 def flag(text: str, **facts: Any) -> dict[str, Any]:
     """The metadata of a field that has a flag: its help text, and further facts for argparse. `flag` is the flag's name where
-    it differs from the field's; `parse` is the function that reads its text, which raises ValueError."""
+    it differs from the field's; `parse` is the function that reads its text, which raises ValueError; `unset` says in words
+    what holds without the flag, where the field's default is not what one would type."""
     return {"help": text, **facts}
 
 
@@ -72,16 +73,19 @@ def parse_size(text: str) -> Size:
 
 # ---- what the functions take as arguments of their own ----
 
-LAYERS = "decoder layers, such as 6-11 or 7,8,9 (the model's, else the schedule's)"
-SHAPES_OF_RATES = f"or FROM:TO:SHAPE, decreasing over the steps, SHAPE one of {', '.join(SHAPES)}"
+RECOMMENDED = "what the model recommends, else "
+LAYERS = flag(
+    "decoder layers, such as 6-11 or 7,8,9", parse=parse_layers, unset=f"{RECOMMENDED}the layers of the schedule"
+)
+SHAPED = f"or FROM:TO:SHAPE, decreasing over the steps, where SHAPE is one of {', '.join(SHAPES)}"
 
 
 @dataclass(frozen=True)
 class Steps:
     """Which timesteps are evaluated."""
 
-    steps: int = field(default=50, metadata=flag("DDIM steps, 2 to 1000 (default: 50)", parse=int))
-    schedule: str = field(default="paper", metadata=flag("which timesteps (default: paper)", choices=_core.SCHEDULES))
+    steps: int = field(default=50, metadata=flag("DDIM steps, 2 to 1000", parse=int))
+    schedule: str = field(default="paper", metadata=flag("which timesteps the steps are at", choices=_core.SCHEDULES))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", whole("steps", self.steps, 2, _core.TRAIN_STEPS))
@@ -92,9 +96,10 @@ class Steps:
 class Kept:
     """Which features an inversion keeps."""
 
-    layers: Iterable[int] | None = field(default=None, metadata=flag(LAYERS, parse=parse_layers))
+    layers: Iterable[int] | None = field(default=None, metadata=LAYERS)
     keep: str = field(
-        default="both", metadata=flag("query: for contents; keys: for styles (default: both)", choices=tuple(KEEP))
+        default="both",
+        metadata=flag("which features are kept: a content's query, or a style's keys and values", choices=tuple(KEEP)),
     )
 
     def __post_init__(self) -> None:
@@ -108,21 +113,30 @@ class Injection:
     gamma: Rate | None = field(
         default=None,
         metadata=flag(
-            f"0 to 1: preserves the content's queries (the model's, else 0.75); {SHAPES_OF_RATES}", parse=parse_rate
+            f"how far the content's queries are preserved, 0 to 1; {SHAPED}",
+            parse=parse_rate,
+            unset=f"{RECOMMENDED}{PAPER['gamma']}",
         ),
     )
     temperature: Rate | None = field(
         default=None,
-        metadata=flag("above 0: sharpens the attention (the model's, else 1.5); or as for gamma", parse=parse_rate),
+        metadata=flag(
+            "a factor of the attention's logits, above 0; more than 1 sharpens the attention; or FROM:TO:SHAPE as for --gamma",
+            parse=parse_rate,
+            unset=f"{RECOMMENDED}{PAPER['temperature']}",
+        ),
     )
-    layers: LayersByStep | None = field(default=None, metadata=flag(LAYERS, parse=parse_layers))
+    layers: LayersByStep | None = field(default=None, metadata=LAYERS)
     adain: bool = field(
-        default=True, metadata=flag("keep the content's initial latent", flag="--no-adain", action="store_false")
+        default=True,
+        metadata=flag("start from the content's own latent, without AdaIN", flag="--no-adain", action="store_false"),
     )
     inject: bool | str = field(
         default=True,
         metadata=flag(
-            "what is injected: some letters of qkv (default: qkv)", none=("--no-injection", "touch no attention layer")
+            "what is injected: some letters of qkv, for query, key and value",
+            none=("--no-injection", "inject nothing into the attention"),
+            unset="".join(PARTS),
         ),
     )
 
@@ -179,20 +193,22 @@ class Text(Option):
     """
 
     prompt: str | None = field(
-        default=None, metadata=flag("text to invert and sample under (default: empty, as in the paper)")
+        default=None,
+        metadata=flag("the text that images are inverted and sampled under", unset="the empty one, as in the paper"),
     )
     negative: str = field(
-        default="", metadata=flag("text that --guidance leads away from (default: empty)", flag="--negative-prompt")
+        default="",
+        metadata=flag("the text that --guidance leads away from", flag="--negative-prompt", unset="the empty one"),
     )
     guidance: float = field(
         default=1.0,
-        metadata=flag("how much of the prompt, against --negative-prompt (default: 1: the prompt alone)", parse=float),
+        metadata=flag("the scale of classifier-free guidance; 1 evaluates the prompt alone", parse=float),
     )
     content_prompt: str | None = field(
-        default=None, metadata=flag("text to invert the content under (default: that of --prompt)")
+        default=None, metadata=flag("the text that the content is inverted under", unset="that of --prompt")
     )
     style_prompt: str | None = field(
-        default=None, metadata=flag("text to invert the styles under (default: that of --prompt)")
+        default=None, metadata=flag("the text that the styles are inverted under", unset="that of --prompt")
     )
 
     def __post_init__(self) -> None:
@@ -224,12 +240,13 @@ class Mix(Option):
 
     weights: Sequence[float] | None = field(
         default=None,
-        metadata=flag("with several styles: the share of each, such as 1,3 (default: equal)", parse=parse_numbers),
+        metadata=flag("the share of each of several styles, such as 1,3", parse=parse_numbers, unset="equal shares"),
     )
     masks: Masks | None = field(
         default=None,
         metadata=flag(
-            "an image, bright where in the content to inject; with several styles one for each (default: everywhere)",
+            "an image that is bright where in the content the style is injected; repeat it for each of several styles",
+            unset="everywhere",
             flag="--mask",
             metavar="FILE",
             action="append",
@@ -238,7 +255,8 @@ class Mix(Option):
     style_masks: Masks | None = field(
         default=None,
         metadata=flag(
-            "an image, bright where in the style to look; with several styles one for each (default: everywhere)",
+            "an image that is bright where the style is looked at; repeat it for each of several styles",
+            unset="everywhere",
             flag="--style-mask",
             metavar="FILE",
             action="append",
@@ -276,10 +294,10 @@ class Start(Option):
     """
 
     initial: Initial | None = field(
-        default=None, metadata=flag("what the initial latent is made by (default: adain)", choices=NAMES)
+        default=None, metadata=flag("how the initial latent is made", choices=NAMES, unset="adain")
     )
     strength: float = field(
-        default=1.0, metadata=flag("above 0: the part of the steps that is sampled (default: 1)", parse=float)
+        default=1.0, metadata=flag("the part of the steps that is sampled, above 0, at most 1", parse=float)
     )
 
     def __post_init__(self) -> None:
@@ -312,18 +330,20 @@ class Storage(Option):
     features: str = field(
         default="memory",
         metadata=flag(
-            "where attention features are kept: recompute: nowhere, which takes least memory and more time (default: memory)",
+            "where attention features are kept; recompute keeps none, which takes the least memory and more time",
             choices=FEATURES,
         ),
     )
     dtype: str = field(
         default="auto",
         metadata=flag(
-            "what attention features are kept in (default: what is computed in)", flag="--feature-dtype", choices=DTYPES
+            "the dtype that attention features are kept in; auto: the one that is computed in",
+            flag="--feature-dtype",
+            choices=DTYPES,
         ),
     )
     cache: str | os.PathLike[str] | Cache | None = field(
-        default=None, metadata=flag("a folder that keeps inversions for the next time", metavar="DIR")
+        default=None, metadata=flag("a folder that keeps inversions for later runs", metavar="DIR")
     )
 
     def __post_init__(self) -> None:
@@ -384,9 +404,12 @@ class Accuracy(Option):
         TypeError, ValueError: naming the field, what came and what was expected
     """
 
-    refine: int = field(default=0, metadata=flag("K more evaluations a step (default: 0)", metavar="K", parse=int))
+    refine: int = field(
+        default=0, metadata=flag("K more evaluations in each step of an inversion", metavar="K", parse=int)
+    )
     seed: int | None = field(
-        default=None, metadata=flag("of a sample of the VAE's posterior (default: its mean)", parse=int)
+        default=None,
+        metadata=flag("the seed of a sample of the VAE's posterior", parse=int, unset="the posterior's mean"),
     )
 
     def __post_init__(self) -> None:
@@ -411,13 +434,16 @@ class Resize(Option):
     """
 
     size: Size | None = field(
-        default=None, metadata=flag("N, or HEIGHTxWIDTH (default: the model's native size)", parse=parse_size)
+        default=None,
+        metadata=flag(
+            "the size to compute in, in pixels: N, or HEIGHTxWIDTH", parse=parse_size, unset="the model's native size"
+        ),
     )
     how: str = field(
         default="crop",
         metadata=flag(
-            "how images get their size (crop: the largest centred part; fit: all of it, in its own proportions; stretch: all "
-            "of it, in those of the size; crop)",
+            "how images get their size: crop takes the largest centred part, fit keeps all of an image and its aspect ratio, "
+            "stretch changes the aspect ratio",
             flag="--resize",
             choices=RESIZE,
         ),

@@ -10,15 +10,14 @@ from typing import Any
 
 from styleid import _core
 from styleid.method.initial import NAMES
-from styleid.method.options import flag, parse_layers
-from styleid.method.rates import parse_rate
+from styleid.method.options import PARTS, RECOMMENDED, flag, parse_layers
+from styleid.method.rates import PAPER, parse_rate
 from styleid.numbers import number, whole
 
 LayerSet = str | Iterable[int] | None
 
 
-OR_SHAPE = "or FROM:TO:SHAPE"
-OWN = "the model's"
+SEVERAL = "several with commas"
 
 
 def _texts(text: str) -> list[str]:
@@ -81,34 +80,53 @@ class Grid:
     """
 
     gamma: Any = field(
-        default=(None,), metadata=flag(f"0 to 1, {OR_SHAPE}; several with commas ({OWN}, else 0.75)", parse=_texts)
+        default=(None,),
+        metadata=flag(
+            f"how far the content's queries are preserved, 0 to 1, or FROM:TO:SHAPE; {SEVERAL}",
+            parse=_texts,
+            unset=f"{RECOMMENDED}{PAPER['gamma']}",
+        ),
     )
     temperature: Any = field(
-        default=(None,), metadata=flag(f"above 0, {OR_SHAPE}; several with commas ({OWN}, else 1.5)", parse=_texts)
+        default=(None,),
+        metadata=flag(
+            f"a factor of the attention's logits, above 0, or FROM:TO:SHAPE; {SEVERAL}",
+            parse=_texts,
+            unset=f"{RECOMMENDED}{PAPER['temperature']}",
+        ),
     )
     initial: Any = field(
-        default=(None,), metadata=flag(f"some of {', '.join(NAMES)}, with commas (adain)", parse=_texts)
+        default=(None,),
+        metadata=flag(f"how the initial latent is made: {', '.join(NAMES)}; {SEVERAL}", parse=_texts, unset="adain"),
     )
     layers: Any = field(
         default=(None,),
         metadata=flag(
-            f"decoder layers, such as 6-11; several sets as 6-11/7,8 ({OWN}, else the schedule's)", parse=_sets
+            "decoder layers, such as 6-11 or 7,8,9; several sets with slashes",
+            parse=_sets,
+            unset=f"{RECOMMENDED}the layers of the schedule",
         ),
     )
     inject: Any = field(
-        default=(True,), metadata=flag("letters of qkv, or none; several with commas (qkv)", parse=_parts)
+        default=(True,),
+        metadata=flag(f"what is injected: some letters of qkv, or none; {SEVERAL}", parse=_parts, unset="".join(PARTS)),
     )
     adain: Any = field(
-        default=(None,), metadata=flag("on, off or on,off: AdaIN of the initial latent (on)", parse=_switches)
+        default=(None,),
+        metadata=flag("AdaIN of the initial latent: on, off, or on,off for both", parse=_switches, unset="on"),
     )
-    strength: Any = field(default=(1.0,), metadata=flag("above 0, at most 1; several with commas (1)", parse=_numbers))
-    steps: Any = field(default=(50,), metadata=flag("DDIM steps, 2 to 1000; several with commas (50)", parse=_integers))
+    strength: Any = field(
+        default=(1.0,),
+        metadata=flag(f"the part of the steps that is sampled, above 0, at most 1; {SEVERAL}", parse=_numbers),
+    )
+    steps: Any = field(default=(50,), metadata=flag(f"DDIM steps, 2 to 1000; {SEVERAL}", parse=_integers))
     schedule: Any = field(
-        default=("paper",), metadata=flag(f"some of {', '.join(_core.SCHEDULES)}, with commas (paper)", parse=_texts)
+        default=("paper",),
+        metadata=flag(f"which timesteps the steps are at: {', '.join(_core.SCHEDULES)}; {SEVERAL}", parse=_texts),
     )
     seed: Any = field(
         default=(None,),
-        metadata=flag("of samples of the VAE's posterior, or mean; several with commas (mean)", parse=_seeds),
+        metadata=flag(f"the seed of a sample of the VAE's posterior, or mean; {SEVERAL}", parse=_seeds, unset="mean"),
     )
 
     def __post_init__(self) -> None:
