@@ -22,7 +22,7 @@ def reporter(progress: Progress, description: str, unit: str = "evaluation") -> 
     if callable(progress):
         yield progress
     elif isinstance(progress, (bool, np.bool_)) and progress:
-        with _bars()(desc=description, unit=unit) as bar:
+        with bars()(desc=description, unit=unit) as bar:
 
             def move(step: int, total: int) -> None:
                 if bar.total != total and not bar.disable:
@@ -55,7 +55,7 @@ def _watched() -> bool:
 
 
 @lru_cache(maxsize=1)
-def _bars() -> Any:
+def bars() -> Any:
     """tqdm's bars, for a notebook or a terminal. tqdm is imported when the first bar is made. A notebook without ipywidgets
     gets a terminal's bar, without the warning that tqdm gives there."""
     with warnings.catch_warnings():

@@ -39,7 +39,7 @@ class NotebookBar:
 
 
 def test_a_notebooks_bar(monkeypatch):
-    monkeypatch.setattr(progress, "_bars", lambda: NotebookBar)
+    monkeypatch.setattr(progress, "bars", lambda: NotebookBar)
     NotebookBar.shown.clear()
     with progress.reporter(True, "inversion") as report:
         for step in (1, 2, 3, 4):
@@ -92,23 +92,27 @@ def test_importing_warns_of_nothing():
     """In a notebook's kernel without ipywidgets tqdm warns where its bars are imported."""
     program = """
 import sys, types, warnings
-warnings.simplefilter("error")
+warnings.simplefilter("always")  # tqdm catches its own where it is an error
 ipython = types.ModuleType("IPython")
 class Shell:
     config = {"IPKernelApp": {}}
 ipython.get_ipython = Shell
 sys.modules["IPython"] = ipython
 sys.modules["ipywidgets"] = None
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("ipykernel.zmqshell")  # by which tqdm knows a notebook
 import styleid
 from styleid.progress import reporter
+from styleid.study.cluster import say_line
 with reporter(True, "x") as report:
     report(1, 2)
+say_line("a worker has joined")
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+    assert done.stderr.endswith("styleid: a worker has joined\n")
 
 
 def test_a_configuration_prints_in_a_few_lines(model):

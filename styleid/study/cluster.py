@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
 
 from styleid.models.model import Model
-from styleid.progress import Report
+from styleid.progress import Report, bars
 from styleid.study.dispatch import Dispatcher, Step
 from styleid.study.inputs import plain_stem
 from styleid.study.plan import Inverting, Row
@@ -45,7 +44,7 @@ ABSENCE = 600.0  # seconds that a scheduler, or the last worker, may be away
 
 def say_line(line: str) -> None:
     """Writes a line on standard error without breaking a progress bar."""
-    tqdm.write(f"styleid: {line}", file=sys.stderr)
+    bars().write(f"styleid: {line}", file=sys.stderr)
 
 
 class ClusterError(OSError):
