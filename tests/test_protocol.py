@@ -3,6 +3,7 @@
 import csv
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from styleid.images import load_image
 from styleid.method.options import Resize
 from styleid.study import Grid, sweep
 from styleid.study.protocol import evaluate_results, find_pairs, table_text
-from styleid.study.reproduction import SETTINGS, reproduce
+from styleid.study.reproduction import SETTINGS, reproduce, reproduction_text
 
 CONTENTS, STYLES = ("a", "b"), ("c", "d")
 
@@ -155,6 +156,7 @@ def test_reproduce(place, model, tmp_path, monkeypatch):
     assert table[0]["art_fid"] == pytest.approx((1 + table[0]["lpips"]) * (1 + table[0]["fid"]))
     text = (place / "paper/reproduction.txt").read_text()
     assert "28.801" in text and "StyTR2 (published)" in text and "without query preservation" in text
+    assert text.endswith("This run has 4 pairs, another model: its values are not comparable with them.\n")
     manifest = (place / "paper/manifest.jsonl").read_text()
     assert manifest.count("\n") == 24
     assert reproduce(*arguments, **options) == table and (place / "paper/manifest.jsonl").read_text() == manifest
@@ -168,10 +170,27 @@ def test_reproduce(place, model, tmp_path, monkeypatch):
         reproduce(*arguments, pairs=0)
 
 
+@pytest.mark.parametrize("pairs, channels, steps, what", [
+    (800, [320, 640, 1280, 1280], 50, ""),
+    (6, [320, 640, 1280, 1280], 50, "6 pairs"),
+    (800, [64, 96, 128, 192], 50, "another model"),
+    (800, [320, 640, 1280, 1280], 20, "20 steps"),
+    (6, [64, 96, 128, 192], 20, "6 pairs, another model, 20 steps"),
+])  # fmt: skip
+def test_what_the_published_values_are_of(pairs, channels, steps, what):
+    """A line below the table says it, and what sets this run apart from that."""
+    model = SimpleNamespace(config={"unet": {"channels": channels, "context_size": 768}})
+    row = {"setting": "StyleID", "pairs": pairs, "ssim": 0.5, "published_fid": 18.131}
+    line = reproduction_text([row], model, steps).splitlines()[-1]
+    assert line.startswith("The published values are of 800 pairs with Stable Diffusion 1.4 and 50 steps.")
+    assert line.endswith(f" This run has {what}: its values are not comparable with them." if what else "50 steps.")
+
+
 @pytest.mark.long
 def test_reproduce_with_the_default_model(place, capsys):
     names = [str(place / "contents"), str(place / "styles"), "-o", str(place / "paper")]
     assert main(["reproduce", *names, "--pairs", "1", "--no-networks", "--quiet"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[1].split()[:2] == ["StyleID", "1"] and "28.801" in out[1]
+    assert out[-2].endswith("This run has 1 pair, another model: its values are not comparable with them.")
     assert Image.open(place / "paper/reproduction.png").size == (8 * 160, 14 + 174)

@@ -9,6 +9,7 @@ from styleid.cli.parser import Description, Parser, add_flag, add_options
 from styleid.images import RESIZE
 from styleid.method.options import Accuracy, Resize, Storage, Text
 from styleid.study.grid import Grid
+from styleid.study.reproduction import STEPS
 from styleid.study.sweeps import DISK, SHARED_DISK, THUMBNAIL
 
 GRID = "method (every combination of the values is computed)"
@@ -123,9 +124,9 @@ def _add_reproduce(parser: Parser) -> None:
         parser.group(METHOD),
         "--steps",
         type=int,
-        default=50,
+        default=STEPS,
         metavar="N",
-        help="DDIM steps; fewer than the paper's 50 are for trials",
+        help=f"DDIM steps; fewer than the paper's {STEPS} are for trials",
     )
     parser.group(MEASURES).add_argument(
         "--no-networks",

@@ -82,11 +82,12 @@ def run_merge(options: argparse.Namespace) -> None:
 
 def run_reproduce(options: argparse.Namespace) -> None:
     """styleid reproduce CONTENTS STYLES -o DIR"""
+    model = load(options)
     table = reproduce(
         options.contents,
         options.styles,
         options.output,
-        load(options),
+        model,
         pairs=options.pairs,
         steps=options.steps,
         networks=options.networks,
@@ -95,5 +96,5 @@ def run_reproduce(options: argparse.Namespace) -> None:
         cluster=options.cluster,
         disk=options.disk,
     )
-    print(reproduction_text(table))
+    print(reproduction_text(table, model, options.steps))
     print(f"written to {options.output}: reproduction.csv, reproduction.txt and reproduction.png")

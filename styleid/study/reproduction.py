@@ -37,13 +37,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "without temperature": {"gamma": 0.75, "temperature": 1.0},
     "without initial AdaIN": {"gamma": 0.75, "temperature": 1.5, "adain": False},
 }
-# ArtFID, FID and LPIPS of table 1, with Stable Diffusion 1.4 and 20 x 40 = 800 pairs.
+# ArtFID, FID and LPIPS of table 1, with Stable Diffusion 1.4, 50 steps and 20 x 40 = 800 pairs.
+PAIRS, STEPS = 800, 50
 PUBLISHED = {
     "StyleID": (28.801, 18.131, 0.5055),
     "AdaAttN": (30.350, 18.658, 0.5439),
     "StyTR2": (30.720, 18.890, 0.5445),
     "AdaIN": (30.933, 18.242, 0.6076),
 }
+SD1 = [320, 640, 1280, 1280], 768  # channels and context size, which UNets of Stable Diffusion 1.x alone have
 COMPARED = "art_fid", "fid", "lpips"
 SHOWN = 12  # pairs in the sheet
 
@@ -55,7 +57,7 @@ def reproduce(
     model: Model | None = None,
     *,
     pairs: int | None = None,
-    steps: int = 50,
+    steps: int = STEPS,
     networks: bool = True,
     weights: Folder = None,
     progress: Progress = None,
@@ -64,7 +66,7 @@ def reproduce(
 ) -> list[Row]:
     """Makes and measures results with the paper's settings and ablations; it goes on where it stopped.
 
-    It writes reproduction.csv, reproduction.txt with the published values beside the measured ones, and reproduction.png.
+    It writes reproduction.csv, reproduction.txt, which is what `reproduction_text` returns, and reproduction.png.
 
     Args:
         contents, styles: files or folders; the paper has 20 contents of MS-COCO and 40 styles of WikiArt
@@ -102,13 +104,18 @@ def reproduce(
         table.append({"setting": name} | values | {f"published_{measure}": value for measure, value in published})
     write_table(root / "reproduction.csv", table)
     with write_whole(root / "reproduction.txt") as file:
-        file.write((reproduction_text(table) + "\n").encode())
+        file.write((reproduction_text(table, model, steps) + "\n").encode())
     _write_sheet(root, rows)
     return table
 
 
-def reproduction_text(table: Sequence[Row]) -> str:
-    """The table beside the published values, as aligned columns."""
+def reproduction_text(table: Sequence[Row], model: Model, steps: int) -> str:
+    """The table beside the published values, as aligned columns, and below it a line about what these are of.
+
+    Args:
+        table: what `reproduce` returned
+        model, steps: what it was called with
+    """
     measures = [name for name in table[0] if name not in ("setting", "pairs") and not name.endswith("_std")]
     measures = [name for name in measures if not name.startswith("published_")]
     order = [*(name for name in COMPARED if name in measures), *(name for name in measures if name not in COMPARED)]
@@ -118,9 +125,23 @@ def reproduction_text(table: Sequence[Row]) -> str:
         lines.append([row["setting"], str(row["pairs"]), *(f"{row[name]:.5g}" for name in order), *map(str, published)])
     for name, values in PUBLISHED.items():
         if name not in SETTINGS:
-            lines.append([f"{name} (published)", "800", *["-"] * len(order), *map(str, values)])
+            lines.append([f"{name} (published)", str(PAIRS), *["-"] * len(order), *map(str, values)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+    aligned = ["  ".join(map(str.rjust, line, widths)) for line in lines]
+    return "\n".join([*aligned, _protocol(table[0]["pairs"], model, steps)])
+
+
+def _protocol(pairs: int, model: Model, steps: int) -> str:
+    """What the published values are of, and what sets this run apart from that. The weights of Stable Diffusion 1.4 cannot
+    be told from those of 1.5 or of a fine-tune, so that the first sentence is always there."""
+    text = f"The published values are of {PAIRS} pairs with Stable Diffusion 1.4 and {STEPS} steps."
+    other = [f"{pairs} pair{'s' * (pairs > 1)}"] if pairs != PAIRS else []
+    unet = model.config["unet"]
+    if (list(unet["channels"]), unet["context_size"]) != SD1:
+        other.append("another model")
+    if steps != STEPS:
+        other.append(f"{steps} steps")
+    return f"{text} This run has {', '.join(other)}: its values are not comparable with them." if other else text
 
 
 def _subset(contents: list[Path], styles: list[Path], pairs: int | None) -> tuple[list[Path], list[Path]]:
