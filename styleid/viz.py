@@ -6,6 +6,7 @@ NumPy arrays. In all of them
 - a step is an index of `Inversion.timesteps`, a layer the number of a decoder layer whose features the inversions kept
 - a point is a pair (row, column) of fractions of an image: (0, 0) is its top left corner, (1, 1) its bottom right one
 - model is the model of the inversions; None: the one that made them, or the default one for inversions from files
+- progress is as for `styleid.inject_styles`, of each sampling that a figure is made from
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from styleid.method.options import Hooks
 from styleid.method.rates import Rate
 from styleid.models.loading import default_model
 from styleid.models.model import Model
+from styleid.progress import Progress
 
 Float64 = NDArray[np.float64]
 Point = tuple[float, float]
@@ -162,12 +164,13 @@ def logit_curves(
     gamma: Rate | None = None,
     temperature: float = 1.5,
     model: Model | None = None,
+    progress: Progress = None,
 ) -> dict[str, Float64]:
     """The deviation of the attention logits at every timestep, the mean of the layers (None: those of the content), in
     three samplings: without injection, with it, and with it and the temperature.
 
     Args:
-        content, style, model, gamma, temperature: as for `inject_styles`
+        content, style, model, gamma, temperature, progress: as for `inject_styles`
         layers: decoder layers
 
     Returns:
@@ -184,7 +187,7 @@ def logit_curves(
         seen = LogitStatistics(content, sharpened, model)
         rates = (gamma, sharpened) if inject else (None, None)
         inject_styles(
-            content, style, model, gamma=rates[0], temperature=rates[1], layers=chosen, inject=inject,
+            content, style, model, gamma=rates[0], temperature=rates[1], layers=chosen, inject=inject, progress=progress,
             options=Hooks(on_attention=seen),
         )  # fmt: skip
         curves[name] = seen.deviation[:, chosen].mean(axis=1)
@@ -199,15 +202,16 @@ def plot_logits(
     model: Model | None = None,
     gamma: Rate | None = None,
     ax: Axes | None = None,
+    progress: Progress = None,
 ) -> Figure:
     """Draws `logit_curves` over the timesteps, as in the paper's figure 4.
 
     Args:
-        content, style, layers, temperature, model, gamma: as for `logit_curves`
+        content, style, layers, temperature, model, gamma, progress: as for `logit_curves`
         ax: the axes to draw into; None: those of a new figure
     """
     axes = Figure(figsize=(5, 3.4), layout="constrained").add_subplot() if ax is None else ax
-    curves = logit_curves(content, style, layers, gamma, temperature, model)
+    curves = logit_curves(content, style, layers, gamma, temperature, model, progress)
     for (name, curve), line in zip(curves.items(), ("-", "-", "--"), strict=True):
         axes.plot(content.timesteps, curve, line, label=name)
     axes.set_xlabel("timestep")
@@ -217,13 +221,17 @@ def plot_logits(
 
 
 def plot_ablation(
-    content: Inversion, style: Inversion, model: Model | None = None, axes: Panels | None = None
+    content: Inversion,
+    style: Inversion,
+    model: Model | None = None,
+    axes: Panels | None = None,
+    progress: Progress = None,
 ) -> Figure:
     """What each part of the method does, as in the paper's figure 5: both images as their inversions give them back, then
     results with K and V alone, with Q as well, with AdaIN as well, and with everything.
 
     Args:
-        content, style, model: as for `inject_styles`
+        content, style, model, progress: as for `inject_styles`
         axes: six axes to draw into; None: those of a new figure
     """
     parts = {  # gamma, temperature, AdaIN
@@ -234,7 +242,7 @@ def plot_ablation(
     }
     images = {"content": content.reconstruct(model), "style": style.reconstruct(model)}
     images |= {
-        name: inject_styles(content, style, model, gamma=gamma, temperature=temperature, adain=adain)
+        name: inject_styles(content, style, model, gamma=gamma, temperature=temperature, adain=adain, progress=progress)
         for name, (gamma, temperature, adain) in parts.items()
     }
     panels = _grid(1, len(images), axes)[0]
@@ -271,11 +279,12 @@ def plot_grid(
     temperatures: Sequence[float],
     model: Model | None = None,
     axes: Panels | None = None,
+    progress: Progress = None,
 ) -> Figure:
     """Results by gamma (rows) and temperature (columns).
 
     Args:
-        content, style, model: as for `inject_styles`
+        content, style, model, progress: as for `inject_styles`
         gammas, temperatures: numbers as for `inject_styles`
         axes: gammas x temperatures axes to draw into; None: those of a new figure
     """
@@ -283,7 +292,8 @@ def plot_grid(
     panels = _named_grid(*names, axes)
     for row, gamma in zip(panels, gammas, strict=True):
         for panel, temperature in zip(row, temperatures, strict=True):
-            panel.imshow(inject_styles(content, style, model, gamma=gamma, temperature=temperature))
+            image = inject_styles(content, style, model, gamma=gamma, temperature=temperature, progress=progress)
+            panel.imshow(image)
     return _figure_of(panels[0, 0])
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from styleid.cli.arguments import DESCRIPTIONS
 from styleid.cli.commands import COMMANDS
+from styleid.cli.figures import FIGURE_DESCRIPTIONS, FIGURES
 from styleid.cli.main import main
 from styleid.cli.parser import make_parser
 from styleid.cli.study_arguments import STUDY_DESCRIPTIONS
 
-ALL = DESCRIPTIONS | STUDY_DESCRIPTIONS
+ALL = DESCRIPTIONS | FIGURE_DESCRIPTIONS | STUDY_DESCRIPTIONS
 PARSER = make_parser(ALL, COMMANDS)
 # Options that take a value, and without which there is nothing of what they mean.
 WITHOUT_DEFAULT = {
@@ -22,47 +23,60 @@ WITHOUT_DEFAULT = {
 }  # fmt: skip
 
 
-def command(name):
-    """The parser of one command."""
-    (subparsers,) = [action for action in PARSER._actions if isinstance(action, argparse._SubParsersAction)]
-    return subparsers.choices[name]
+def commands_of(parser):
+    """A parser's commands, and what each is for, by their names."""
+    found = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                found[name] = command
+                found |= {f"{name} {inner}": one for inner, one in commands_of(command).items()}
+    return found
+
+
+PARSERS = commands_of(PARSER)
+
+
+def examples_of(name):
+    return re.findall(r"^  (styleid .*)$", PARSERS[name].epilog, re.MULTILINE)
 
 
 def options_of(name):
-    return [action for action in command(name)._actions if action.option_strings]
+    return [action for action in PARSERS[name]._actions if action.option_strings]
 
 
 def test_every_command_is_described():
-    assert set(ALL) == set(COMMANDS)
+    assert set(PARSERS) == {*COMMANDS, "figure", *(f"figure {name}" for name in FIGURES)}
     for name, described in ALL.items():
         assert f"\n    {name}" in PARSER.format_help() and described.sentence in " ".join(PARSER.format_help().split())
+    for name, figure in FIGURES.items():
+        text = PARSERS["figure"].format_help()
+        assert f"\n    {name}" in text and figure.sentence in " ".join(text.split())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PARSERS)
 def test_help(name, capsys):
     """One sentence, arguments in groups, examples."""
     with pytest.raises(SystemExit) as end:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     out, err = capsys.readouterr()
     assert end.value.code == 0 and err == "" and out.startswith(f"usage: styleid {name} ")
     assert "positional arguments:" not in out
-    assert [action.dest for action in command(name)._optionals._group_actions] == ["help"]  # all others are in groups
-    sentence = ALL[name].sentence
-    assert f"\n{sentence[0].upper()}{sentence[1:]}.\n" in out and len(sentence) < 80
-    assert out.endswith("\n".join(["examples:", *(f"  {one}" for one in ALL[name].examples), ""]))
+    assert [action.dest for action in PARSERS[name]._optionals._group_actions] == ["help"]  # all others are in groups
+    assert re.search(r"\n\n[A-Z][^.\n]+\.\n\noptions:\n", out)
+    assert out.endswith("\n".join(["examples:", *(f"  {one}" for one in examples_of(name)), ""]))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PARSERS)
 def test_examples_are_command_lines(name):
-    examples = ALL[name].examples
-    assert 2 <= len(examples) <= 4
-    for line in examples:
+    assert (1 if " " in name else 2) <= len(examples_of(name)) <= 4
+    for line in examples_of(name):
         program, *words = shlex.split(line)
-        assert program == "styleid" and words[0] == name and len(line) <= 100
-        PARSER.parse_args(words)
+        assert program == "styleid" and " ".join(words).startswith(name) and len(line) <= 100
+        assert callable(PARSER.parse_args(words).run)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PARSERS)
 def test_defaults(name):
     """Each option that takes a value and has a default says it once, at the end of its text."""
     for option in options_of(name):
@@ -72,7 +86,7 @@ def test_defaults(name):
         assert not has_default or re.search(r"[^ ] \(default: [^)]+\)$", option.help), flag
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PARSERS)
 def test_defaults_can_be_typed(name):
     """A default that is not said in words is what one would type to get it."""
     for option in options_of(name):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from styleid.cli.arguments import DESCRIPTIONS
 from styleid.cli.commands import COMMANDS
+from styleid.cli.figures import FIGURE_DESCRIPTIONS
 from styleid.cli.parser import USER_ERROR, make_parser
 from styleid.cli.settings import expand
 from styleid.cli.study_arguments import STUDY_DESCRIPTIONS
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         words = expand(words)
-        options = make_parser(DESCRIPTIONS | STUDY_DESCRIPTIONS, COMMANDS).parse_args(words)
+        options = make_parser(DESCRIPTIONS | FIGURE_DESCRIPTIONS | STUDY_DESCRIPTIONS, COMMANDS).parse_args(words)
         options.words = words
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

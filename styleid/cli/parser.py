@@ -2,7 +2,7 @@
 
 import argparse
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -12,6 +12,7 @@ USER_ERROR = 2
 
 T = TypeVar("T")
 Command = Callable[[argparse.Namespace], None]
+Group = argparse._ArgumentGroup  # argparse has no public name for it
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,9 +20,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **facts: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **facts)
-        self._titled: dict[str, argparse._ArgumentGroup] = {}
+        self._titled: dict[str, Group] = {}
 
-    def group(self, title: str) -> "argparse._ArgumentGroup":
+    def group(self, title: str) -> Group:
         """The group of arguments with a title, which --help shows in the order in which they were first asked for."""
         if title not in self._titled:
             self._titled[title] = self.add_argument_group(title)
@@ -37,7 +38,7 @@ class Description(NamedTuple):
 
     Attributes:
         sentence: what it does, as the list of commands says it, without a period
-        examples: two to four command lines
+        examples: one to four command lines
         add: adds its arguments to its parser
     """
 
@@ -46,7 +47,7 @@ class Description(NamedTuple):
     add: Callable[[Parser], None]
 
 
-def make_parser(descriptions: dict[str, Description], commands: dict[str, Command]) -> Parser:
+def make_parser(descriptions: Mapping[str, Description], commands: Mapping[str, Command]) -> Parser:
     """The parser of all commands, each with the function that runs it as `run`."""
     parser = Parser(
         prog="styleid",
@@ -54,7 +55,15 @@ def make_parser(descriptions: dict[str, Description], commands: dict[str, Comman
         epilog="styleid COMMAND --help says more about a command.",
     )
     parser.add_argument("--version", action="version", version=f"styleid {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_commands(parser, "commands", "COMMAND", descriptions, commands)
+    return parser
+
+
+def add_commands(
+    parser: Parser, title: str, metavar: str, descriptions: Mapping[str, Description], commands: Mapping[str, Command]
+) -> None:
+    """Adds commands to a parser, in a group with a title."""
+    subparsers = parser.add_subparsers(title=title, metavar=metavar, required=True)
     for name, (sentence, examples, add) in descriptions.items():
         command = subparsers.add_parser(
             name,
@@ -62,15 +71,14 @@ def make_parser(descriptions: dict[str, Description], commands: dict[str, Comman
             description=f"{sentence[0].upper()}{sentence[1:]}.",
             epilog="\n  ".join(["examples:", *examples]),
         )
+        command.set_defaults(run=commands.get(name), texts={})  # a command of several has them from these
         add(command)
-        command.set_defaults(run=commands[name], texts={})
-    return parser
 
 
 # ---- flags ----
 
 
-def add_flag(group: argparse._ActionsContainer, *names: str, help: str, unset: str | None = None, **facts: Any) -> None:
+def add_flag(group: Group, *names: str, help: str, unset: str | None = None, **facts: Any) -> None:
     """Adds a flag whose help text ends with its default, if it has one.
 
     Args:
@@ -81,6 +89,18 @@ def add_flag(group: argparse._ActionsContainer, *names: str, help: str, unset: s
     action = group.add_argument(*names, **facts)
     default = _default_text(action) if unset is None else unset
     action.help = f"{help} (default: {default})" if default else help
+
+
+def parsing(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A `type` of `add_argument` made from a function that raises ValueError, whose message becomes the error's."""
+
+    def read(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _default_text(action: argparse.Action) -> str:
@@ -124,7 +144,7 @@ def arguments_of(namespace: argparse.Namespace, kind: type) -> dict[str, Any]:
     return values
 
 
-def _add_field(group: argparse._ActionsContainer, one: "Field[Any]", place: str, facts: dict[str, Any]) -> None:
+def _add_field(group: Group, one: "Field[Any]", place: str, facts: dict[str, Any]) -> None:
     name = facts.pop("flag", "--" + one.name.replace("_", "-"))
     none, action = facts.pop("none", None), facts.pop("action", "store")
     if none is not None:

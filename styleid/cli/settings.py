@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from styleid import _core
-from styleid.cli.parser import add_flag
+from styleid.cli.parser import Group, add_flag
 from styleid.metadata import read_settings
 from styleid.method.rates import PAPER
 from styleid.models.model import Model
@@ -26,7 +26,7 @@ else:
 LIKE, SETTINGS = "--like", "--settings"
 
 
-def add_settings_flags(group: "argparse._ArgumentGroup") -> None:
+def add_settings_flags(group: Group) -> None:
     """--like and --settings, which `expand` replaces before the arguments are parsed."""
     add_flag(
         group, LIKE, metavar="IMAGE", help="use the settings that IMAGE was made with; flags given here take precedence"
