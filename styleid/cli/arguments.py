@@ -204,9 +204,9 @@ def _add_model(parser: Parser, more_devices: str = "") -> None:
 
 
 def _lora(text: str) -> tuple[str, float]:
-    """FILE or FILE:WEIGHT."""
+    """Reads FILE or FILE:WEIGHT; without a weight it is 1."""
     path, colon, weight = text.rpartition(":")
     try:
         return (path, float(weight)) if colon else (text, 1.0)
     except ValueError:
-        return text, 1.0  # a colon of the path
+        return text, 1.0  # the colon is a part of the path

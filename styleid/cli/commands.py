@@ -115,10 +115,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def _print_estimate(model: Model, steps: int) -> None:
-    """Times one evaluation; a transfer is 3 * steps of them, but for a few, and little else."""
+    """Times one evaluation and tells what a transfer takes, which is little else than 3 * steps of them."""
     side = model.config["unet"]["sample_size"]
     latents = np.zeros((1, model.config["unet"]["in_channels"], side, side), np.float32)
-    model.predict_noise(latents, 1)  # the first one of a size also prepares the engine
+    model.predict_noise(latents, 1)  # the first evaluation of a size also prepares the engine
     start = time.perf_counter()
     model.predict_noise(latents, 1)
     seconds = time.perf_counter() - start

@@ -42,7 +42,7 @@ def check_inputs(options: argparse.Namespace, inputs: Sequence[str]) -> None:
 
 
 def open_image(path: str) -> Image.Image:
-    """The image in a file, as Pillow's."""
+    """The image in a file, as one of Pillow's."""
     return Image.fromarray(load_image(path))
 
 
@@ -90,7 +90,7 @@ class Latents:
     """An `on_step` that keeps the latents of a sampling.
 
     Attributes:
-        seen: of every step, (1, C, h, w) float32
+        seen: the latents of every step, each (1, C, h, w) float32
     """
 
     def __init__(self) -> None:

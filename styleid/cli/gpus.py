@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from styleid import _core, _cuda
 
-ALL = "all"  # the device that stands for it
+ALL = "all"  # the --device that asks for it
 
 
 def run_on_every_gpu(words: Sequence[str]) -> None:
     """Runs `styleid WORDS` once for each GPU and waits for all. ValueError if there is none, or if one of them fails."""
     _cuda.open_libraries()
-    command = [sys.executable, "-m", "styleid", *words, "--device"]  # of two devices the last one counts
+    command = [sys.executable, "-m", "styleid", *words, "--device"]  # the last one counts where there are two
     processes = [subprocess.Popen([*command, f"cuda:{number}"]) for number in range(len(_core.cuda_devices()))]
     try:
         codes = [process.wait() for process in processes]
-    except KeyboardInterrupt:  # which they got as well
+    except KeyboardInterrupt:  # the processes got it as well
         for process in processes:
             process.wait()
         raise

@@ -71,7 +71,7 @@ def add_commands(
             description=f"{sentence[0].upper()}{sentence[1:]}.",
             epilog="\n  ".join(["examples:", *examples]),
         )
-        command.set_defaults(run=commands.get(name), texts={})  # a command of several has them from these
+        command.set_defaults(run=commands.get(name), texts={})  # commands of a command set their own `run`
         add(command)
 
 
@@ -139,7 +139,7 @@ def arguments_of(namespace: argparse.Namespace, kind: type) -> dict[str, Any]:
     given = vars(namespace)
     values = {one.name: given.get(f"{kind.__name__}.{one.name}", one.default) for one in fields(kind)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come where the values are used
+        warnings.simplefilter("ignore")  # the warnings come where the values are used
         kind(**values)
     return values
 
@@ -158,7 +158,9 @@ def _add_field(group: Group, one: "Field[Any]", place: str, facts: dict[str, Any
 class _Given(argparse.Action):
     """Stores what a flag says, and in `texts` how it was said, so that it can be said again.
 
-    kind: "store", "append" or "store_false"; parse: reads the text, and raises ValueError
+    Args:
+        kind: "store", "append" or "store_false"
+        parse: reads the text, and raises ValueError where it cannot
     """
 
     def __init__(self, *arguments: Any, kind: str, parse: Callable[[str], object] = str, **facts: Any) -> None:

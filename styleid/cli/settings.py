@@ -123,7 +123,7 @@ def _options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     if options.bits != 8:
         table["bits"] = options.bits
     table |= {name: text for name, text in options.texts.items() if name != "cache"}
-    # As texts, so that what is said again is said in the same way.
+    # All values are texts, so that an image made by --like says the same.
     return {name: value if isinstance(value, (bool, list)) else str(value) for name, value in table.items()}
 
 

@@ -140,7 +140,7 @@ def _add_reproduce(parser: Parser) -> None:
 
 
 def _gigabytes(text: str) -> float:
-    """20: bytes of so many GB."""
+    """Reads a number of gigabytes, as bytes."""
     try:
         number = float(text) * 1e9
     except ValueError:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from styleid.study.worker import Order, Reply
 
 Say = Callable[[str], None]
-Client = Any  # of Dask, whose methods have no types
+Client = Any  # Dask's client, whose methods have no types
 Future = Any
 
 LOOK = 0.5  # seconds between looks at the workers
@@ -56,11 +56,11 @@ class Timings:
     """What the workers did: the number, seconds and bytes of steps, by worker and kind of step."""
 
     steps: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(lambda: [0, 0.0, 0]))
-    memory: dict[str, int] = field(default_factory=dict)  # by worker: the most bytes
+    memory: dict[str, int] = field(default_factory=dict)  # the most bytes in memory, by worker
     hosts: dict[str, str] = field(default_factory=dict)
 
     def add(self, worker: str, kind: str, reply: Reply) -> None:
-        """One step."""
+        """Counts a step that is done."""
         entry = self.steps[worker, kind]
         entry[0] += 1
         entry[1] += reply.get("seconds", 0.0)
@@ -131,7 +131,7 @@ class Connection:
             raise ClusterError(f"cluster: no scheduler answers at {text}: {error}") from None
 
     def wait(self) -> None:
-        """Until the scheduler is back. ClusterError if it stays away."""
+        """Waits until the scheduler is back. Raises ClusterError if it stays away."""
         self._say("the scheduler is gone; waiting for it")
         if self._own:
             with suppress(Exception):
@@ -204,7 +204,7 @@ class _Run:
         self._alone = time.monotonic()  # since when no worker could be used
 
     def go(self) -> None:
-        """Until every result is made or failed."""
+        """Runs until every result is made or has failed."""
         self._tell()
         while self.dispatcher.open:
             if self.connection.client.status != "running":
@@ -229,7 +229,7 @@ class _Run:
         self.connection.close()
 
     def _start_again(self) -> None:
-        """After the scheduler was away: whatever was given out is forgotten."""
+        """Forgets all that was given out, because the scheduler was away."""
         self._given = {}
         self.connection.wait()
         for name in list(self.dispatcher.workers):
@@ -240,9 +240,9 @@ class _Run:
     # ---- workers ----
 
     def _look(self) -> None:
-        """Which workers came, went, fell silent or are back."""
+        """Finds out which workers came, went, fell silent or are back."""
         self._looked = now = time.monotonic()
-        client = self.connection.client  # whose scheduler_info() has now all workers, now a few, now none
+        client = self.connection.client  # its scheduler_info() has now all workers, now a few, now none
         known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
         for name in self._seen.keys() - known.keys():
             self._leave(name, "is gone", self._seen.pop(name).state, fell=True)
@@ -265,7 +265,7 @@ class _Run:
             raise ClusterError(f"cluster: no worker could be used for {ABSENCE:g} s; run the sweep again to go on")
 
     def _leave(self, name: str, why: str, state: str, fell: bool = False) -> None:
-        """Drops a worker, in that state, that does not answer or cannot work; its steps are given to others."""
+        """Drops a worker that does not answer or cannot work, and was in that state; its steps are given to others."""
         if state == "greeting":
             self.say(f"worker {name} {why}; it was loading the model")
         if state != "working":
@@ -349,18 +349,18 @@ class _Run:
         return replace(task, source=replace(task.source, pixels=np.array(task.source.pixels)))
 
     def _take(self, future: Future, answer: Any) -> None:
-        """A step that has ended, one way or another."""
+        """Takes note of a step that has ended, one way or another."""
         if future not in self._given:
             return
         name, step = self._given.pop(future)
         if step is None and (name not in self._seen or self._seen[name].state != "greeting"):
-            return  # it went while it loaded the model
+            return  # the worker went while it loaded the model
         if answer is not None and not answer.cancelled() and answer.exception() is None:
             self._answered(name, step, answer.result())
         elif step is None and future.status == "error":
             self._seen[name].state = "refused"
             self.say(f"worker {name} is not used: {future.exception(timeout=60)}")
-        elif step is None:  # cancelled, as when a worker goes
+        elif step is None:  # its loading was cancelled, as when a worker goes
             self._leave(name, "is gone", self._seen.pop(name).state)
         elif future.status == "error":
             self._failed(name, step, str(future.exception(timeout=60)))
@@ -411,7 +411,7 @@ def order_of(model: Model, features: str, folder: Path | None) -> Order:
     """What all steps have in common. TypeError for a model that was not loaded."""
     from styleid.study.worker import Order
 
-    _, (_, settings, fingerprint) = model.__reduce__()  # as a pickle has it: from where, and how, it was loaded
+    _, (_, settings, fingerprint) = model.__reduce__()  # a pickle says from where, and how, it was loaded
     kept = "recompute" if features == "recompute" else "disk"
     shared = None if folder is None else str(folder.absolute())
     return Order(uuid4().hex[:8], settings | {"dtype": model.dtype}, fingerprint, shared, kept)

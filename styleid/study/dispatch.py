@@ -23,7 +23,7 @@ from styleid.study.plan import STYLES, Inverting, Result, in_blocks, largest
 
 AT_ONCE = 2  # steps of a worker: one that computes, and one that is a transfer or waits for its turn
 OUTGOING = 2  # transfers that a worker serves at once
-TRIES = 2  # of a step that fails, by another worker where one is free
+TRIES = 2  # how often a step that fails is tried, by another worker where one is free
 FALLS = 3  # workers that went down with a step before it counts as failed
 
 
@@ -31,7 +31,7 @@ class Step(NamedTuple):
     """What a worker does: "invert", "fetch" (an inversion from the worker `peer`) or "sample"."""
 
     kind: str
-    key: str  # of the inversion or the result
+    key: str  # the key of the inversion or of the result
     peer: str = ""
 
 
@@ -78,7 +78,7 @@ class Tile:
 
     @property
     def results(self) -> list[Result]:
-        """All of them."""
+        """All results of the tile."""
         return [result for contents in self.open.values() for results in contents.values() for result in results]
 
     def cut(self, part: float, query: float, keys: float) -> Tile:
@@ -101,24 +101,24 @@ def _tail(values: list[Any], part: float) -> list[Any]:
 
 
 def _first(names: dict[str, None]) -> str:
-    """The first name, which goes."""
+    """Removes the first name and returns it."""
     name = next(iter(names))
     del names[name]
     return name
 
 
 class Store:
-    """The inversions in a folder, a worker's own or that of all, which has so much room."""
+    """The inversions in a folder, which has so much room and is a worker's own or that of all workers."""
 
     def __init__(self, room: float) -> None:
         self.room, self.bytes = room, 0.0
         self.held: dict[str, float] = {}  # bytes of each; what was used last is last
         self.coming: dict[str, float] = {}  # what is being made or fetched
-        self.used: Counter[str] = Counter()  # by steps that are given out
+        self.used: Counter[str] = Counter()  # how many steps that are given out read each
         self.waiting: dict[str, None] = {}  # workers that found no room
 
     def move(self, key: str, source: dict[str, float] | None, target: dict[str, float] | None, size: float = 0) -> None:
-        """Into or out of `held` and `coming`."""
+        """Moves an inversion into or out of `held` and `coming`."""
         if source is not None:
             self.bytes -= source.pop(key, 0.0)
         if target is not None and key not in target:
@@ -126,7 +126,8 @@ class Store:
             self.bytes += size
 
     def surplus(self, size: float, rank: Callable[[str], int]) -> tuple[str, ...] | None:
-        """What has to go for so many bytes, by rank and then what was not used for longest. None: no room now."""
+        """What has to go for so many bytes: the lowest rank first, and of one rank what was not used for longest. None: there is
+        no room now."""
         gone: list[str] = []
         excess = self.bytes + size - self.room
         for key in sorted((key for key in self.held if not self.used[key]), key=rank) if excess > 0 else ():
@@ -134,11 +135,11 @@ class Store:
             excess -= self.held[key]
             if excess <= 0:
                 break
-        alone = len(gone) == len(self.held) and not self.coming  # then it may be larger than the room
+        alone = len(gone) == len(self.held) and not self.coming  # what is alone may be larger than the room
         return tuple(gone) if excess <= 0 or alone else None
 
     def use(self, keys: Iterable[str], count: int) -> None:
-        """A step that reads these begins (1) or ends (-1)."""
+        """Counts a step that reads these inversions and begins (1) or ends (-1)."""
         for key in keys:
             self.used[key] += count
             if key in self.held:
@@ -152,8 +153,8 @@ class Worker:
     name: str
     store: Store
     tile: Tile = field(default_factory=Tile)
-    styles: dict[str, None] = field(default_factory=dict)  # of the tile that are here or on their way
-    steps: dict[Step, dict[str, float]] = field(default_factory=dict)  # given to it and not done; what goes for each
+    styles: dict[str, None] = field(default_factory=dict)  # those of the tile that are here or on their way
+    steps: dict[Step, dict[str, float]] = field(default_factory=dict)  # given and not done, with what goes for each
 
     @property
     def computes(self) -> bool:
@@ -179,20 +180,20 @@ class Dispatcher:
         self.inversions = {one.key: one for result in results for one in (result.content, result.style)}
         self.size = {key: size(one) for key, one in self.inversions.items()}
         self.workers: dict[str, Worker] = {}
-        self.failed: dict[str, str] = {}  # by the key of an inversion or a result: why
-        self.open = self._left = len(self.results)  # not made; not given out either
+        self.failed: dict[str, str] = {}  # why it failed, by the key of an inversion or a result
+        self.open = self._left = len(self.results)  # how many are not made; and not given out either
         self._query, self._keys = largest(results, size)
         self._room = max(disk, self._query + (STYLES + 1) * self._keys)
         self._shared = Store(self._room) if shared else None
         # Workers that share a folder may be in two blocks at a time, and their styles are there as well.
         blocks = in_blocks(results, size, self._room / 3 + (STYLES + 1) * self._keys if shared else self._room)
-        self._pool = [Tile(block) for block in reversed(blocks)]  # what is nobody's; the first one is last
+        self._pool = [Tile(block) for block in reversed(blocks)]  # tiles that are nobody's; the first one is last
         self._uses = Counter(one.key for result in results for one in (result.content, result.style))
-        self._places: dict[str, dict[str, None]] = {}  # of inversions: the workers that have them
+        self._places: dict[str, dict[str, None]] = {}  # the workers that have an inversion
         self._making: set[str] = set()
         self._serving: Counter[str] = Counter()
         self._tries: Counter[Step] = Counter()
-        self._wanted: dict[str, dict[str, None]] = {}  # by an inversion that was not to be had: the workers that wait
+        self._wanted: dict[str, dict[str, None]] = {}  # the workers that wait for an inversion
         self._idle: dict[str, None] = {}  # workers that found no tile
         self._asking: dict[str, None] = {}  # workers that may find something
         self._offering: dict[str, None] = {}  # workers from which others may fetch something
@@ -200,13 +201,13 @@ class Dispatcher:
 
     @property
     def at_a_time(self) -> float:
-        """For how many workers there is room in the folder that they share."""
+        """How many workers there is room for in the folder that they share."""
         return math.inf if self._shared is None else max(1, self._room / 3 // (STYLES * self._keys))
 
     # ---- what happens ----
 
     def add_worker(self, name: str, held: Mapping[str, float] | None = None) -> None:
-        """A worker, and the bytes of each inversion in its folder, of whatever sweep."""
+        """Adds a worker, with the bytes of each inversion in its folder, of whatever sweep it is."""
         self.workers[name] = Worker(name, self._shared or Store(self._room))
         for key, size in (held or {}).items():
             self._arrived(self.workers[name], key, size)
@@ -215,7 +216,8 @@ class Dispatcher:
     def remove_worker(self, name: str, fell: bool = False) -> list[str]:
         """Removes a worker that is gone, with the inversions that it had; its steps are given out again.
 
-        fell: maybe because of them, so that what took several workers down has failed. Returns the reasons of what failed.
+        fell: it may have gone because of them, so that a step which took several workers down has failed. Returns the reasons
+        of what failed.
         """
         worker = self.workers[name]
         reasons = []
@@ -234,7 +236,7 @@ class Dispatcher:
         return reasons
 
     def done(self, name: str, step: Step) -> None:
-        """A step is done."""
+        """Takes note of a step that is done."""
         worker = self.workers[name]
         self._end(worker, step)
         self._asking[name] = None
@@ -245,10 +247,10 @@ class Dispatcher:
             self._asking |= dict.fromkeys(list(self._idle)[:1])  # somebody may have something to give away now
 
     def again(self, name: str, step: Step, missing: Iterable[str] = ()) -> None:
-        """A step was not done, maybe because inversions are missing where they should be; it is given out again."""
+        """Gives a step out again that was not done, maybe because inversions are missing where they should be."""
         worker = self.workers[name]
         for key, size in self._end(worker, step).items():
-            self._arrived(worker, key, size)  # it may be there still, and then takes room
+            self._arrived(worker, key, size)  # it may still be there, and then takes room
         if step.kind == "sample":
             self._pool.append(Tile([self.results[step.key]]))
             self._left += 1
@@ -259,7 +261,7 @@ class Dispatcher:
         self._asking = dict.fromkeys(self.workers)
 
     def fail(self, name: str, step: Step, reason: str, tries: int = TRIES) -> list[str]:
-        """A step failed; it is given out again unless it failed that often, which its reason is returned for."""
+        """Gives a step out again that failed, unless it failed that often; then its reason is returned."""
         self._tries[step] += 1
         final = self._tries[step] >= tries
         self.again(name, step, [step.key] if final and step.kind == "fetch" else ())
@@ -313,7 +315,7 @@ class Dispatcher:
         return step or self._bringing(worker, computes)
 
     def _claim(self, worker: Worker) -> Tile:
-        """A tile of its own: a fair part of what is nobody's, else half of the largest of all."""
+        """A tile for a worker: a fair part of what is nobody's, else half of the largest tile of all."""
         self._idle.pop(worker.name, None)
         busy = [other for other in self.workers.values() if other.tile.count]
         if len(busy) < self.at_a_time:
@@ -344,7 +346,7 @@ class Dispatcher:
         return kinds == ["sample"] or kinds == ["invert"] and not {result.content.key, result.style.key} <= made
 
     def _sampling(self, worker: Worker) -> Step | None:
-        """Of two inversions that are here."""
+        """A sampling of two inversions that are here."""
         held = worker.store.held
         for style in list(worker.styles):
             if style not in worker.tile.open:
@@ -356,9 +358,10 @@ class Dispatcher:
         return None
 
     def _bringing(self, worker: Worker, computes: bool) -> Step | None:
-        """An inversion that the tile needs: made, if nobody has begun to and this worker is free, else fetched.
+        """A step that brings an inversion which the tile needs: it is made, if nobody has begun to and this worker is free,
+        and else fetched.
 
-        First those of contents, for styles that are here or on their way, then those of styles.
+        Those of contents come first, for styles that are here or on their way, and then those of styles.
         """
         tile, store = worker.tile, worker.store
         keys = dict.fromkeys(content for style in worker.styles for content in tile.open.get(style, ()))
@@ -382,7 +385,7 @@ class Dispatcher:
         return None
 
     def _room_for(self, worker: Worker, step: Step) -> tuple[str, ...] | None:
-        """What goes for the inversion of a step. None: there is no room now."""
+        """The inversions that go for that of a step. None: there is no room now."""
         if step.kind == "sample":
             return ()
 
@@ -417,7 +420,7 @@ class Dispatcher:
         self._given.append(Given(worker.name, step, drop))
 
     def _end(self, worker: Worker, step: Step) -> dict[str, float]:
-        """A step is no longer given out. Returns what went for it."""
+        """Takes back a step that was given out. Returns what went for it."""
         stores = [worker.store]
         if step.kind == "sample":
             result = self.results[step.key]
@@ -458,7 +461,7 @@ class Dispatcher:
             self._asking |= self._wanted.pop(key, {})
 
     def _close(self, result: Result) -> None:
-        """A result that is made, or never will be."""
+        """Closes a result that is made, or never will be."""
         self.open -= 1
         self._uses[result.content.key] -= 1
         self._uses[result.style.key] -= 1

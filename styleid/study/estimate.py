@@ -33,7 +33,7 @@ DRIVE = 1e9  # bytes a second that a disk reads or writes
 class Costs:
     """Seconds and bytes, as `measure_costs` finds them."""
 
-    evaluation: float  # of the UNet
+    evaluation: float  # one of the UNet
     encode: float
     decode: float
     measures: float
@@ -62,7 +62,7 @@ class Estimate:
     """What a sweep takes with a number of workers.
 
     Attributes:
-        seconds: of wall time
+        seconds: the wall time
         steps: how many there are of each kind
         moved: bytes between workers
         sent: bytes of results through the scheduler
@@ -115,7 +115,7 @@ def play(
 ) -> Estimate:
     """Plays a sweep through on so many equal workers, each with a folder of its own, or all with one.
 
-    What all use together may be used more than it can be; then all takes as much longer.
+    What all workers use together may be asked for more than it can do; then the sweep takes as much longer.
     """
     dispatcher = Dispatcher(results, size, disk, shared)
     for number in range(workers):
@@ -156,7 +156,8 @@ def play(
         needs["the shared folder"] = (made + read) / NETWORK
     else:
         needs |= {"a worker's network": moved / workers / NETWORK}
-        needs |= {"a worker's disk": (made + 2 * moved + read) / workers / DRIVE}  # moved: read there, written here
+        # What is moved is read there and written here.
+        needs |= {"a worker's disk": (made + 2 * moved + read) / workers / DRIVE}
     seconds = max(now, *needs.values())
     uses = {what: need / seconds for what, need in needs.items()}
     return Estimate(seconds, steps, moved, sent, uses, 1 - sum(free.values()) / workers / now)

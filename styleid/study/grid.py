@@ -21,39 +21,39 @@ SEVERAL = "several with commas"
 
 
 def _texts(text: str) -> list[str]:
-    """0.3,0.9:0.5:cosine"""
+    """Reads texts such as 0.3,0.9:0.5:cosine."""
     return text.split(",")
 
 
 def _sets(text: str) -> list[str]:
-    """6-11/7,8"""
+    """Reads sets of layers such as 6-11/7,8."""
     return text.split("/")
 
 
 def _parts(text: str) -> list[bool | str]:
-    """qkv,kv,none"""
+    """Reads parts of the attention such as qkv,kv,none."""
     return [False if part == "none" else part for part in text.split(",")]
 
 
 def _switches(text: str) -> list[bool]:
-    """on,off"""
+    """Reads on, off or both with a comma."""
     if not set(text.split(",")) <= {"on", "off"}:
         raise ValueError(f"expected on, off or both with a comma, got {text!r}")
     return [part == "on" for part in text.split(",")]
 
 
 def _numbers(text: str) -> list[float]:
-    """0.5,1"""
+    """Reads numbers such as 0.5,1."""
     return [float(part) for part in text.split(",")]
 
 
 def _integers(text: str) -> list[int]:
-    """20,50"""
+    """Reads whole numbers such as 20,50."""
     return [int(part) for part in text.split(",")]
 
 
 def _seeds(text: str) -> list[int | None]:
-    """mean,0,1"""
+    """Reads seeds such as mean,0,1."""
     return [None if part == "mean" else int(part) for part in text.split(",")]
 
 

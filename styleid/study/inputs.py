@@ -19,7 +19,7 @@ from PIL import Image
 from styleid.images import READABLE, Size, load_image
 
 Place = str | os.PathLike[str]
-NAME_BYTES = 40  # of an image's name in that of a result
+NAME_BYTES = 40  # the most that a result's name takes from an image's name
 
 
 @lru_cache(maxsize=1)
@@ -73,7 +73,7 @@ def read_images(
     """Decodes each image once. The pixels lie in one nameless file, mapped, so that they take disk and no memory.
 
     Args:
-        folder: on whose file system that file is
+        folder: a folder on the file system that the file goes to
         places: the images of each argument, under its name
         size, resize: as for `styleid.load_image`
 
@@ -84,7 +84,7 @@ def read_images(
         ValueError: none of an argument's images can be read
     """
     failures: list[str] = []
-    found: dict[Path, tuple[str, int, tuple[int, ...]]] = {}  # hash of the pixels, place in the file, shape
+    found: dict[Path, tuple[str, int, tuple[int, ...]]] = {}  # the pixels' hash, place in the file and shape
     with TemporaryFile(prefix=".styleid-", dir=folder) as file:
         for path in dict.fromkeys(path for paths in places.values() for path in paths):
             try:

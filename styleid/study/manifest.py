@@ -1,6 +1,6 @@
 """The folder of a sweep's results: a PNG for each, manifest.jsonl, and tables.
 
-The manifest has a JSON object a line for every finished result, written after its file is complete, so that whatever
+The manifest has a line, which is a JSON object, for every finished result, written after its file is complete, so that whatever
 ends a process costs the one result that it was making. Several processes may write to one folder.
 """
 
@@ -34,8 +34,8 @@ class Manifest:
         self.folder = folder
         self.path = folder / "manifest.jsonl"
         self._rows: dict[str, Row] = {}
-        self._read = 0  # bytes of the file
-        self._whole: dict[str, tuple[int, int]] = {}  # time and size of files whose hash was right
+        self._read = 0  # how many bytes of the file were read
+        self._whole: dict[str, tuple[int, int]] = {}  # the time and size of files whose hash was right
         self._read_on()
 
     def _read_on(self) -> None:
@@ -44,14 +44,14 @@ class Manifest:
             return
         with open(self.path, "rb") as file:
             file.seek(self._read)
-            text, _, _ = file.read().rpartition(b"\n")  # after it: what is being written
+            text, _, _ = file.read().rpartition(b"\n")  # what follows is being written
         self._read += len(text)
         for line in text.splitlines():
             try:
                 row = json.loads(line)
                 self._rows[row["key"]] = row
             except (ValueError, KeyError, TypeError):
-                continue  # the line that was being written when a process was killed: its image is made again
+                continue  # a process was killed while it wrote the line; its image is made again
 
     def finished(self, key: str) -> Row | None:
         """The row of a result whose file is there as it was written."""
@@ -97,7 +97,7 @@ class Manifest:
         with open(self.path, "a+b", buffering=0) as manifest:
             manifest.seek(max(0, manifest.seek(0, os.SEEK_END) - 1))
             if manifest.read(1) not in (b"", b"\n"):
-                line = b"\n" + line  # after half a line
+                line = b"\n" + line  # what is there ends with half a line
             manifest.write(line)  # in one piece, so that lines of several processes do not mix
         self._rows[row["key"]] = row
 

@@ -26,7 +26,7 @@ from styleid.study.inputs import Source, plain_stem
 
 Row = dict[str, Any]  # of the manifest: content, style, the settings, output, sha256 of its file, measures
 ROLES = "content", "style"
-STYLES = 2  # that are worked with at a time: one whose results are made, and the next
+STYLES = 2  # how many are worked with at a time: the one whose results are made, and the next
 AXES = ("gamma", "temperature", "initial", "layers", "inject", "strength", "steps", "schedule", "seed")
 PLAIN: Row = {"initial": "adain", "inject": True, "strength": 1.0, "steps": 50, "schedule": "paper", "seed": None}
 
@@ -135,11 +135,12 @@ def largest(results: Sequence[Result], size: Callable[[Inverting], float]) -> tu
 
 
 def in_blocks(results: Sequence[Result], size: Callable[[Inverting], float], room: float) -> list[list[Result]]:
-    """The results in the order in which little is at hand: blocks of so many contents that there is room for all of them
-    and, with one to spare, for the styles that are worked with; in a block style by style. Of one kind of inversion each."""
+    """The results in an order that needs few inversions at a time: in blocks of so many contents that there is room for all
+    of them and, with one to spare, for the styles that are worked with. A block is made style by style, and is of one kind
+    of inversion."""
     query, keys = largest(results, size)
     count = max(1, (room - (STYLES + 1) * keys) // query) if query else len(results)
-    numbers: dict[int, dict[str, int]] = {}  # of the contents of each kind
+    numbers: dict[int, dict[str, int]] = {}  # the contents of each kind, numbered
     blocks: dict[tuple[int, float], dict[str, list[Result]]] = {}
     for result in results:
         own = numbers.setdefault(result.group, {})

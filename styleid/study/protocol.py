@@ -26,9 +26,10 @@ from styleid.study.manifest import Manifest
 
 Row = dict[str, Any]
 
-NAMINGS = "{}_stylized_{}", "{}_{}"  # of results without a manifest; the first is that of StyleID's program
+NAMINGS = "{}_stylized_{}", "{}_{}"  # how results without a manifest are named; StyleID's program uses the first form
 LARGER_IS_BETTER = {"ssim", "psnr", "gradient_correlation"}
-NO_SETTINGS = {"key", "content", "style", "output", "sha256", "isa", *metrics.MEASURES}  # in a row of a manifest
+# What a row of a manifest has beside settings.
+NO_SETTINGS = {"key", "content", "style", "output", "sha256", "isa", *metrics.MEASURES}
 
 
 class Pair(NamedTuple):
@@ -184,7 +185,7 @@ def _measure(
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
     """The measures of every pair and, with networks, the distances of sets."""
     values, results, styles = [], [], []
-    features: dict[tuple[Path, tuple[int, int]], NDArray[np.float32]] = {}  # of styles, by their size
+    features: dict[tuple[Path, tuple[int, int]], NDArray[np.float32]] = {}  # those of the styles, by their size
 
     def seen(image: NDArray[np.uint8]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = metrics.inception_features([metrics.at_protocol_size(image)], kind, weights)[0]

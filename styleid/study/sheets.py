@@ -17,7 +17,7 @@ from styleid.study.inputs import Source, printable
 from styleid.study.plan import Row, file_label
 
 LINE = 14  # pixels of a line of text
-ROWS, COLUMNS = 40, 40  # of one sheet, which so has some thousand pixels a side
+ROWS, COLUMNS = 40, 40  # the most of one sheet, which so has some thousand pixels a side
 
 
 def write_sheets(
@@ -26,7 +26,7 @@ def write_sheets(
     """Writes sheets and returns their paths: sheet.png, or sheet_gamma0.3.png and so on, in parts where they are large.
 
     Args:
-        folder: of the results, which gets the sheets
+        folder: the folder of the results, which gets the sheets
         contents, styles: the images beside the rows and above the columns
         results: for every label of settings its rows, of some or all pairs
         size: of a thumbnail, in pixels
@@ -68,7 +68,7 @@ def _sheet(
         for column, style in enumerate(styles, 1):
             path = outputs.get((str(content.path), str(style.path)))
             if path is not None:
-                with suppress(OSError):  # a result that someone removed: its place stays white
+                with suppress(OSError):  # the place of a result that someone removed stays white
                     _place(sheet, draw, Image.open(path), (column * size, top + row * height), "", size)
     return sheet
 
@@ -89,7 +89,7 @@ def _place(
 
 
 def _text(name: str) -> str:
-    """What the font has."""
+    """A name with ? in place of what the font does not have."""
     return printable(name).encode("latin-1", "replace").decode("latin-1")
 
 

@@ -190,7 +190,7 @@ def run_here(study: Study, progress: Progress) -> list[str]:
             raise
 
     def make(result: Result, wait: bool) -> bool:
-        """Whether it is there, or cannot be made; otherwise another process is at it."""
+        """Whether the result is there or cannot be made; if not, another process is at it."""
         with study.manifest.lock(result.key, wait) as mine:
             if mine and study.manifest.finished(result.key) is None:
                 try:

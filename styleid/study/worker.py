@@ -40,7 +40,7 @@ from styleid.study.work import make_inversion, make_result
 
 Reply = dict[str, Any]
 
-CHUNK = 16 << 20  # bytes of a transfer at a time
+CHUNK = 16 << 20  # bytes that are transferred at a time
 OPENED = 4  # inversions that are mapped at a time
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # a disk that takes no more
 
@@ -50,10 +50,10 @@ class Order:
     """What all steps of a sweep have in common.
 
     Attributes:
-        name: of the sweep
-        settings: of the model, as for `styleid.load_model`
+        name: the sweep's
+        settings: the model's, as for `styleid.load_model`
         fingerprint: the model's, which the worker's must have
-        folder: of all workers' inversions; None: each has one of its own
+        folder: the one of all workers' inversions; None: each has one of its own
         features: "disk" or "recompute"
     """
 
@@ -100,7 +100,7 @@ class Site:
         """The bytes of all inversions that are here, by their keys."""
         sizes = {}
         for path in self.cache.folder.glob("*.safetensors"):
-            with suppress(FileNotFoundError):  # removed by another worker
+            with suppress(FileNotFoundError):  # another worker has removed it
                 sizes[path.stem] = path.stat().st_size
         return sizes
 
@@ -176,7 +176,7 @@ class Site:
     # ---- for other workers ----
 
     async def entry(self, key: str) -> Reply | None:
-        """What there is of an inversion."""
+        """What other workers need to know of an inversion to fetch it."""
         companion = self.companion(key)
         if companion is None or not self.path(key).is_file():
             return None
