@@ -10,14 +10,14 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
-SECONDS = 90  # that each may take
+CELL_SECONDS = 300  # a cell that takes longer hangs
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of a run."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True
+        notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True
     )
     client.execute(cwd=str(FOLDER))
     for cell in notebook.cells:  # warnings and progress bars are of this machine, not of the notebook

@@ -1,7 +1,6 @@
-"""Every notebook runs, and quickly."""
+"""Every notebook runs."""
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ for name in "nbclient", "nbformat", "matplotlib", "diffusers", "transformers":
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from notebooks.__main__ import SECONDS, execute
+from notebooks.__main__ import execute
 
 pytestmark = pytest.mark.torch
 
@@ -21,9 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path):
-    start = time.monotonic()
     notebook = execute(path)
-    assert time.monotonic() - start < SECONDS
     figures = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
     ]
