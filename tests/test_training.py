@@ -23,6 +23,7 @@ from training import (
     linear,
     losses,
     method,
+    muon,
     networks,
     pairs,
     report,
@@ -448,3 +449,27 @@ def test_the_learning_rate_rises_stays_and_falls():
     rates = [checkpoint.rate_at(step, step / 1000, 1.0, warmup=100) for step in (0, 99, 500, 800, 999)]
     assert rates[0] == pytest.approx(0.01) and rates[1] == rates[2] == pytest.approx(1)
     assert rates[2] > rates[3] > rates[4] > 0
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 300), (300, 64), (1, 64)])
+def test_orthogonalized_steps_have_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    found = muon.orthogonalized(left * torch.logspace(0, -1.5, min(shape)) @ right)
+    assert 0.5 < torch.linalg.svdvals(found).min() and torch.linalg.svdvals(found).max() < 1.3
+    assert torch.nn.functional.cosine_similarity(found.flatten(), (left @ right).flatten(), dim=0) > 0.97
+
+
+def test_muon_takes_steps_of_one_size_and_reaches_a_minimum():
+    torch.manual_seed(0)
+    wanted = torch.randn(8, 3, 3, 3)
+    weight = torch.nn.Parameter(torch.zeros_like(wanted))
+    optimiser = muon.Muon([weight], rate=0.1)
+    for step in range(200):
+        optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
+        weight.grad = (weight - wanted).detach() * 1000
+        before = weight.detach().clone()
+        optimiser.step()
+        change = (weight - before).square().mean().sqrt()
+        assert change < 1.3 * muon.STEP * optimiser.param_groups[0]["lr"]
+    assert (weight - wanted).abs().max() < 0.05

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,29 @@ class MovingAverage:
             self.values[name].copy_(kept)
 
 
+# Makes the optimisers of parameters at a peak rate.
+Optimisers = Callable[[list[torch.nn.Parameter], float], list[torch.optim.Optimizer]]
+
+
+def adamw(parameters: list[torch.nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
+    return [torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=1e-4, foreach=True)]
+
+
 class Run:
     """A module in training with its optimiser and average, saved and resumed as one.
 
     Random numbers need no saving: every step of every process seeds its own, from the run's seed.
     """
 
-    def __init__(self, module: torch.nn.Module, path: Path, seed: int, rate: float, decay: float) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        path: Path,
+        seed: int,
+        rate: float,
+        decay: float,
+        optimisers: Optimisers = adamw,
+    ) -> None:
         self.module = module
         self.path = path
         self.seed = seed
@@ -61,7 +78,7 @@ class Run:
         self.seconds = 0.0
         self.average = MovingAverage(module, decay)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=1e-4, foreach=True)
+        self.optimisers = optimisers(trained, rate)
         if path.exists():
             self._load()
 
@@ -71,7 +88,7 @@ class Run:
 
     def begin_step(self, progress: float, warmup: int) -> np.random.Generator:
         """Sets the learning rate (`progress` from 0 to 1 is through the whole run) and seeds this step's random numbers."""
-        for group in self.optimiser.param_groups:
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = rate_at(self.step, progress, self.rate, warmup)
         sequence = np.random.SeedSequence([self.seed, self.step, workers.rank()])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
@@ -79,12 +96,13 @@ class Run:
 
     def finish_step(self, loss: torch.Tensor, clip: float) -> None:
         """Back-propagates, and moves the weights and their average; stops the run at gradients that are no numbers."""
-        self.optimiser.zero_grad()
+        self.module.zero_grad()
         loss.backward()
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
         workers.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, clip, error_if_nonfinite=True)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.average.update(self.module)
         self.step += 1
         now = time.monotonic()
@@ -102,7 +120,7 @@ class Run:
         save_atomically(
             {
                 "module": self.module.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                 "average": self.average.values,
                 "updates": self.average.updates,
                 "step": self.step,
@@ -116,7 +134,8 @@ class Run:
         device = next(self.module.parameters()).device
         state = torch.load(self.path, weights_only=True, map_location=device)
         self.module.load_state_dict(state["module"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"]):
+            optimiser.load_state_dict(kept)
         self.average.values = state["average"]
         self.average.updates = state["updates"]
         self.step = state["step"]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from training import checkpoint, losses, method, networks, workers
 from training.crops import Crops
+from training.muon import muon
 from training.report import Report
 from training.rollout import Rollout, decode, encode
 
@@ -70,7 +71,7 @@ class Settings:
     seed: int = 1
     batch: int = 4
     device: str = "cpu"
-    rate: float = 6e-4
+    rate: float = 1e-3
     average: float = 0.985
     weights: Weights = field(default_factory=Weights)
     score_every_seconds: float = 1200
@@ -214,7 +215,7 @@ def train(settings: Settings) -> None:
     model = start(settings, device)
     first_steps = 0 if (settings.init / "unet").exists() else FIRST_STEPS
     injection = Injection(model, vae, settings)
-    run = checkpoint.Run(model, work / "unet.ckpt", settings.seed, settings.rate, settings.average)
+    run = checkpoint.Run(model, work / "unet.ckpt", settings.seed, settings.rate, settings.average, muon)
     report = Report(work, [part.name for part in fields(Weights)], settings.pairs, settings.score_every_seconds)
     while (progress := run.progress(settings.seconds)) < 1:
         random = run.begin_step(progress, WARMUP_STEPS)
