@@ -17,8 +17,12 @@ import pytest
 import tiny
 from safetensors.numpy import save_file
 
+from tqdm import tqdm
+
 import styleid
 from styleid import _core, _cuda
+
+tqdm.monitor_interval = 0  # its thread would meet the errors of memory that tests of failing allocations make
 
 
 def pytest_ignore_collect(collection_path, config):
