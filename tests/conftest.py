@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import save_file
-
 from tqdm import tqdm
 
 import styleid
