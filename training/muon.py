@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): steps along orthogonalized momentum.
 
-So directions that gradients seldom have count as much as those that they always have.
+So directions that gradients seldom have count as much as those that they always have. PyTorch's own takes no convolutions.
 """
 
 import torch
@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": rate, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -35,7 +35,7 @@ from styleid.numbers import whole
 
 SUFFIXES = ".png", ".pdf", ".svg"
 COLUMNS = 4  # timesteps of a figure of queries, where none are given
-OF_CALLS = *OF_TRANSFER, "negative", "guidance"  # fields of Text that an inversion alone has no use for
+OF_CALLS = *OF_TRANSFER, "negative", "guidance"  # fields of Text that no figure shows anything of
 
 
 class Figure(NamedTuple):
@@ -151,14 +151,7 @@ def _add_logits(group: Group) -> None:
 
 
 def _add_inversion(group: Group) -> None:
-    add_flag(
-        group,
-        "--columns",
-        metavar="N",
-        type=parsing(lambda text: whole("columns", int(text), 2, 100)),
-        default=6,
-        help="how many latents are decoded, 2 to 100",
-    )
+    _add_whole(group, "columns", 6, (2, 100), "how many latents are decoded")
 
 
 def _add_grid(group: Group) -> None:
@@ -195,6 +188,17 @@ def _add_temperature(group: Group) -> None:
         type=parsing(partial(_rate, "temperature")),
         default=PAPER["temperature"],
         help="a factor of the attention's logits, above 0",
+    )
+
+
+def _add_whole(group: Group, name: str, default: int, limits: tuple[int, int], text: str) -> None:
+    add_flag(
+        group,
+        f"--{name}",
+        metavar="N",
+        type=parsing(lambda number: whole(name, int(number), *limits)),
+        default=default,
+        help=f"{text}, {limits[0]} to {limits[1]}",
     )
 
 
@@ -275,14 +279,7 @@ def _add_figure(figure: Figure, parser: Parser) -> None:
     if len(figure.keep) > 1:
         files.add_argument("style", metavar="STYLE", help=IMAGE)
     add_output(parser, "the figure to write: .png, .pdf or .svg; PNG where there is no suffix")
-    add_flag(
-        files,
-        "--dpi",
-        metavar="N",
-        type=parsing(lambda text: whole("dpi", int(text), 10, 2400)),
-        default=200,
-        help="pixels per inch of a PNG, 10 to 2400",
-    )
+    _add_whole(files, "dpi", 200, (10, 2400), "pixels per inch of a PNG")
     add_options(parser, FILES, Resize)
     figure.add(parser.group("figure"))
     add_options(parser, METHOD, Steps)

@@ -17,12 +17,9 @@ MEASURES = "measures"
 
 
 def _add_sweep(parser: Parser) -> None:
-    files = parser.group(FILES)
-    files.add_argument("contents", metavar="CONTENTS", help="a folder of images, or one image")
-    files.add_argument("styles", metavar="STYLES", help="a folder of images, or one image")
-    files.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
+    _add_folders(parser, "a folder of images, or one image", "a folder of images, or one image")
     add_flag(
-        files,
+        parser.group(FILES),
         "--thumbnail",
         type=int,
         default=THUMBNAIL,
@@ -39,6 +36,13 @@ def _add_sweep(parser: Parser) -> None:
     parser.group(EXECUTION).add_argument(
         "--estimate", action="store_true", help="compute nothing; print what the sweep costs on 1 to 512 workers"
     )
+
+
+def _add_folders(parser: Parser, contents: str, styles: str) -> None:
+    files = parser.group(FILES)
+    files.add_argument("contents", metavar="CONTENTS", help=contents)
+    files.add_argument("styles", metavar="STYLES", help=styles)
+    files.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
 
 
 def _add_cluster(parser: Parser) -> None:
@@ -108,10 +112,7 @@ def _add_merge(parser: Parser) -> None:
 
 
 def _add_reproduce(parser: Parser) -> None:
-    files = parser.group(FILES)
-    files.add_argument("contents", metavar="CONTENTS", help="the folder of contents; the paper has 20")
-    files.add_argument("styles", metavar="STYLES", help="the folder of styles; the paper has 40")
-    files.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the results")
+    _add_folders(parser, "the folder of contents; the paper has 20", "the folder of styles; the paper has 40")
     add_flag(
         parser.group(METHOD),
         "--pairs",

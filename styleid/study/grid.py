@@ -10,7 +10,7 @@ from typing import Any
 
 from styleid import _core
 from styleid.method.initial import NAMES
-from styleid.method.options import PARTS, RECOMMENDED, flag, parse_layers
+from styleid.method.options import LAYERS, PARTS, RECOMMENDED, flag, parse_layers
 from styleid.method.rates import PAPER, parse_rate
 from styleid.numbers import number, whole
 
@@ -104,7 +104,7 @@ class Grid:
         metadata=flag(
             "decoder layers, such as 6-11 or 7,8,9; several sets with slashes",
             parse=_sets,
-            unset=f"{RECOMMENDED}the layers of the schedule",
+            unset=LAYERS["unset"],
         ),
     )
     inject: Any = field(
