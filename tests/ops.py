@@ -430,7 +430,7 @@ def conv_stride_2(device, shape, pads, extra):
     check_conv(device, shape, extra=extra, stride=2, pads=pads)
 
 
-@case(shape=[(1, 4, 4, 16, 16), (2, 3, 5, 6, 10), (1, 1, 1, 8, 8)], extra=[(), ("bias",)])
+@case(shape=[(1, 4, 4, 16, 16), (2, 3, 5, 6, 10), (1, 1, 1, 8, 8), (1, 3, 4, 7, 3)], extra=[(), ("bias",)])
 def conv_doubling(device, shape, extra):
     check_conv(device, shape, "folded", extra=extra, upsample=True)
 
@@ -447,9 +447,30 @@ def conv_of_another_than_the_usual_size(device, shape):
     check_conv(device, shape, "folded", usual=(1, 1), extra=("bias",))
 
 
-@case(shape=[(1, 9, 8, 320, 4), (2, 8, 8, 128, 3)])
-def conv_to_few_float32_channels(device, shape):
+@case(
+    shape=[
+        (1, 9, 8, 320, 4),
+        (2, 8, 8, 128, 3),
+        (1, 16, 16, 64, 12),
+        (2, 7, 5, 12, 1),
+        (1, 5, 6, 7, 9),
+        (1, 8, 8, 64, 16),
+    ]
+)
+def conv_to_float32(device, shape):
+    """What ends a model, of any number of latent channels."""
     check_conv(device, shape, result="float32", extra=("bias",))
+    check_conv(device, shape, result="float32", extra=("residual", "relu"))
+
+
+@case(channels=[1, 3, 4, 7, 12, 24], out=[1, 3, 4, 7, 12, 20, 64], kernel=[1, 3])
+def conv_of_any_channels(device, channels, out, kernel):
+    check_conv(device, (1, 6, 8, channels, out), extra=("bias",), kernel=kernel, pads=(kernel // 2,) * 2)
+
+
+@case(shape=[(1, 16, 16, 12, 64), (2, 8, 8, 96, 24), (1, 8, 8, 288, 96), (1, 32, 32, 3, 32)], extra=EXTRAS)
+def conv_of_the_default_model(device, shape, extra):
+    check_conv(device, shape, "folded", extra=extra)
 
 
 @case(kind=DTYPES)

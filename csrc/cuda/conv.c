@@ -1,4 +1,4 @@
-/* Convolutions by cuDNN, and by an own kernel if they have few outputs. */
+/* Convolutions by cuDNN, and by an own kernel if they have few outputs or outputs of another dtype. */
 #include <stdlib.h>
 
 #include "core/err.h"
@@ -27,7 +27,7 @@ typedef struct {
     sid_plan plan;
 } conv_plan;
 
-static int is_few(const sid_conv_shape *s) { return s->out <= SID_CU_FEW && !s->upsample; }
+static int has_few(const sid_conv_shape *s) { return s->out <= SID_CU_CONV_OUTPUTS && !s->upsample; }
 
 static sid_planner planner_of(const sid_cuda *cuda) { return (sid_planner){.nv = cuda->nv, .handle = cuda->dnn}; }
 
@@ -66,7 +66,7 @@ static int open_parts(cuda_conv *c, const sid_weight *weight, const sid_weight *
         SID_TRY(sid_cuda_stack(cuda, &floats, SID_F32, 1, &bias));
         c->bias = floats;
     }
-    if (is_few(s)) return SID_OK;
+    if (has_few(s)) return SID_OK;
     if (s->upsample) return open_zeros(c, 4 * s->out); /* its bias is added when the parities are spread */
     return bias ? sid_cuda_stack(cuda, &c->added, cuda->base.dtype, 1, &bias) : open_zeros(c, s->out);
 }
@@ -133,22 +133,21 @@ static int run_doubled(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, c
     size_t mark = sid_arena_mark(&exec->arena);
     sid_tensor parities;
     SID_TRY(sid_arena_tensor(&exec->arena, &parities, src->dtype, src->n, src->h + 1, src->w + 1, 4 * dst->c));
-    sid_plan_shape key = {(int64_t)src->n,
-                          (int64_t)src->h,
-                          (int64_t)src->w,
-                          (int64_t)src->c,
-                          (int64_t)parities.c,
-                          (int64_t)parities.h,
-                          (int64_t)parities.w,
-                          2,
-                          1,
-                          1,
-                          1,
-                          sample_alignment(src),
-                          src->dtype,
-                          src->dtype,
-                          0,
-                          0};
+    sid_plan_shape key = {
+        .n = (int64_t)src->n,
+        .h = (int64_t)src->h,
+        .w = (int64_t)src->w,
+        .in = (int64_t)src->c,
+        .out = (int64_t)parities.c,
+        .oh = (int64_t)parities.h,
+        .ow = (int64_t)parities.w,
+        .kernel = 2,
+        .stride = 1,
+        .before = 1,
+        .after = 1,
+        .alignment = sample_alignment(src),
+        .dtype = src->dtype,
+    };
     SID_TRY(run_plan(exec, c, &key, (sid_plan_pointers){src->data, c->weights, c->added, NULL, parities.data, NULL}));
     SID_TRY(sid_cuda_unfold(exec, dst, parities.data, c->bias));
     sid_arena_release(&exec->arena, mark);
@@ -170,28 +169,31 @@ static int separate(sid_exec *exec, sid_tensor *residual, const sid_tensor *dst)
 int sid_cuda_conv(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, sid_conv *conv, const sid_post *post) {
     cuda_conv *c = (cuda_conv *)conv;
     const sid_conv_shape *s = &c->base.shape;
-    if (is_few(s)) return sid_cuda_conv_few(exec, dst, src, s, c->weights, c->bias, post);
     if (s->upsample) return run_doubled(exec, dst, src, c);
+    /* cuDNN has no precompiled engine for 16-bit inputs and float32 outputs, however many channels there are. */
+    if (has_few(s) || dst->dtype != src->dtype)
+        return sid_cuda_conv_direct(exec, dst, src, s, c->weights, c->bias, post);
     size_t mark = sid_arena_mark(&exec->arena);
     sid_tensor residual = post->residual ? *post->residual : (sid_tensor){0};
     if (post->residual) SID_TRY(separate(exec, &residual, dst));
     int64_t alignment = sample_alignment(src), of_dst = sample_alignment(dst);
-    sid_plan_shape key = {(int64_t)src->n,
-                          (int64_t)src->h,
-                          (int64_t)src->w,
-                          (int64_t)s->in,
-                          (int64_t)s->out,
-                          (int64_t)dst->h,
-                          (int64_t)dst->w,
-                          (int64_t)s->kernel,
-                          (int64_t)s->stride,
-                          (int64_t)s->pad_before,
-                          (int64_t)s->pad_after,
-                          alignment < of_dst ? alignment : of_dst,
-                          src->dtype,
-                          dst->dtype,
-                          post->residual != NULL,
-                          post->relu != 0};
+    sid_plan_shape key = {
+        .n = (int64_t)src->n,
+        .h = (int64_t)src->h,
+        .w = (int64_t)src->w,
+        .in = (int64_t)s->in,
+        .out = (int64_t)s->out,
+        .oh = (int64_t)dst->h,
+        .ow = (int64_t)dst->w,
+        .kernel = (int64_t)s->kernel,
+        .stride = (int64_t)s->stride,
+        .before = (int64_t)s->pad_before,
+        .after = (int64_t)s->pad_after,
+        .alignment = alignment < of_dst ? alignment : of_dst,
+        .dtype = src->dtype,
+        .residual = post->residual != NULL,
+        .relu = post->relu != 0,
+    };
     SID_TRY(run_plan(exec, c, &key,
                      (sid_plan_pointers){src->data, c->weights, c->added, residual.data, dst->data, NULL}));
     sid_arena_release(&exec->arena, mark);

@@ -26,10 +26,11 @@ int sid_cuda_floats_open(sid_backend *backend, float **floats, size_t parts, con
 /* Computes dst from src, which may be dst, as `post` says; each has a dtype and stride of its own. */
 int sid_cuda_finish(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_post *post);
 
-/* A convolution with at most SID_CU_FEW outputs. The weights are (out, kernel, kernel, in) in the backend's dtype,
- * the bias is [out] or NULL, and `post` may have only a residual and relu. */
-int sid_cuda_conv_few(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_conv_shape *shape,
-                      const void *weights, const float *bias, const sid_post *post);
+/* A convolution by an own kernel, fast for few outputs; dst and the residual may have any dtype. The weights are (out,
+ * kernel, kernel, in) in the backend's dtype, the bias is [out] or NULL, and `post` may have only a residual and relu.
+ */
+int sid_cuda_conv_direct(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_conv_shape *shape,
+                         const void *weights, const float *bias, const sid_post *post);
 
 /* Spreads y (n, h + 1, w + 1, 4 out) to dst (n, 2h, 2w, out), both in the backend's dtype, and adds bias, which is
  * [out] or NULL. y is a 2 x 2 convolution with one pixel of zeros around its input and the weights that

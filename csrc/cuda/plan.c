@@ -92,7 +92,7 @@ static int make_tensor(workshop *shop, cudnnBackendDescriptor_t *tensor, int64_t
 static int make_outcome(workshop *shop, cudnnBackendDescriptor_t *tensor, int64_t id) {
     const sid_plan_shape *s = shop->shape;
     const int64_t dims[4] = {s->n, s->out, s->oh, s->ow};
-    return make_tensor(shop, tensor, id, id > ID_Y ? CUDNN_DATA_FLOAT : data_type(s->out_dtype), dims);
+    return make_tensor(shop, tensor, id, id > ID_Y ? CUDNN_DATA_FLOAT : data_type(s->dtype), dims);
 }
 
 static int make_geometry(workshop *shop, cudnnBackendDescriptor_t *geometry) {

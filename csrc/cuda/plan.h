@@ -7,14 +7,13 @@
 #include "cuda/nvidia.h"
 
 /* y = x * w + residual + bias, or the positive part of that where relu is set, with sums in float32. x (n, h, w,
- * in), w (out, kernel, kernel, in) and bias (out) are in dtype, y and residual (n, oh, ow, out) in out_dtype; all
- * are dense. */
+ * in), w (out, kernel, kernel, in), bias (out), y and residual (n, oh, ow, out) are dense, and all in dtype. */
 typedef struct {
     int64_t n, h, w, in, out, oh, ow;
     int64_t kernel, stride, before, after; /* zeros on top and left, on bottom and right */
     int64_t alignment;                     /* that of x, y and residual in bytes, at most 16 */
-    sid_dtype dtype, out_dtype;
-    int residual, relu;
+    sid_dtype dtype;
+    int residual, relu, unused; /* without padding, because shapes are compared by bytes */
 } sid_plan_shape;
 
 typedef struct {

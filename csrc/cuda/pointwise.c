@@ -140,29 +140,31 @@ int sid_cuda_tile_add(sid_exec *exec, float *planes, const float *tile, const si
 
 /* ---- convolutions ---- */
 
-int sid_cuda_conv_few(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_conv_shape *shape,
-                      const void *weights, const float *bias, const sid_post *post) {
+int sid_cuda_conv_direct(sid_exec *exec, sid_tensor *dst, const sid_tensor *src, const sid_conv_shape *shape,
+                         const void *weights, const float *bias, const sid_post *post) {
     size_t pixels = sid_rows(dst);
-    sid_cu_conv_few p = {.dst = dst->data,
-                         .src = src->data,
-                         .weights = weights,
-                         .residual = post->residual ? post->residual->data : NULL,
-                         .bias = bias,
-                         .pixels = (long long)pixels,
-                         .in_height = (int)src->h,
-                         .in_width = (int)src->w,
-                         .height = (int)dst->h,
-                         .width = (int)dst->w,
-                         .in = (int)shape->in,
-                         .out = (int)shape->out,
-                         .kernel = (int)shape->kernel,
-                         .stride = (int)shape->stride,
-                         .pad = (int)shape->pad_before,
-                         .dst_dtype = (int)dst->dtype,
-                         .residual_dtype = post->residual ? (int)post->residual->dtype : 0,
-                         .relu = post->relu,
-                         .vector = sid_cu_vectors(src) && sid_cu_aligned(weights)};
-    return sid_cu_run(exec, SID_CU_CONV, "conv_few", "", sid_cu_threads(pixels * SID_CU_WARP), &p, sizeof p);
+    sid_cu_conv_direct p = {.dst = dst->data,
+                            .src = src->data,
+                            .weights = weights,
+                            .residual = post->residual ? post->residual->data : NULL,
+                            .bias = bias,
+                            .pixels = (long long)pixels,
+                            .in_height = (int)src->h,
+                            .in_width = (int)src->w,
+                            .height = (int)dst->h,
+                            .width = (int)dst->w,
+                            .in = (int)shape->in,
+                            .out = (int)shape->out,
+                            .kernel = (int)shape->kernel,
+                            .stride = (int)shape->stride,
+                            .pad = (int)shape->pad_before,
+                            .dst_dtype = (int)dst->dtype,
+                            .residual_dtype = post->residual ? (int)post->residual->dtype : 0,
+                            .relu = post->relu,
+                            .vector = sid_cu_vectors(src) && sid_cu_aligned(weights)};
+    sid_grid grid = sid_cu_threads(pixels * SID_CU_WARP);
+    grid.y = (unsigned)sid_cu_ceil(shape->out, SID_CU_CONV_OUTPUTS);
+    return sid_cu_run(exec, SID_CU_CONV, "conv_direct", "", grid, &p, sizeof p);
 }
 
 int sid_cuda_unfold(sid_exec *exec, sid_tensor *dst, const void *y, const float *bias) {

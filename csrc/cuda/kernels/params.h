@@ -129,8 +129,8 @@ typedef struct {
 
 /* ---- conv.cu ---- */
 
-/* A convolution with at most SID_CU_FEW outputs, by a warp for each output pixel. The weights are (out, kernel,
- * kernel, in). */
+/* A convolution by a warp for each output pixel and SID_CU_CONV_OUTPUTS outputs, whose groups are the grid's y. The
+ * weights are (out, kernel, kernel, in). */
 typedef struct {
     void *dst;
     const void *src, *weights, *residual; /* the residual is NULL, or has dst's shape */
@@ -138,8 +138,8 @@ typedef struct {
     long long pixels;                     /* pixels of all outputs */
     int in_height, in_width, height, width, in, out, kernel, stride, pad;
     int dst_dtype, residual_dtype, relu, vector, unused;
-} sid_cu_conv_few;
-#define SID_CU_FEW 8
+} sid_cu_conv_direct;
+#define SID_CU_CONV_OUTPUTS 8
 
 /* dst (n, 2 h, 2 w, out) is made from the four phases y (n, h + 1, w + 1, 4 out) of a convolution of a doubled
  * image. */

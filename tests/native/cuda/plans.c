@@ -61,9 +61,9 @@ long plans_workspace(const int64_t *numbers) {
                             numbers[10],
                             numbers[11],
                             (sid_dtype)numbers[12],
-                            (sid_dtype)numbers[13],
+                            (int)numbers[13],
                             (int)numbers[14],
-                            (int)numbers[15]};
+                            0};
     if (sid_plan_open(&planner, &plan, &shape) != SID_OK) return -1;
     long workspace = (long)plan.workspace;
     sid_plan_close(&planner, &plan);
