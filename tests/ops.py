@@ -1015,10 +1015,12 @@ def cpu(level, dtype):
     """The device of one of the CPU's levels in a process of its own, since oneDNN is held to it. Above the CPU's own only
     amx is there, with its instructions emulated."""
     number = LEVELS.index(level)
-    shims = [NATIVE / "ops.c", NATIVE / "cpu.c"]
-    loaded = prepare(building.build("ops", building.layer("core", "cpu") + shims, emulate_amx=level == "amx"))
-    loaded.ops_cpu_open.argtypes = [c_void_p, c_int, c_int, c_int]
+    sources = building.layer("core", "cpu") + [NATIVE / "ops.c", NATIVE / "cpu.c"]
+    loaded = building.build("ops", sources)
     emulated = number > loaded.ops_cpu_best()
+    if emulated:
+        loaded = building.build("ops", sources, emulate_amx=True)
+    prepare(loaded).ops_cpu_open.argtypes = [c_void_p, c_int, c_int, c_int]
 
     def open_backend(handle, threads):
         return loaded.ops_cpu_open(handle, number, DTYPES.index(dtype), threads)
