@@ -27,7 +27,7 @@ def test_parts_without_peers(shared_folder, tmp_path):
 @pytest.mark.long
 def test_what_a_gpu_is_to_answer(shared_folder, tmp_path):
     """On the fakes: every part ends and has found something."""
-    parts = ["machine", "kernels", "networks", "unet", "transfers", "sanitizer"]
+    parts = ["machine", "kernels", "networks", "unet", "vae", "transfers", "sanitizer"]
     command = [
         sys.executable,
         "-m",
@@ -51,5 +51,5 @@ def test_what_a_gpu_is_to_answer(shared_folder, tmp_path):
     assert list(results) == parts and all(result["end"] == 0 and result["rows"] for result in results.values())
     found = {row["what"]: row["found"] for result in results.values() for row in result["rows"]}
     assert float(found["UNet in float32, relative error"]) < 1e-5 and found["UNet in float16, same bytes again"]
-    assert {"recorded, batch of 2", "transfer of 50 steps in float16, second"} <= found.keys()
+    assert {"recorded, batch of 2", "decode", "transfer of 50 steps in float16, second"} <= found.keys()
     assert "## unet: " in (tmp_path / "results.md").read_text()

@@ -159,29 +159,79 @@ def networks(folder):
         yield f"UNet in {dtype}, same bytes again", bool(np.array_equal(found, gpu.predict_noise(latents, 500)))
         yield f"VAE encode in {dtype}, relative error", f"{relative(gpu.encode(image(cpu)), latent):.2e}"
         if torch := torch_cuda():
-            network, context = peer(torch, folder, dtype, 1)
-            x = torch.from_numpy(latents).cuda().to(getattr(torch, dtype)).contiguous(memory_format=torch.channels_last)
-            yield (
-                f"PyTorch's UNet in {dtype}",
-                f"{relative(network(x, 500, context).sample.float().cpu().numpy(), expected):.2e}",
-            )
+            network, context = peer(torch, folder, "unet", dtype), peer_context(torch, folder, dtype, 1)
+            noise = network(on_gpu(torch, latents, dtype), 500, context).sample
+            yield f"PyTorch's UNet in {dtype}", f"{relative(noise.float().cpu().numpy(), expected):.2e}"
 
 
-def peer(torch, folder, dtype, batch):
-    """PyTorch's UNet, channels last, and the context."""
-    from diffusers import UNet2DConditionModel
-    from safetensors.torch import load_file
+def peer(torch, folder, part, dtype):
+    """PyTorch's network of a part of the model's folder, channels last."""
+    import diffusers
 
     torch.set_grad_enabled(False)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "float32"
     form = {"dtype": getattr(torch, dtype), "device": "cuda", "memory_format": torch.channels_last}
-    network = UNet2DConditionModel.from_pretrained(Path(folder, "unet")).to(**form).eval()
-    context = load_file(Path(folder, "context.safetensors"))["empty_prompt"].to("cuda", form["dtype"])
-    return network, context.expand(batch, -1, -1)
+    network = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    return network.from_pretrained(Path(folder, part)).to(**form).eval()
+
+
+def peer_context(torch, folder, dtype, batch):
+    from safetensors.torch import load_file
+
+    context = load_file(Path(folder, "context.safetensors"))["empty_prompt"]
+    return context.to("cuda", getattr(torch, dtype)).expand(batch, -1, -1)
+
+
+def on_gpu(torch, array, dtype):
+    return torch.from_numpy(array).to("cuda", getattr(torch, dtype)).contiguous(memory_format=torch.channels_last)
+
+
+def recorded(torch, run):
+    """A function that replays the run's kernels as one CUDA graph, and returns the result of the run."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # the libraries plan and allocate, which a recording may not
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay():
+        graph.replay()
+        return result
+
+    return replay
+
+
+def peer_evaluations(torch, folder, latents):
+    """The ways in which PyTorch evaluates the UNet in float16, each with the latents on the GPU and the noise left there."""
+    network, context = peer(torch, folder, "unet", "float16"), peer_context(torch, folder, "float16", len(latents))
+    x = on_gpu(torch, latents, "float16")
+    timestep = torch.tensor([500], device="cuda")  # a plain number would be copied there, which a recording may not
+
+    def eager():
+        return network(x, timestep, context).sample
+
+    yield "eager", eager
+    yield "as a CUDA graph", recorded(torch, eager)
+    compiled = torch.compile(network, mode="reduce-overhead")
+    yield "torch.compile", lambda: compiled(x, timestep, context).sample
+
+
+def peer_decodings(torch, folder, latents):
+    """The same of decoding one image."""
+    network, x = peer(torch, folder, "vae", "float16"), on_gpu(torch, latents, "float16")
+
+    def eager():
+        return network.decode(x).sample
+
+    yield "eager", eager
+    yield "as a CUDA graph", recorded(torch, eager)
 
 
 def unet(folder):
-    """One evaluation, latents from and to the host; plain, recorded; PyTorch eager and compiled."""
+    """One evaluation, latents from and to the host; plain, recorded; PyTorch eager, recorded and compiled."""
     for graphs in "0", "1":
         os.environ["STYLEID_CUDA_GRAPHS"] = graphs
         model = load(folder, "float16")
@@ -192,15 +242,18 @@ def unet(folder):
     if not (torch := torch_cuda()):
         return
     for batch in 1, 2:
-        network, context = peer(torch, folder, "float16", batch)
-        x = torch.from_numpy(inputs(model, batch)).cuda().half().contiguous(memory_format=torch.channels_last)
-        compiled = torch.compile(network, mode="reduce-overhead")
-        for name, function in ("eager", network), ("torch.compile", compiled):
+        for name, run in peer_evaluations(torch, folder, inputs(model, batch)):
+            yield f"PyTorch {name}, batch of {batch}", milliseconds(lambda run=run: run().float().cpu())
 
-            def evaluate(function=function, x=x, context=context):
-                function(x, 500, context).sample.float().cpu()
 
-            yield f"PyTorch {name}, batch of {batch}", milliseconds(evaluate)
+def vae(folder):
+    """Decoding one latent, from and to the host; PyTorch eager and recorded."""
+    model = load(folder, "float16")
+    latents = inputs(model)
+    yield "decode", milliseconds(lambda: model.decode(latents))
+    if torch := torch_cuda():
+        for name, run in peer_decodings(torch, folder, latents):
+            yield f"PyTorch {name}", milliseconds(lambda run=run: run().float().cpu())
 
 
 def transfers(folder):
@@ -272,12 +325,13 @@ def cpu_speed(folder):
 
 GPU = {
     "machine": Part(15, machine),
-    "kernels": Part(60, kernels),
+    "kernels": Part(50, kernels),
     "operations": Part(100, operations),
     "networks": Part(90, networks),
-    "unet": Part(150, unet),
-    "transfers": Part(60, transfers),
-    "sanitizer": Part(65, sanitizer),
+    "unet": Part(140, unet),
+    "vae": Part(40, vae),
+    "transfers": Part(50, transfers),
+    "sanitizer": Part(55, sanitizer),
 }
 CPU = {"cpu-machine": Part(15, cpu_machine), "cpu-correct": Part(240, cpu_correct), "cpu-speed": Part(285, cpu_speed)}
 
@@ -289,7 +343,7 @@ def main(name, answers, model):
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(model) if model else Path(temporary)
-        if not model and part.run in (kernels, networks, unet, transfers):
+        if not model and part.run in (kernels, networks, unet, vae, transfers):
             sd.write_folder(folder)
         for what, found in part.run(folder):
             rows.append({"what": what, "found": found})
