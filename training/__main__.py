@@ -41,6 +41,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="unet: the model folder to begin with (default: the shipped one)")
     parser.add_argument("--seconds", type=float, default=36000, help="unet: training time, all sittings together")
     parser.add_argument("--batch", type=int, default=4, help="unet: transfers of 32x32 latents in a step; 32 on a GPU")
+    parser.add_argument(
+        "--rate", type=float, default=8e-4, help="unet: the peak learning rate; 1.5e-3 with batches of 32"
+    )
     parser.add_argument("--weight", type=weight, action="append", default=[], metavar="NAME=VALUE", help="of a loss")
     parser.add_argument("--device", default="cpu", help="unet: cpu, or cuda for all of it on one GPU")
     parser.add_argument("--steps", type=int, help="linear, decoder: training steps; evaluate: DDIM steps")
@@ -82,6 +85,7 @@ def train_unet(options: argparse.Namespace) -> None:
         seed=options.seed,
         batch=options.batch,
         device=options.device,
+        rate=options.rate,
         weights=unet.Weights(**dict(options.weight)),
         pairs=squares,
     )

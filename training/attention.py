@@ -7,6 +7,8 @@ from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
 
 DECODER_LAYERS = tuple(range(3, 12))
+# Those that a method with layers 6-11 leaves alone.
+DEEP_LAYERS = (3, 4, 5)
 FEW_TOKENS = 1024
 
 
@@ -15,18 +17,21 @@ class Tap:
     """What the decoder's self-attention layers do beside attending; every layer reads it.
 
     share: the batch is [any, styles, results], of the sizes in `parts`; in the chosen layers the results take the styles'
-    keys and values (equally many of them each style's, in order), and their queries are mixed with those in `content`:
-    the method itself, inside one training step.
+    keys and values (equally many of them each style's, in order), and their queries are mixed with those in `queries`:
+    the method itself, inside one training step. There the controls are tensors, and `deep` says whether DEEP_LAYERS are
+    injected too: no Python code depends on their values.
     save: keeps (query, key, value) of the chosen layers in `kept`.
     inject: takes mixed queries from `content` and keys and values from `style`, both laid out like `kept`.
     """
 
     mode: str = "none"
     layers: tuple[int, ...] = ()
-    gamma: float = 0.75
-    temperature: float = 1.5
+    gamma: float | torch.Tensor = 0.75
+    temperature: float | torch.Tensor = 1.5
+    deep: torch.Tensor | None = None
     parts: tuple[int, int, int] = (0, 0, 0)
     kept: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    queries: dict[int, torch.Tensor] = field(default_factory=dict)
     content: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     style: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
@@ -53,19 +58,24 @@ class SelfAttention:
         if tap.mode == "save":
             tap.kept[self.layer] = (query, key, value)
         elif tap.mode == "share":
-            plain, style, own = query.split(tap.parts)
-            query = torch.cat([plain, style, self._mixed(own)])
-            key, value = (shared(x, tap.parts) for x in (key, value))
+            query, key, value = self._shared(query, key, value)
         elif tap.mode == "inject":
-            query = self._mixed(query)
+            query = self._mixed(query, tap.content[self.layer][0])
             _, key, value = tap.style[self.layer]
         return query, key, value
 
-    def _mixed(self, query):
+    def _shared(self, query, key, value):
+        tap, own = self.tap, (query, key, value)
+        plain, style, results = query.split(tap.parts)
+        mixed = self._mixed(results, tap.queries[self.layer])
+        injected = (torch.cat([plain, style, mixed]), shared(key, tap.parts), shared(value, tap.parts))
+        if self.layer in DEEP_LAYERS:
+            injected = tuple(torch.where(tap.deep, new, old) for new, old in zip(injected, own))
+        return injected
+
+    def _mixed(self, query, content):
         tap = self.tap
-        if not tap.gamma:
-            return tap.temperature * query
-        return tap.temperature * (tap.gamma * tap.content[self.layer][0] + (1 - tap.gamma) * query)
+        return (tap.temperature * (tap.gamma * content + (1 - tap.gamma) * query)).to(query.dtype)
 
 
 def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -47,11 +47,13 @@ class MovingAverage:
 
 
 # Makes the optimisers of parameters at a peak rate.
-Optimisers = Callable[[list[torch.nn.Parameter], float], list[torch.optim.Optimizer]]
+Optimisers = Callable[[list[torch.nn.Parameter], torch.Tensor], list[torch.optim.Optimizer]]
 
 
-def adamw(parameters: list[torch.nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
-    return [torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=1e-4, foreach=True)]
+def adamw(parameters: list[torch.nn.Parameter], rate: torch.Tensor) -> list[torch.optim.Optimizer]:
+    """The rate is a tensor on their device, so that a recorded step follows it."""
+    options = {"fused": True, "capturable": rate.is_cuda}
+    return [torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=1e-4, **options)]
 
 
 class Run:
@@ -78,7 +80,9 @@ class Run:
         self.seconds = 0.0
         self.average = MovingAverage(module, decay)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.optimisers = optimisers(trained, rate)
+        self.optimisers = optimisers(trained, torch.tensor(rate, device=trained[0].device))
+        # Of the last step's gradient.
+        self.norm = torch.zeros(())
         if path.exists():
             self._load()
 
@@ -89,24 +93,41 @@ class Run:
     def begin_step(self, progress: float, warmup: int) -> np.random.Generator:
         """Sets the learning rate (`progress` from 0 to 1 is through the whole run) and seeds this step's random numbers."""
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
-            group["lr"] = rate_at(self.step, progress, self.rate, warmup)
+            group["lr"].fill_(rate_at(self.step, progress, self.rate, warmup))
         sequence = np.random.SeedSequence([self.seed, self.step, workers.rank()])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
         return np.random.default_rng(sequence)
 
-    def finish_step(self, loss: torch.Tensor, clip: float) -> None:
-        """Back-propagates, and moves the weights and their average; stops the run at gradients that are no numbers."""
+    def descend(self, loss: torch.Tensor, clip: float) -> torch.Tensor:
+        """Back-propagates and moves the weights, by tensors alone; returns the norm of the gradient."""
         self.module.zero_grad()
         loss.backward()
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
         workers.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, clip, error_if_nonfinite=True)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
         for optimiser in self.optimisers:
             optimiser.step()
+        return norm
+
+    def changes(self) -> list[torch.Tensor]:
+        """The tensors that `descend` changes."""
+        states = [state for optimiser in self.optimisers for state in optimiser.state.values()]
+        return [*self.module.parameters(), *(value for state in states for value in state.values())]
+
+    def finish_step(self, norm: torch.Tensor) -> None:
+        """After `descend`: moves the average and the clock."""
+        self.norm = norm
+        if not norm.is_cuda:
+            self.check()
         self.average.update(self.module)
         self.step += 1
         now = time.monotonic()
         self.seconds, self.ticked = self.seconds + now - self.ticked, now
+
+    def check(self) -> None:
+        """Stops the run if the last gradient was no number; all after such a one are none. On a GPU this waits for the step."""
+        if not math.isfinite(float(self.norm)):
+            raise RuntimeError(f"the norm of the gradient is {float(self.norm)} after {self.step} steps")
 
     def save_now_and_then(self) -> bool:
         """Saves when the last time is a while ago, and says so; only the first process writes."""
@@ -117,6 +138,7 @@ class Run:
         return due
 
     def save(self) -> None:
+        self.check()
         save_atomically(
             {
                 "module": self.module.state_dict(),

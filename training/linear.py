@@ -106,7 +106,7 @@ def fit(training: list[np.ndarray], latent_channels: int, steps: int, seed: int,
         loss = (output - image).square().mean((1, 2, 3)).add(1e-5).log().mean()
         # The latents keep unit variance, channel by channel.
         spread = (latent.std((0, 2, 3)) - 1).square().mean()
-        run.finish_step(loss + spread, clip=1.0)
+        run.finish_step(run.descend(loss + spread, clip=1.0))
         run.save_now_and_then()
         if run.step % 200 == 0:
             decibels = 20 * np.log10(2) - 10 * np.log10(np.e) * loss.item()

@@ -1,6 +1,7 @@
 """What a drawn image is judged by: distances to its style and its content. Images are (n, 3, h, w) in about [-1, 1]."""
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -13,14 +14,19 @@ LUMA = (0.299, 0.587, 0.114)
 AXES = (LUMA, (0.5, -0.5, 0.0), (0.25, 0.25, -0.5))
 # The activations that stand for the content: strides 8 and 16.
 CONTENT_LAYERS = (3, 4)
-# How far a view reaches beyond the border of an image, at most, and how many pixels it is wider.
-REACH, MARGIN = 12, 16
-SMALLEST_VIEW = 64
+# How many pixels a view is shifted, and by which power of two it is scaled, at most.
+SHIFT, ZOOM = 12, 0.5
+
+
+@functools.cache
+def constant(values: tuple, device: torch.device) -> torch.Tensor:
+    """A tensor of a device; made once, because nothing may be copied to a GPU while a step is recorded."""
+    return torch.tensor(values, device=device)
 
 
 def luma(images: torch.Tensor) -> torch.Tensor:
     """ITU-R BT.601 luma, (n, 1, h, w)."""
-    return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (images * constant(LUMA, images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def grey(images: torch.Tensor) -> torch.Tensor:
@@ -28,30 +34,32 @@ def grey(images: torch.Tensor) -> torch.Tensor:
     return luma(images).expand_as(images)
 
 
-class View:
-    """A way to look at images of one size, drawn at random: turned, flipped, shifted and scaled.
+def views(size: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two ways to look at images of size x size pixels, drawn at random, alike but for their shifts: for `look`.
 
-    Features have strides of 4 to 16 pixels and filters along the axes; what a network draws must not fit either. The border
-    is continued by its reflection, so that it lies within the view: marks and frames along it are seen.
+    Features have strides of 4 to 16 pixels and filters along the axes; what a network draws must not fit either. Half of
+    the views have the pixels as they are, turned by quarters; the others any angle and scale. All may be flipped.
     """
+    if random.random() < 0.5:
+        angle, scale = random.integers(4) * math.pi / 2, 1.0
+    else:
+        angle, scale = random.uniform(0, 2 * math.pi), 2 ** random.uniform(-ZOOM, ZOOM)
+    flip = -1 if random.random() < 0.5 else 1
+    # Rounded, so that quarters are exact.
+    right, down = scale * round(math.cos(angle), 9), scale * round(math.sin(angle), 9)
+    turn = np.array([[flip * right, -down], [flip * down, right]])
+    shifts = random.integers(-SHIFT, SHIFT + 1, (2, 2, 1)) * 2 / size
+    first, second = (torch.from_numpy(np.concatenate([turn, shift], 1)[None]).float() for shift in shifts)
+    return first, second
 
-    def __init__(self, size: int, random: np.random.Generator, scales: tuple[float, float] = (0.5, 1.25)) -> None:
-        self.size = size + MARGIN
-        self.turns, self.flipped = int(random.integers(4)), random.random() < 0.5
-        scale = scales[0] * (scales[1] / scales[0]) ** random.random()
-        self.side = max(SMALLEST_VIEW, 8 * round(self.size * scale / 8))
-        self.shift(random)
 
-    def shift(self, random: np.random.Generator) -> None:
-        """Draws another shift."""
-        self.top, self.left = (int(value) for value in random.integers(2 * REACH - MARGIN + 1, size=2))
+def look(images: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    """Images (n, c, h, w) through a view (1, 2, 3): the affine map of its coordinates, from -1 to 1, to theirs.
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        x = F.pad(images, (REACH,) * 4, mode="reflect")
-        x = x[..., self.top : self.top + self.size, self.left : self.left + self.size]
-        x = torch.rot90(x, self.turns, (2, 3))
-        x = x.flip(3) if self.flipped else x
-        return F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=self.side < self.size)
+    The border is continued by its reflection, so that it lies within the view: marks and frames along it are seen.
+    """
+    grid = F.affine_grid(view.expand(len(images), -1, -1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def gram(features: torch.Tensor) -> torch.Tensor:
@@ -81,24 +89,21 @@ class Perception(torch.nn.Module):
         super().__init__()
         self.features = Features()
 
-    def style(self, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Relative distances of Gram matrices and of deviations, mean of the layers."""
-        with torch.no_grad():
-            aims = self.features(wanted)
-        pairs = list(zip(self.features(images), aims))
-        parts = [relative(gram(x), gram(y)) for x, y in pairs] + [
-            relative(deviations(x), deviations(y)) for x, y in pairs
-        ]
-        return torch.stack(parts).mean()
+    def forward(
+        self, marks: torch.Tensor, wanted: torch.Tensor, grey: torch.Tensor, grey_content: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances of `marks` to a style, and of grey images to a content; all go through the network together.
 
-    def content(self, images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Squared distance of normalized activations of grey images: the content holds on to no colours."""
-        with torch.no_grad():
-            aims = self.features(grey(wanted))
-        found = self.features(grey(images))
-        return torch.stack(
-            [(normalized(found[i]) - normalized(aims[i])).square().mean() for i in CONTENT_LAYERS]
-        ).mean()
+        To the style: relative distances of Gram matrices and of deviations, mean of the layers. To the content: squared
+        distance of normalized activations; of grey images, so that it holds on to no colours.
+        """
+        in_style, in_content = [], []
+        for layer, found in enumerate(self.features(torch.cat([marks, wanted, grey, grey_content]))):
+            a, b, c, d = found.chunk(4)
+            in_style += [relative(gram(a), gram(b)), relative(deviations(a), deviations(b))]
+            if layer in CONTENT_LAYERS:
+                in_content.append((normalized(c) - normalized(d)).square().mean())
+        return torch.stack(in_style).mean(), torch.stack(in_content).mean()
 
 
 def random_filters_distance(images: torch.Tensor, style: torch.Tensor, count: int = 32) -> torch.Tensor:
@@ -114,14 +119,26 @@ def random_filters_distance(images: torch.Tensor, style: torch.Tensor, count: in
     return total / 4
 
 
+@functools.cache
+def fourier(device: torch.device, side: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the discrete Fourier transform, (side, side), and a window of unit power for images."""
+    places = torch.arange(side, device=device)
+    angles = 2 * math.pi / side * (places[:, None] * places % side)
+    window = torch.hann_window(side, device=device)
+    window = window[:, None] * window[None]
+    return angles.cos(), angles.sin(), window / window.square().sum().sqrt()
+
+
 def spectrum(images: torch.Tensor, side: int = 16) -> torch.Tensor:
     """Power by frequency, mean of overlapping windows: (n, axis, side, side // 2 + 1); a bin is 1 / side of a pixel."""
-    x = torch.einsum("ac,nchw->nahw", images.new_tensor(AXES), images)
+    x = torch.einsum("ac,nchw->nahw", constant(AXES, images.device), images)
     x = x.unfold(2, side, side // 2).unfold(3, side, side // 2)
-    x = x - x.mean((-2, -1), keepdim=True)
-    window = torch.hann_window(side, device=images.device)
-    window = window[:, None] * window[None]
-    return torch.fft.rfft2(x * (window / window.square().sum().sqrt())).abs().square().mean((2, 3))
+    cosines, sines, window = fourier(images.device, side)
+    x = (x - x.mean((-2, -1), keepdim=True)) * window
+    half = side // 2 + 1
+    real, imaginary = x @ cosines[:, :half], x @ sines[:, :half]
+    real, imaginary = cosines @ real - sines @ imaginary, cosines @ imaginary + sines @ real
+    return (real.square() + imaginary.square()).mean((2, 3))
 
 
 @functools.cache
@@ -149,11 +166,11 @@ def spectra_distance(
     In logarithms of power (1 is a factor of e), ring by ring of frequencies, in three octaves. Dither is a lean to the axes.
     """
     rings = frequency_rings(images.device)
-    total = images.new_zeros(())
+    total, three = images.new_zeros(()), torch.cat([images, content, style])
     for octave in range(3):
         if octave:
-            images, content, style = (F.avg_pool2d(x, 2) for x in (images, content, style))
-        drawn, seen, wanted = (spectrum(x) + floor for x in (images, content, style))
+            three = F.avg_pool2d(three, 2)
+        drawn, seen, wanted = (spectrum(three) + floor).chunk(3)
         excess = drawn.log() - torch.maximum(wanted, 0.5 * seen).log()
         of_ring = torch.einsum("nakl,rkl->nar", excess, rings)
         lean = excess - torch.einsum("nar,rkl->nakl", of_ring, (rings > 0).float())

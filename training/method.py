@@ -32,13 +32,22 @@ class Denoiser(torch.nn.Module):
 
     def forward(self, latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """The noise estimate."""
-        level = self.alpha[timestep].view(-1, 1, 1, 1)
-        return noise_of(self.velocity(latent, timestep).float(), latent, level)
+        return noise_of(self.velocity(latent, timestep).float(), latent, self.level(timestep))
+
+    def level(self, timestep: torch.Tensor) -> torch.Tensor:
+        """alpha at timesteps, (n, 1, 1, 1). Plain indexing would read a timestep of no dimensions on the host."""
+        return self.alpha.index_select(0, timestep.reshape(-1)).view(-1, 1, 1, 1)
 
 
 def noise_of(velocity: torch.Tensor, latent: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
     """e = sqrt(alpha) v + sqrt(1 - alpha) z at the level alpha."""
     return level.sqrt() * velocity + (1 - level).sqrt() * latent
+
+
+def noised(model: Denoiser, clean: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clean latents with noise of their timesteps, and the v that they have."""
+    level, noise = model.level(timestep), torch.randn_like(clean)
+    return level.sqrt() * clean + (1 - level).sqrt() * noise, level.sqrt() * noise - (1 - level).sqrt() * clean
 
 
 @dataclass

@@ -65,6 +65,21 @@ def quick_arithmetic(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=quick)
 
 
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Images (n, 3, h, w) to scaled latents."""
+    with quick_arithmetic(images.device):
+        latent = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+    return latent.float() * vae.config.scaling_factor
+
+
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Scaled latents to images; gradients pass."""
+    latents = (latents / vae.config.scaling_factor).contiguous(memory_format=torch.channels_last)
+    with quick_arithmetic(latents.device):
+        return vae.decode(latents).sample.float()
+
+
 def load_vae(folder: Path) -> AutoencoderKL:
     """The autoencoder of a model folder, in float32."""
     return AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)

@@ -1,6 +1,7 @@
 """What a run tells of itself: rows of losses, and scores and a sheet of a few transfers now and then."""
 
 import copy
+import math
 import time
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Report:
         if self.counts:
             means: dict[str, float | str] = dict.fromkeys(self.losses, "")
             means |= {name: round(float(total) / self.counts[name], 4) for name, total in self.sums.items()}
+            if not all(math.isfinite(value) for value in means.values() if value != ""):
+                raise RuntimeError(f"losses are no numbers: {means}")
             row = {"step": run.step, "seconds": round(run.seconds)} | means
             print(row, flush=True)
             log.append_row(self.folder / "losses.csv", row)

@@ -10,109 +10,111 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training import method, networks
-from training.attention import DECODER_LAYERS
+from training import losses, method, networks
 from training.crops import Crops
+from training.step import Step
 
 STEPS = 10
 # How often all decoder layers are injected (else the last six), queries are mixed, and the initial latent is AdaIN's.
-ALL_LAYERS, MIXED, ADAIN = 0.5, 0.5, 0.8
-GAMMAS, TEMPERATURES = (0.0, 0.95), (1.0, 2.5)
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Images (n, 3, h, w) to scaled latents."""
-    with networks.quick_arithmetic(images.device):
-        latent = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
-    return latent.float() * vae.config.scaling_factor
-
-
-def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Scaled latents to images; gradients pass."""
-    latents = (latents / vae.config.scaling_factor).contiguous(memory_format=torch.channels_last)
-    with networks.quick_arithmetic(latents.device):
-        return vae.decode(latents).sample.float()
+ALL_LAYERS, MIXED, ADAIN = 0.6, 0.35, 0.87
+GAMMAS, TEMPERATURES = (0.0, 0.9), (1.0, 2.5)
+# The image changes by sqrt(1 - alpha) v, so late steps would hardly count: the square root of at most this makes up for it.
+# The last ones can draw little but dither.
+LATE_WEIGHT, LAST_MOMENT, LAST_WEIGHT = 4.0, 150, 0.5
+LEVELS = networks.noise_levels().tolist()
 
 
 class Rollout:
-    """Transfers of latents (size x size) under way: inverts contents and styles, and samples towards results.
+    """Transfers under way, all in the shape of one step: inverts contents and styles, and samples towards results."""
 
-    Several contents share a style: its part of the batch is computed once for all of them.
-    """
-
-    def __init__(
-        self,
-        model: method.Denoiser,
-        vae: AutoencoderKL,
-        crops: Crops,
-        random: np.random.Generator,
-        size: int,
-        count: int,
-        styles: int,
-    ) -> None:
-        if count % styles:
-            raise ValueError(f"{count} contents cannot share {styles} styles equally")
-        self.size, self.count, self.share = size, count, count // styles
-        self.content_images = torch.stack([crops.content(4 * size, random) for _ in range(count)])
-        styles_drawn = torch.stack([crops.style(4 * size, random) for _ in range(styles)])
-        latents = encode(vae, torch.cat([self.content_images, styles_drawn]))
+    def __init__(self, step: Step, vae: AutoencoderKL, crops: Crops, random: np.random.Generator) -> None:
+        self.shape, self.step, self.alpha = step.shape, step, step.model.alpha
+        size, count = 4 * self.shape.size, self.shape.contents
+        contents = torch.stack([crops.content(size, random) for _ in range(count)])
+        styles = torch.stack([crops.style(size, random) for _ in range(self.shape.styles)])
+        self.clean = networks.encode(vae, torch.cat([contents, styles]))
         # The autoencoder cannot draw the finest diagonals: spectra are compared with what it makes of both.
         with torch.no_grad():
-            decoded = decode(vae, latents)
-        self.content, self.content_decoded = latents[:count], decoded[:count]
-        self.style, self.style_decoded, self.style_images = map(
-            self.of_each, (latents[count:], decoded[count:], styles_drawn)
-        )
+            decoded = networks.decode(vae, self.clean)
+        self.controls = {
+            "gamma": random.uniform(*GAMMAS) if random.random() < MIXED else 0.0,
+            "temperature": random.uniform(*TEMPERATURES),
+            "deep": float(random.random() < ALL_LAYERS),
+            "adain": float(random.random() < ADAIN),
+        }
+        self.judged_by = {
+            "content": self.clean[:count],
+            "style": self.of_each(self.clean[count:]),
+            "content_images": contents,
+            "style_images": self.of_each(styles),
+            "content_decoded": decoded[:count],
+            "style_decoded": self.of_each(decoded[count:]),
+        }
         self.times = method.timesteps(STEPS, first=int(random.integers(1, 1000 // STEPS)))
-        self.layers = DECODER_LAYERS[0 if random.random() < ALL_LAYERS else 3 :]
-        self.gamma = random.uniform(*GAMMAS) if random.random() < MIXED else 0.0
-        self.temperature = random.uniform(*TEMPERATURES)
-        self._invert(model, latents)
-        self.adain = random.random() < ADAIN
-        if self.adain:
-            self.latent = method.adain(self.latent, self.style_noise)
+        self._invert()
 
     def of_each(self, styles: torch.Tensor) -> torch.Tensor:
-        """What belongs to the styles, for each of the contents."""
-        return styles.repeat_interleave(self.share, 0)
+        """What belongs to the styles, for each of the contents that share them."""
+        return styles.repeat_interleave(self.shape.contents // self.shape.styles, 0)
 
-    def _invert(self, model: method.Denoiser, latents: torch.Tensor) -> None:
-        with networks.quick_arithmetic(latents.device):
-            both = method.invert(model, latents, self.times, self.layers if self.gamma else ())
-        self.queries = {
-            time: {layer: (query[: self.count],) for layer, (query, _, _) in kept.items()}
-            for time, kept in both.features.items()
-        }
-        self.styles = {time: latent[self.count :] for time, latent in both.latents.items()}
-        self.latent, self.style_noise = both.latent[: self.count], self.of_each(both.latent[self.count :])
+    def _invert(self) -> None:
+        self.styles: dict[int, torch.Tensor] = {}
+        self.queries: dict[int, dict[int, torch.Tensor]] = {}
+        latent, count = self.clean, self.shape.contents
+        for time, following in zip(self.times, self.times[1:] + [999]):
+            self.styles[time] = latent[count:]
+            self.step.inputs.write(inverted=latent, inverted_time=time)
+            velocity, queries = self.step.invert()
+            if self.controls["gamma"]:
+                self.queries[time] = {layer: query.to(torch.bfloat16, copy=True) for layer, query in queries.items()}
+            latent = self._moved(latent, velocity, time, following)
+        self.latent = latent[:count]
+        if self.controls["adain"]:
+            self.latent = method.adain(self.latent, self.of_each(latent[count:]))
 
-    def step(
-        self, model: method.Denoiser, noisy: torch.Tensor, times: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """One injected evaluation, with a plain one of `noisy` (any number, or none) at `times` in the same batch.
+    def _moved(self, latent: torch.Tensor, velocity: torch.Tensor, time: int, following: int) -> torch.Tensor:
+        here, there = self.alpha[time], self.alpha[following]
+        return method.moved(latent, method.noise_of(velocity, latent, here), here, there)
 
-        Returns v of the plain part, the latents of the images aimed at, and the timestep.
-        """
+    def prepare(self, random: np.random.Generator) -> None:
+        """Writes the buffers of the next evaluation; crops that it denoises are those that it began with."""
+        inputs, time = self.step.inputs, self.times[-1]
+        view, style_view = losses.views(4 * self.shape.size, random)
+        chosen = random.permutation(len(self.clean))[: self.shape.plain]
+        inputs.write(
+            clean=self.clean[chosen.tolist()],
+            plain_times=draw_times(self.shape.plain, random),
+            style_latent=self.styles[time],
+            latent=self.latent,
+            time=time,
+            view=view,
+            style_view=style_view,
+            weight=weight_of(time),
+            **self.controls,
+            **self.judged_by,
+        )
+        inputs.write_queries(self.queries.get(time, {}))
+
+    def move(self, velocity: torch.Tensor) -> None:
+        """Takes the latents along the v that was found."""
         time = self.times.pop()
-        here = model.alpha[time]
-        there = model.alpha[self.times[-1] if self.times else 0]
-        tap = model.tap
-        tap.mode, tap.layers, tap.gamma, tap.temperature = "share", self.layers, self.gamma, self.temperature
-        style = self.styles.pop(time)
-        tap.parts = (len(noisy), len(style), self.count)
-        tap.content = {layer: tuple(x.float() for x in kept) for layer, kept in self.queries.pop(time).items()}
-        batch = torch.cat([noisy, style, self.latent]).contiguous(memory_format=torch.channels_last)
-        moments = torch.cat([times, torch.full((len(style) + self.count,), time, device=times.device)])
-        with networks.quick_arithmetic(batch.device):
-            output = model.velocity(batch, moments)
-        plain, _, injected = output.float().split(tap.parts)
-        tap.mode, tap.content = "none", {}
-        drawn = here.sqrt() * self.latent - (1 - here).sqrt() * injected
-        noise = method.noise_of(injected.detach(), self.latent, here)
-        self.latent = method.moved(self.latent, noise, here, there)
-        return plain, drawn, time
+        self.latent = self._moved(self.latent, velocity, time, self.times[-1] if self.times else 0)
+        del self.styles[time]
+        self.queries.pop(time, None)
 
     @property
     def done(self) -> bool:
         return not self.times
+
+
+def draw_times(count: int, random: np.random.Generator) -> torch.Tensor:
+    """Half uniform, half leaning to high noise, where the palette is decided."""
+    u = random.random(count)
+    u = np.where(random.random(count) < 0.5, u, np.sqrt(u))
+    return torch.from_numpy(np.minimum((u * 1000).astype(np.int64), 999))
+
+
+def weight_of(time: int) -> float:
+    """Of what is judged at a timestep."""
+    late = min(1 / (1 - LEVELS[time]), LATE_WEIGHT) ** 0.5
+    return late * (LAST_WEIGHT if time < LAST_MOMENT else 1.0)

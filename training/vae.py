@@ -135,7 +135,7 @@ def train_decoder(settings: Settings) -> None:
         random = run.begin_step(run.step / settings.steps, warmup=50)
         image = sampler.batch(max(1, BATCH // workers.count()), random)
         loss = step_loss(vae, image.contiguous(memory_format=torch.channels_last))
-        run.finish_step(loss, clip=1.0)
+        run.finish_step(run.descend(loss, clip=1.0))
         total += loss.item()
         if workers.rank() == 0 and (run.step % settings.score_every_steps == 0 or run.step == settings.steps):
             run.average.swap(vae)

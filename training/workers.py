@@ -36,11 +36,11 @@ def _enter(rank: int, count: int, rendezvous: str, work: Callable[[], None]) -> 
 
 
 def rank() -> int:
-    return distributed.get_rank()
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def count() -> int:
-    return distributed.get_world_size()
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
