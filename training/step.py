@@ -19,8 +19,6 @@ COARSE_WEIGHT, COARSE_PIXELS = 12.0, 8
 # What gamma trades: at gamma 1 style counts a quarter, and content five times.
 STYLE_LOSSES, STYLE_FALL = ("style", "random", "patches"), 0.75
 CONTENT_LOSSES, CONTENT_RISE = ("content", "layout", "edges"), 4.0
-# Weighed alike at all timesteps.
-TIMELESS_LOSSES = ("colours", "plain")
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,8 @@ class Step:
         plain, injected = self.evaluated(noisy)
         level = self.model.level(inputs.time)
         found = self.judge(level.sqrt() * inputs.latent - (1 - level).sqrt() * injected, inputs)
-        found = {name: v if name in TIMELESS_LOSSES else inputs.weight * v for name, v in found.items()}
+        # Colours are weighed alike at all timesteps.
+        found = {name: value if name == "colours" else inputs.weight * value for name, value in found.items()}
         found["plain"] = velocity_loss(plain - wanted)
         return Trained(*self.learner.learn(found), injected.detach())
 
