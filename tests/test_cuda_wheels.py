@@ -102,8 +102,6 @@ def doubling(n, size, channels):
 
 
 # What ends the UNet and the decoders is float32, which cuDNN has no 16-bit engines for: the backend convolves there itself.
-
-
 def unet_convolutions(channels, layers, size, n, latent=4):
     yield convolution(n, size, latent, channels[0])
     skips, width, side = [channels[0]], channels[0], size

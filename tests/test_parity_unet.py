@@ -136,17 +136,11 @@ def test_large_maps_in_bfloat16(height, width, n):
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "large maps"])
-def test_a_batch_is_its_samples(request, name):
-    """A GPU's libraries choose their algorithms, and so the order of sums, by the batch. In float32 the result of one order is
-    1.3e-6 (PyTorch) to 1.6e-6 (the CPU engine) from float64's here, so that two orders may lie 1.6e-6 times the root of
-    two, or 2.3e-6, apart."""
-    tolerance = (
-        EVALUATION_TOLERANCE / 4 if request.config.getoption("--device") == "cuda" else EVALUATION_TOLERANCE / 10
-    )
+def test_a_batch_is_its_samples(name):
     latents, context = inputs(name, n=2, contexts=2)
     batch = engine(name).predict_noise(latents, 481, context)
     singles = [engine(name).predict_noise(latents[i : i + 1], 481, context[i : i + 1]) for i in range(2)]
-    assert relative_error(batch, np.concatenate(singles)) <= tolerance
+    assert relative_error(batch, np.concatenate(singles)) <= EVALUATION_TOLERANCE / 10
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "large maps"])

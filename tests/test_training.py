@@ -241,7 +241,7 @@ def test_sharing_within_a_batch_is_saving_and_injecting(deep):
         tap.queries = {layer: query for layer, (query, _, _) in kept[0][1].items()}
         shared = model(torch.cat([content, style, result]), time)
         tap.mode, tap.layers = "inject", DECODER_LAYERS if deep else tuple(range(6, 12))
-        tap.content, tap.style = kept[0][1], kept[1][1]
+        tap.style = kept[1][1]
         injected = model(result, time)
     torch.testing.assert_close(shared, torch.cat([kept[0][0], kept[1][0], injected]), rtol=1e-3, atol=1e-4)
 

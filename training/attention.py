@@ -21,7 +21,7 @@ class Tap:
     the method itself, inside one training step. There the controls are tensors, and `deep` says whether DEEP_LAYERS are
     injected too: no Python code depends on their values.
     save: keeps (query, key, value) of the chosen layers in `kept`.
-    inject: takes mixed queries from `content` and keys and values from `style`, both laid out like `kept`.
+    inject: mixes its queries with those in `queries`, too, and takes keys and values from `style`, laid out like `kept`.
     """
 
     mode: str = "none"
@@ -32,7 +32,6 @@ class Tap:
     parts: tuple[int, int, int] = (0, 0, 0)
     kept: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     queries: dict[int, torch.Tensor] = field(default_factory=dict)
-    content: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     style: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
 
@@ -60,22 +59,23 @@ class SelfAttention:
         elif tap.mode == "share":
             query, key, value = self._shared(query, key, value)
         elif tap.mode == "inject":
-            query = self._mixed(query, tap.content[self.layer][0])
+            query = self._mixed(query)
             _, key, value = tap.style[self.layer]
         return query, key, value
 
     def _shared(self, query, key, value):
         tap, own = self.tap, (query, key, value)
         plain, style, results = query.split(tap.parts)
-        mixed = self._mixed(results, tap.queries[self.layer])
+        mixed = self._mixed(results)
         injected = (torch.cat([plain, style, mixed]), shared(key, tap.parts), shared(value, tap.parts))
         if self.layer in DEEP_LAYERS:
             injected = tuple(torch.where(tap.deep, new, old) for new, old in zip(injected, own))
         return injected
 
-    def _mixed(self, query, content):
+    def _mixed(self, query):
         tap = self.tap
-        return (tap.temperature * (tap.gamma * content + (1 - tap.gamma) * query)).to(query.dtype)
+        mixed = tap.gamma * tap.queries[self.layer] + (1 - tap.gamma) * query
+        return (tap.temperature * mixed).to(query.dtype)
 
 
 def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

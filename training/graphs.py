@@ -1,7 +1,6 @@
 """A function on buffers that stay where they are: called on CPUs; recorded once, and then replayed, on CUDA devices.
 
-A training step is some ten thousand small kernels, and starting them takes longer than computing them. A recording (a
-CUDA graph) starts all of them at once.
+A training step is thousands of small operations. A recording (a CUDA graph) starts all of them at once.
 """
 
 import functools

@@ -103,13 +103,11 @@ def sample(
     for time, following in zip(reversed(times), [*reversed(times[:-1]), 0]):
         if content and style:
             tap.mode, tap.layers, tap.gamma, tap.temperature = "inject", layers, gamma, temperature
-            tap.content, tap.style = (
-                {k: tuple(x.to(dtype) for x in v) for k, v in source.features[time].items()}
-                for source in (content, style)
-            )
+            tap.queries = {layer: kept[0].to(dtype) for layer, kept in content.features[time].items()}
+            tap.style = {layer: tuple(x.to(dtype) for x in kept) for layer, kept in style.features[time].items()}
         noise = model(latent, torch.tensor(time, device=latent.device)).float()
         latent = moved(latent, noise, alpha[time], alpha[following])
-    tap.mode, tap.content, tap.style = "none", {}, {}
+    tap.mode, tap.queries, tap.style = "none", {}, {}
     return latent
 
 

@@ -188,20 +188,9 @@ def on_gpu(torch, array, dtype):
 
 def recorded(torch, run):
     """A function that replays the run's kernels as one CUDA graph, and returns the result of the run."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # the libraries plan and allocate, which a recording may not
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        result = run()
+    from training.graphs import Recorded
 
-    def replay():
-        graph.replay()
-        return result
-
-    return replay
+    return Recorded(run, torch.device("cuda"))
 
 
 def peer_evaluations(torch, folder, latents):
