@@ -72,12 +72,13 @@ def test_transfer(place, capsys):
 
 def test_what_the_model_recommends(place, shared_folder, capsys):
     folder = shutil.copytree(shared_folder, place / "own")
-    (folder / "styleid.json").write_text('{"gamma": 0.4, "temperature": 3, "layers": [7]}')
+    (folder / "styleid.json").write_text('{"gamma": 0.4, "temperature": 3, "layers": [7], "seed": 4}')
     assert transfer("--model", folder, "--temperature", "2") == 0
-    assert capsys.readouterr().err == "styleid: as the model recommends: gamma 0.4, layers [7]\n"
+    assert capsys.readouterr().err == "styleid: as the model recommends: gamma 0.4, layers [7], seed 4\n"
     expected = styleid.transfer(
-        "content.png", "style.png", styleid.load_model(folder), steps=3, gamma=0.4, temperature=2, layers=[7]
-    )
+        "content.png", "style.png", styleid.load_model(folder), steps=3, gamma=0.4, temperature=2, layers=[7],
+        options=styleid.Accuracy(seed=4),
+    )  # fmt: skip
     np.testing.assert_array_equal(output(), expected)
 
 
@@ -93,6 +94,7 @@ def test_what_the_model_recommends(place, shared_folder, capsys):
         (["--strength", "0.6"], {"strength": 0.6}),
         (["--refine", "1"], {"refine": 1}),
         (["--seed", "3"], {"seed": 3}),
+        (["--seed", "mean"], {}),
         (["--schedule", "diffusers"], {"schedule": "diffusers"}),
         (["--steps", "5", "--quiet"], {"steps": 5}),
     ],

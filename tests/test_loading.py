@@ -860,13 +860,25 @@ def test_readers_alone(folder):
 
 def test_a_folder_recommends_settings(folder):
     assert styleid.load_model(folder).recommended == {}
-    (folder / "styleid.json").write_text('{"gamma": 0.5, "temperature": 3, "layers": [6, 7]}')
-    assert styleid.load_model(folder).recommended == {"gamma": 0.5, "temperature": 3, "layers": [6, 7]}
+    (folder / "styleid.json").write_text('{"gamma": 0.5, "temperature": 3, "layers": [6, 7], "seed": 0}')
+    assert styleid.load_model(folder).recommended == {"gamma": 0.5, "temperature": 3, "layers": [6, 7], "seed": 0}
 
 
 @pytest.mark.parametrize(
     "text",
-    ['{"gamma": 2}', '{"gamma": true}', '{"temperature": 0}', '{"layers": 6}', '{"layers": [1.5]}', '{"x": 1}', "[]"],
+    [
+        '{"gamma": 2}',
+        '{"gamma": true}',
+        '{"temperature": 0}',
+        '{"layers": 6}',
+        '{"layers": [1.5]}',
+        '{"seed": -1}',
+        '{"seed": true}',
+        '{"seed": "mean"}',
+        '{"seed": 9223372036854775808}',
+        '{"x": 1}',
+        "[]",
+    ],  # fmt: skip
 )
 def test_broken_recommendations(folder, text):
     (folder / "styleid.json").write_text(text)

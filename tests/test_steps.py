@@ -280,3 +280,23 @@ def test_samples_of_the_posterior(model):
     for seed in (-1, 0.5, "a"):
         with pytest.raises((TypeError, ValueError), match="^seed: expected"):
             model.encode(image, seed)
+        with pytest.raises((TypeError, ValueError), match="^seed: expected"):
+            styleid.Accuracy(seed=seed)
+
+
+def test_a_model_recommends_a_sample(model, monkeypatch):
+    """A seed that is given comes first, and so does "mean"."""
+    image = random_image(0)
+    monkeypatch.setattr(model, "recommended", {"seed": 5})
+
+    def start(*seeds):
+        return styleid.invert(image, model, steps=STEPS, options=styleid.Accuracy(0, *seeds)).latents[:1]
+
+    np.testing.assert_array_equal(start(), model.encode(image, 5))
+    np.testing.assert_array_equal(start(None), model.encode(image, 5))
+    np.testing.assert_array_equal(start(6), model.encode(image, 6))
+    np.testing.assert_array_equal(start("mean"), model.encode(image))
+    np.testing.assert_array_equal(
+        styleid.transfer(image, image, model, steps=STEPS),
+        styleid.transfer(image, image, model, steps=STEPS, options=styleid.Accuracy(seed=5)),
+    )

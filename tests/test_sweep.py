@@ -186,6 +186,7 @@ def test_progress(place, model):
         ({"steps": "20"}, TypeError, "steps: expected a whole number"),
         ({"schedule": "plms"}, ValueError, "schedule: expected some of"),
         ({"seed": -1}, ValueError, "seed: expected"),
+        ({"seed": "median"}, ValueError, "seed: expected"),
     ],
 )
 def test_errors_name_the_axis(place, model, done, axes, error, message):
@@ -218,7 +219,7 @@ def test_errors_name_the_argument(place, model, done):
 def test_every_axis(place, model):
     """Each axis makes results of its own, named in files and columns; inversions are shared where they may be."""
     sampling = {"layers": ["6-7", [7]], "inject": [True, "kv", False], "adain": [True, False], "strength": [1, 0.5]}
-    inversion = {"schedule": ["paper", "corrected"], "seed": [None, 3], "steps": [3, 4]}
+    inversion = {"schedule": ["paper", "corrected"], "seed": ["mean", 3], "steps": [3, 4]}
     (place / "contents/a.bmp").unlink()
     (place / "styles/c.png").unlink()
     grids = [Grid(gamma=0.5, steps=3, **sampling), Grid(gamma=0.5, layers=[[7]], inject="kv", adain=False, **inversion)]
@@ -242,7 +243,20 @@ def test_every_axis(place, model):
 def test_what_the_model_recommends(place, model, monkeypatch):
     monkeypatch.setattr(model, "recommended", {"gamma": 0.25, "layers": [7]})
     row = run(place, model)[0]
-    assert (row["gamma"], row["temperature"], row["layers"]) == ("0.25", "1.5", "7")
+    assert (row["gamma"], row["temperature"], row["layers"], row["seed"]) == ("0.25", "1.5", "7", None)
+
+
+def test_a_sample_that_the_model_recommends(place, model, monkeypatch):
+    """It is the usual seed, so that no name says it; "mean" is another setting."""
+    monkeypatch.setattr(model, "recommended", {"seed": 5})
+    rows = run(place, model, seed=[None, 5, "mean"])
+    assert {(row["seed"], "seedmean" in row["output"]) for row in rows} == {(5, False), (None, True)}
+    usual = next(row for row in rows if row["seed"] == 5)
+    expected = styleid.transfer(
+        usual["content"], usual["style"], model, steps=usual["steps"],
+        options=[styleid.Accuracy(seed=5), styleid.Resize(16)],
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(Image.open(place / "out" / usual["output"])), expected)
 
 
 NAMES = [

@@ -15,6 +15,7 @@ from typing import Any
 from styleid import _core
 from styleid.cli.parser import Group, add_flag
 from styleid.metadata import read_settings
+from styleid.method.options import MEAN
 from styleid.method.rates import PAPER
 from styleid.models.model import Model
 
@@ -109,6 +110,7 @@ def _options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
         "schedule": getattr(options, "Steps.schedule"),
         "gamma": model.recommended.get("gamma", PAPER["gamma"]),
         "temperature": model.recommended.get("temperature", PAPER["temperature"]),
+        "seed": model.recommended.get("seed", MEAN),
     }
     facts = _core.schedule(model.engine, table["schedule"], table["steps"])
     table["layers"] = ",".join(map(str, model.recommended.get("layers", facts["layers"])))

@@ -51,13 +51,14 @@ def run_transfer(options: argparse.Namespace) -> None:
         _check(options, jobs)
         settings = arguments_of(options, Steps) | arguments_of(options, Injection)
         resize, storage = read_options(options, Resize), read_options(options, Storage)
-        told = [read_options(options, kind) for kind in (Start, Text, Accuracy)]
+        accuracy = read_options(options, Accuracy)
+        told: list[Option] = [*(read_options(options, kind) for kind in (Start, Text)), accuracy]
         images = {path: open_image(path) for job in jobs for path in (job.content, *job.styles)}
         masks = open_masks(arguments_of(options, Mix), len(jobs[0].styles))
         model = load(options)
         if options.like:
             check_model(options.like, model)
-        say_recommended(options, model, settings)
+        say_recommended(options, model, settings | {"seed": accuracy.seed})
         if len(jobs) > 1 and storage.cache is None:
             storage = replace(storage, cache=stack.enter_context(TemporaryDirectory(prefix="styleid-")))
         for number, job in enumerate(jobs, 1):

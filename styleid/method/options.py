@@ -33,6 +33,7 @@ OnAttention = Callable[
 ]
 T = TypeVar("T")
 
+MEAN = "mean"  # of the VAE's posterior, in place of a seed
 PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inject` can name
 
 
@@ -53,6 +54,22 @@ def parse_layers(text: str) -> list[int]:
             raise ValueError(f"expected numbers such as 6-11 or 7,8,9, got {text!r}")
         layers += range(int(first), int(last) + 1)
     return layers
+
+
+def parse_seed(text: str) -> int | str:
+    """Reads a seed: a whole number, or mean."""
+    if text != MEAN and not text.strip().isdecimal():
+        raise ValueError(f"expected a whole number or {MEAN}, got {text!r}")
+    return MEAN if text == MEAN else int(text)
+
+
+def check_seed(seed: Any) -> int | str | None:
+    """A seed of the VAE's posterior, "mean" or None. TypeError or ValueError for anything else."""
+    if seed is None or (isinstance(seed, str) and seed == MEAN):
+        return seed
+    if isinstance(seed, str):
+        raise ValueError(f"seed: expected a whole number, {MEAN!r} or None, got {seed!r}")
+    return whole("seed", seed, 0, (1 << 63) - 1)
 
 
 def parse_numbers(text: str) -> list[float]:
@@ -398,7 +415,8 @@ class Accuracy(Option):
             noise at its end, $z' = M(z, e(z', t'))$, k times; t' is the timestep of the level that the step leads to. The
             fixed point is the latent that the sampling's step leads back to z. Where a schedule samples at t' in this
             step, as "diffusers" does, the features of the last evaluation are kept
-        seed: the seed of a sample of the VAE's posterior in place of its mean, see `Model.encode`
+        seed: the seed of a sample of the VAE's posterior in place of its mean, see `Model.encode`, or "mean". None: what the
+            model's folder recommends, else the mean
 
     Raises:
         TypeError, ValueError: naming the field, what came and what was expected
@@ -407,15 +425,19 @@ class Accuracy(Option):
     refine: int = field(
         default=0, metadata=flag("K more evaluations in each step of an inversion", metavar="K", parse=int)
     )
-    seed: int | None = field(
+    seed: int | str | None = field(
         default=None,
-        metadata=flag("the seed of a sample of the VAE's posterior", parse=int, unset="the posterior's mean"),
+        metadata=flag(
+            "the seed of a sample of the VAE's posterior, or mean",
+            metavar="SEED",
+            parse=parse_seed,
+            unset=f"{RECOMMENDED}{MEAN}",
+        ),
     )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "refine", whole("refine", self.refine, 0, 1000))
-        if self.seed is not None:
-            object.__setattr__(self, "seed", whole("seed", self.seed, 0, (1 << 64) - 1))
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from styleid.memory import Memory, of_transfer
 from styleid.method.initial import Initial
 from styleid.method.masks import Float64, read_masks
 from styleid.method.options import (
+    MEAN,
     Accuracy,
     Chosen,
     Hooks,
@@ -75,7 +76,7 @@ def plan_inversion(
         features=storage.features,
         feature_dtype=model.dtype if storage.dtype == "auto" else storage.dtype,
         refine=accuracy.refine,
-        seed=accuracy.seed,
+        seed=default_seed(model, accuracy.seed),
         on_step=hooks.on_step,
         on_attention=hooks.on_attention,
         watched=_watched(hooks, model),
@@ -192,6 +193,13 @@ def default_rate(model: Model, name: str, value: Rate | None, steps: int) -> Flo
 def default_layers(model: Model, facts: Schedule) -> tuple[int, ...]:
     """The decoder layers that the model recommends, else those of the schedule."""
     return tuple(model.recommended.get("layers", facts["layers"]))
+
+
+def default_seed(model: Model, seed: int | str | None) -> int | None:
+    """The seed of the posterior's sample, None for its mean: the given one, else what the model recommends, else the mean."""
+    if seed is None:
+        return model.recommended.get("seed")
+    return None if seed == MEAN else cast("int", seed)
 
 
 def model_of(model: Model | None) -> Model:

@@ -276,8 +276,8 @@ def _read_recommended(path: Path) -> Recommended:
     if not path.exists():
         return {}
     values = read_json(path)
-    if unknown := values.keys() - {"gamma", "temperature", "layers"}:
-        raise ValueError(f"{path}: unknown key {min(unknown)!r}, expected gamma, temperature or layers")
+    if unknown := values.keys() - {"gamma", "temperature", "layers", "seed"}:
+        raise ValueError(f"{path}: unknown key {min(unknown)!r}, expected gamma, temperature, layers or seed")
     for key, least, most in (("gamma", 0, 1), ("temperature", 1e-3, 1e3)):
         value = values.get(key, least)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
@@ -285,6 +285,9 @@ def _read_recommended(path: Path) -> Recommended:
     layers = values.get("layers", [])
     if not isinstance(layers, list) or not all(type(layer) is int and 0 <= layer < 64 for layer in layers):
         raise ValueError(f"{path}: layers is {layers!r}, expected a list of layer numbers")
+    seed = values.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 1 << 63:
+        raise ValueError(f"{path}: seed is {seed!r}, expected a whole number from 0 to {(1 << 63) - 1}")
     return cast("Recommended", values)
 
 

@@ -29,11 +29,12 @@ HASHING = 8  # threads; more wait for the memory
 
 
 class Recommended(TypedDict, total=False):
-    """Arguments of `transfer` and `inject_styles` that suit a model better than the paper's."""
+    """Arguments of `transfer`, `invert` and `inject_styles` that suit a model better than the paper's."""
 
     gamma: float
     temperature: float
     layers: list[int]
+    seed: int
 
 
 class Configuration(dict[str, Any]):

@@ -10,7 +10,7 @@ from typing import Any
 
 from styleid import _core
 from styleid.method.initial import NAMES
-from styleid.method.options import LAYERS, PARTS, RECOMMENDED, flag, parse_layers
+from styleid.method.options import LAYERS, MEAN, PARTS, RECOMMENDED, check_seed, flag, parse_layers, parse_seed
 from styleid.method.rates import PAPER, parse_rate
 from styleid.numbers import number, whole
 
@@ -52,9 +52,9 @@ def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _seeds(text: str) -> list[int | None]:
+def _seeds(text: str) -> list[int | str]:
     """Reads seeds such as mean,0,1."""
-    return [None if part == "mean" else int(part) for part in text.split(",")]
+    return [parse_seed(part) for part in text.split(",")]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Grid:
         strength: above 0, at most 1: the part of the steps that is sampled
         steps: numbers of DDIM steps, 2 to 1000
         schedule: "paper", "diffusers" or "corrected"
-        seed: the seed of a sample of the VAE's posterior; None: its mean
+        seed: the seed of a sample of the VAE's posterior, or "mean"
 
     Raises:
         TypeError, ValueError: naming the field, what came and what was expected
@@ -126,7 +126,11 @@ class Grid:
     )
     seed: Any = field(
         default=(None,),
-        metadata=flag(f"the seed of a sample of the VAE's posterior, or mean; {SEVERAL}", parse=_seeds, unset="mean"),
+        metadata=flag(
+            f"the seed of a sample of the VAE's posterior, or mean; {SEVERAL}",
+            parse=_seeds,
+            unset=f"{RECOMMENDED}{MEAN}",
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -258,5 +262,5 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "strength": _strength,
     "steps": _whole("steps", 2, _core.TRAIN_STEPS),
     "schedule": _one_of("schedule", _core.SCHEDULES),
-    "seed": lambda value: None if value is None else _whole("seed", 0, (1 << 63) - 1)(value),
+    "seed": check_seed,
 }

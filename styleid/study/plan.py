@@ -17,8 +17,8 @@ import numpy as np
 
 from styleid import _core
 from styleid.inversions.cache import key_of
-from styleid.method.options import Accuracy, Chosen, Hooks, Steps, Storage, Text
-from styleid.method.plan import checked_layers, default_layers, plan_inversion, prompt_of
+from styleid.method.options import MEAN, Accuracy, Chosen, Hooks, Steps, Storage, Text
+from styleid.method.plan import checked_layers, default_layers, default_seed, plan_inversion, prompt_of
 from styleid.method.rates import PAPER, parse_rate, per_step_and_layer
 from styleid.models.model import Model
 from styleid.study.grid import Grid, layer_text, rate_text
@@ -28,7 +28,7 @@ Row = dict[str, Any]  # of the manifest: content, style, the settings, output, s
 ROLES = "content", "style"
 STYLES = 2  # how many are worked with at a time: the one whose results are made, and the next
 AXES = ("gamma", "temperature", "initial", "layers", "inject", "strength", "steps", "schedule", "seed")
-PLAIN: Row = {"initial": "adain", "inject": True, "strength": 1.0, "steps": 50, "schedule": "paper", "seed": None}
+PLAIN: Row = {"initial": "adain", "inject": True, "strength": 1.0, "steps": 50, "schedule": "paper"}
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,13 @@ class Common:
     feature_dtype: str = "auto"
     features: str = "memory"
 
+    def accuracy(self, seed: int | None) -> Accuracy:
+        """That of an inversion; None is the posterior's mean."""
+        return Accuracy(self.refine, MEAN if seed is None else seed)
+
     def chosen(self, seed: int | None) -> Chosen:
         """The options of an inversion."""
-        options = Storage(self.features, self.feature_dtype), Accuracy(self.refine, seed)
+        options = Storage(self.features, self.feature_dtype), self.accuracy(seed)
         return Chosen(options, "sweep", (Storage, Accuracy))
 
 
@@ -154,7 +158,9 @@ def _combinations(model: Model, grid: Grid) -> Iterator[tuple[Row, tuple[int, ..
     """Every combination's settings, its layers as numbers, and the axes whose value is not the usual one."""
     recommended: Row = {**PAPER, **model.recommended}
     usual: Row = PLAIN | {name: rate_text(name, recommended[name]) for name in PAPER}
-    for steps, schedule, seed in product(grid.steps, grid.schedule, grid.seed):
+    usual["seed"] = default_seed(model, None)
+    seeds = dict.fromkeys(default_seed(model, seed) for seed in grid.seed)
+    for steps, schedule, seed in product(grid.steps, grid.schedule, seeds):
         own = default_layers(model, _core.schedule(model.engine, schedule, steps))
         inner = product(grid.layers, grid.gamma, grid.temperature, grid.initials, grid.inject, grid.strength)
         for layers, gamma, temperature, initial, inject, strength in inner:

@@ -11,7 +11,7 @@ from styleid._core import __version__
 from styleid.inversions.cache import Cache
 from styleid.inversions.inversion import Inversion
 from styleid.method.calls import inject_styles, invert
-from styleid.method.options import Accuracy, Start, Storage, Text, parse_layers
+from styleid.method.options import Start, Storage, Text, parse_layers
 from styleid.method.rates import parse_rate
 from styleid.metrics import evaluate
 from styleid.models.model import Model
@@ -35,7 +35,7 @@ def make_inversion(task: Inverting, model: Model, cache: Cache, features: str, r
         layers=task.layers,
         keep=task.keep,
         progress=report or False,
-        options=[Text(common.prompt), storage, Accuracy(common.refine, task.seed)],
+        options=[Text(common.prompt), storage, common.accuracy(task.seed)],
     )
 
 
