@@ -37,6 +37,7 @@ from training import (
     step,
     unet,
 )
+from training import vae as autoencoder_stages
 from training.attention import DECODER_LAYERS, FEW_TOKENS, attended, shared
 
 pytestmark = pytest.mark.torch
@@ -212,6 +213,18 @@ def test_a_new_unet_learns_to_denoise_first(folder, tmp_path, vae):
     assert list(done.parts) == ["plain"] and model.context.grad.norm() > 0
 
 
+def test_samples_deviate_from_the_mean_as_the_posterior_says():
+    deep = networks.load_vae(SHIPPED)
+    autoencoder_stages.fix_variance(deep)
+    squares = [painted(seed)[:64, :64] for seed in (0, 1)]
+    mean, sample = networks.posterior(deep, images.to_tensor(np.stack(squares)))
+    assert torch.equal(mean, networks.encode(deep, images.to_tensor(np.stack(squares))))
+    assert ((sample - mean).std() / autoencoder_stages.DEVIATION - 1).abs() < 0.05
+    state = torch.random.get_rng_state()
+    assert torch.equal(method.encode(deep, squares), method.encode(deep, squares))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_the_deep_autoencoder_starts_as_the_linear_coder():
     torch.manual_seed(0)
     coder = linear.LinearCoder(networks.LATENT_CHANNELS)
@@ -382,9 +395,9 @@ def test_a_run_goes_on_where_it_was_saved(tmp_path):
 
 
 def test_larger_latents_have_fewer_contents_in_a_step():
-    assert inputs.Shape.of(32, 32) == inputs.Shape(32, contents=32, styles=8, plain=8)
-    assert inputs.Shape.of(64, 32) == inputs.Shape(64, contents=8, styles=2, plain=2)
-    assert inputs.Shape.of(32, 4) == inputs.Shape(32, contents=4, styles=1, plain=1)
+    assert inputs.Shape.of(32, 32) == inputs.Shape(32, contents=32, styles=8, plain=16)
+    assert inputs.Shape.of(64, 32) == inputs.Shape(64, contents=8, styles=2, plain=4)
+    assert inputs.Shape.of(32, 4) == inputs.Shape(32, contents=4, styles=1, plain=2)
     assert inputs.Shape.of(64, 1) == inputs.Shape(64, contents=1, styles=1, plain=1)
 
 
@@ -415,6 +428,7 @@ def test_without_adain_results_are_judged_by_the_content_s_colours(source, vae):
     made = step_of(small_model(), vae, source, inputs.Shape(16, 1, 1, 1))
     random = np.random.default_rng(0)
     rollout.Rollout(made, vae, source, random).prepare(random)
+    assert torch.equal(made.inputs.content, networks.encode(vae, made.inputs.content_images))
     for adain, palette in ((1.0, made.inputs.style), (0.0, made.inputs.content)):
         made.inputs.write(adain=adain)
         found = made.judge(palette.flip(2, 3), made.inputs)

@@ -35,6 +35,7 @@ class Recipe:
         """What the styleid.json of a model folder recommends, or the published settings."""
         path = folder / "styleid.json"
         values = json.loads(path.read_text()) if path.exists() else {}
+        values.pop("seed", None)  # inversions take what the model recommends
         return cls(**{name: tuple(value) if name == "layers" else value for name, value in values.items()})
 
 
@@ -126,11 +127,11 @@ def large(bench: Bench, chosen: list[Pair], recipe: Recipe, target: Path) -> dic
 
 
 def reconstruction(bench: Bench, chosen: list[Pair]) -> dict[str, object]:
-    """Inverted and sampled without a style: PSNR in dB against what the autoencoder alone makes of the image."""
+    """Inverted and sampled without a style: PSNR in dB against what the autoencoder alone makes of the same latent."""
     each = {}
     for path in sorted({content for content, _ in chosen})[:RECONSTRUCTED]:
         pixels = images.centre_square(images.read_image(path), 256)
-        aim = bench.model.decode(bench.model.encode(pixels))
+        aim = bench.model.decode(bench.model.encode(pixels, bench.model.recommended.get("seed")))
         each[path.stem] = round(decibels(aim, bench.invert(pixels, RECONSTRUCTION_STEPS, "query").reconstruct()), 2)
     return {"steps": RECONSTRUCTION_STEPS, "mean": round(float(np.mean(list(each.values()))), 2), "each": each}
 

@@ -28,7 +28,7 @@ class Shape:
         count = batch * (SMALLEST / size) ** 2
         styles = max(1, round(count / SHARE))
         contents = styles * min(SHARE, max(1, round(count)))
-        return cls(size, contents, styles, max(1, contents // SHARE))
+        return cls(size, contents, styles, max(1, contents // 2))
 
 
 class Inputs:

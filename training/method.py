@@ -120,9 +120,11 @@ def adain(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, squares: list[np.ndarray]) -> torch.Tensor:
-    """uint8 squares to scaled latents, (n, c, h, w)."""
-    latents = [vae.encode(images.to_tensor(square)[None].to(vae.device)).latent_dist.mode() for square in squares]
-    return torch.cat(latents) * vae.config.scaling_factor
+    """uint8 squares to scaled latents, (n, c, h, w): samples of the posterior, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tensors = [images.to_tensor(square)[None].to(vae.device) for square in squares]
+        return torch.cat([networks.posterior(vae, tensor)[1] for tensor in tensors])
 
 
 @torch.no_grad()

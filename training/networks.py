@@ -66,11 +66,17 @@ def quick_arithmetic(device: torch.device) -> torch.autocast:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Images (n, 3, h, w) to scaled latents."""
+def posterior(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (n, 3, h, w) to scaled latents: the mean of the autoencoder's posterior, and a sample of it."""
     with quick_arithmetic(images.device):
-        latent = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
-    return latent.float() * vae.config.scaling_factor
+        found = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
+    mean, scale = found.mode().float(), vae.config.scaling_factor
+    return mean * scale, (mean + found.std.float() * torch.randn_like(mean)) * scale
+
+
+def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Images (n, 3, h, w) to scaled latents, the posterior's mean."""
+    return posterior(vae, images)[0]
 
 
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:

@@ -32,10 +32,11 @@ class Rollout:
         size, count = 4 * self.shape.size, self.shape.contents
         contents = torch.stack([crops.content(size, random) for _ in range(count)])
         styles = torch.stack([crops.style(size, random) for _ in range(self.shape.styles)])
-        self.clean = networks.encode(vae, torch.cat([contents, styles]))
+        # Transfers begin with samples, whose noise becomes noise where an image is flat; nothing is judged by that noise.
+        mean, self.clean = networks.posterior(vae, torch.cat([contents, styles]))
         # The autoencoder cannot draw the finest diagonals: spectra are compared with what it makes of both.
         with torch.no_grad():
-            decoded = networks.decode(vae, self.clean)
+            decoded = networks.decode(vae, mean)
         self.controls = {
             "gamma": random.uniform(*GAMMAS) if random.random() < MIXED else 0.0,
             "temperature": random.uniform(*TEMPERATURES),
@@ -43,8 +44,8 @@ class Rollout:
             "adain": float(random.random() < ADAIN),
         }
         self.judged_by = {
-            "content": self.clean[:count],
-            "style": self.of_each(self.clean[count:]),
+            "content": mean[:count],
+            "style": self.of_each(mean[count:]),
             "content_images": contents,
             "style_images": self.of_each(styles),
             "content_decoded": decoded[:count],
@@ -108,9 +109,8 @@ class Rollout:
 
 
 def draw_times(count: int, random: np.random.Generator) -> torch.Tensor:
-    """Half uniform, half leaning to high noise, where the palette is decided."""
-    u = random.random(count)
-    u = np.where(random.random(count) < 0.5, u, np.sqrt(u))
+    """A third uniform, a third leaning to high noise, where the palette is decided, a third to low, where inversions begin."""
+    u = random.random(count) ** random.choice([1.0, 0.5, 2.0], count)
     return torch.from_numpy(np.minimum((u * 1000).astype(np.int64), 999))
 
 

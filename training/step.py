@@ -25,7 +25,7 @@ CONTENT_LOSSES, CONTENT_RISE = ("content", "layout", "edges"), 4.0
 class Weights:
     """Of the parts of the loss."""
 
-    plain: float = 0.7
+    plain: float = 1.0
     colours: float = 30.0
     style: float = 22.0
     random: float = 4.0

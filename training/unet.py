@@ -67,7 +67,7 @@ class Injection:
         """Denoising alone."""
         buffers = self.denoising
         drawn = torch.stack([self.crops.any(4 * SIZES[0], random) for _ in range(FIRST_CROPS)])
-        buffers.clean.copy_(networks.encode(self.vae, drawn))
+        buffers.clean.copy_(networks.posterior(self.vae, drawn)[1])
         buffers.times.copy_(draw_times(FIRST_CROPS, random))
         return buffers.train()
 

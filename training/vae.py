@@ -18,6 +18,8 @@ from training import checkpoint, images, linear, log, networks, scores, sheets, 
 CROP = 96
 BATCH = 4
 SIDES = (400, 256, 160)
+# Of the posterior, in each channel. A sample differs from the mean by 32 dB; where the image is flat, inversions turn it into noise.
+DEVIATION = 0.15
 
 
 @dataclass
@@ -91,10 +93,10 @@ def settle_latents(vae: AutoencoderKL, squares: list[np.ndarray]) -> None:
 
 @torch.no_grad()
 def fix_variance(vae: AutoencoderKL) -> None:
-    """Makes the posterior's variance the constant that the decoder was trained with, for those who sample it."""
+    """Makes the posterior's variance a constant; the UNet is trained on its samples."""
     channels = vae.config.latent_channels
     vae.quant_conv.weight[channels:] = 0
-    vae.quant_conv.bias[channels:] = 2 * float(np.log(linear.LATENT_NOISE))
+    vae.quant_conv.bias[channels:] = 2 * float(np.log(DEVIATION))
 
 
 def train_linear(settings: Settings) -> None:
