@@ -878,7 +878,7 @@ def test_a_folder_recommends_settings(folder):
         '{"seed": 9223372036854775808}',
         '{"x": 1}',
         "[]",
-    ],  # fmt: skip
+    ],
 )
 def test_broken_recommendations(folder, text):
     (folder / "styleid.json").write_text(text)
