@@ -131,8 +131,8 @@ def reconstruction(bench: Bench, chosen: list[Pair]) -> dict[str, object]:
     each = {}
     for path in sorted({content for content, _ in chosen})[:RECONSTRUCTED]:
         pixels = images.centre_square(images.read_image(path), 256)
-        aim = bench.model.decode(bench.model.encode(pixels, bench.model.recommended.get("seed")))
-        each[path.stem] = round(decibels(aim, bench.invert(pixels, RECONSTRUCTION_STEPS, "query").reconstruct()), 2)
+        inversion = bench.invert(pixels, RECONSTRUCTION_STEPS, "query")
+        each[path.stem] = round(decibels(bench.model.decode(inversion.latents[:1]), inversion.reconstruct()), 2)
     return {"steps": RECONSTRUCTION_STEPS, "mean": round(float(np.mean(list(each.values()))), 2), "each": each}
 
 
