@@ -80,6 +80,11 @@ def test_what_the_model_recommends(place, shared_folder, capsys):
         options=styleid.Accuracy(seed=4),
     )  # fmt: skip
     np.testing.assert_array_equal(output(), expected)
+    # Inversions have their layers and their seed already.
+    for name in "content", "style":
+        assert run("invert", f"{name}.png", "-o", f"{name}.inv", "--model", folder, "--steps", "3") == 0
+    assert run("inject", "content.inv", "style.inv", "-o", "in-parts.png", "--model", folder) == 0
+    assert capsys.readouterr().err == "styleid: as the model recommends: gamma 0.4, temperature 3\n"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from styleid.images import Pixels, check_output, save_image
 from styleid.inversions.inversion import Inversion
 from styleid.memory import free_memory
 from styleid.method.calls import inject_styles, invert
-from styleid.method.options import MEAN, Accuracy, Hooks, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
+from styleid.method.options import Accuracy, Hooks, Injection, Kept, Mix, Resize, Start, Steps, Storage, Text
 from styleid.method.plan import predict_memory
 from styleid.models.model import Model
 from styleid.processors import default_threads
@@ -53,7 +53,7 @@ def run_inject(options: argparse.Namespace) -> None:
     content, *styles = [Inversion.load(path, mapped=True) for path in (options.content, *options.style)]
     mix = mix_of(open_masks(masks, len(styles)), [one.size for one in (content, *styles)], "crop")
     model = load(options)
-    say_recommended(options, model, settings | {"layers": content.layers, "seed": MEAN})
+    say_recommended(options, model, settings | {"layers": content.layers})
     latents = Latents()
     told = [*chosen, mix, Hooks(on_step=latents if options.bits == 16 else None)]
     image: Pixels = inject_styles(content, styles, model, **settings, progress=show_progress(options), options=told)

@@ -70,8 +70,8 @@ def mix(mix: dict[str, Any], sizes: Sequence[tuple[int, ...]], how: str) -> Mix:
 
 
 def say_recommended(options: argparse.Namespace, model: Model, settings: dict[str, Any]) -> None:
-    """Says which settings are not the paper's because the model recommends others."""
-    own = {name: value for name, value in model.recommended.items() if settings[name] is None}
+    """Says which of the settings are not the paper's because the model recommends others."""
+    own = {name: value for name, value in model.recommended.items() if settings.get(name, value) is None}
     if own and not options.quiet:
         print(f"styleid: as the model recommends: {listing(own)}", file=sys.stderr)
 

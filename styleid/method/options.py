@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from styleid.inversions.recording import FEATURES
 from styleid.method.initial import NAMES, Initial, check_initial
 from styleid.method.masks import Masks
 from styleid.method.rates import PAPER, SHAPES, LayersByStep, Rate, check_rate, parse_rate
+from styleid.models.model import LARGEST_SEED
 from styleid.models.placement import DTYPES
 from styleid.numbers import number, whole
 
@@ -33,7 +34,8 @@ OnAttention = Callable[
 ]
 T = TypeVar("T")
 
-MEAN = "mean"  # of the VAE's posterior, in place of a seed
+Seed = int | Literal["mean"]  # of a sample of the VAE's posterior, or its mean
+MEAN: Final = "mean"
 PARTS = {"q": "query", "k": "key", "v": "value"}  # of the attention: what `inject` can name
 
 
@@ -56,20 +58,22 @@ def parse_layers(text: str) -> list[int]:
     return layers
 
 
-def parse_seed(text: str) -> int | str:
+def parse_seed(text: str) -> Seed:
     """Reads a seed: a whole number, or mean."""
     if text != MEAN and not text.strip().isdecimal():
         raise ValueError(f"expected a whole number or {MEAN}, got {text!r}")
     return MEAN if text == MEAN else int(text)
 
 
-def check_seed(seed: Any) -> int | str | None:
+def check_seed(seed: Any) -> Seed | None:
     """A seed of the VAE's posterior, "mean" or None. TypeError or ValueError for anything else."""
-    if seed is None or (isinstance(seed, str) and seed == MEAN):
-        return seed
+    if seed is None:
+        return None
     if isinstance(seed, str):
-        raise ValueError(f"seed: expected a whole number, {MEAN!r} or None, got {seed!r}")
-    return whole("seed", seed, 0, (1 << 63) - 1)
+        if seed != MEAN:
+            raise ValueError(f"seed: expected a whole number, {MEAN!r} or None, got {seed!r}")
+        return MEAN
+    return whole("seed", seed, 0, LARGEST_SEED)
 
 
 def parse_numbers(text: str) -> list[float]:
@@ -425,7 +429,7 @@ class Accuracy(Option):
     refine: int = field(
         default=0, metadata=flag("K more evaluations in each step of an inversion", metavar="K", parse=int)
     )
-    seed: int | str | None = field(
+    seed: Seed | None = field(
         default=None,
         metadata=flag(
             "the seed of a sample of the VAE's posterior, or mean",

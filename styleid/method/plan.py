@@ -30,6 +30,7 @@ from styleid.method.options import (
     Mix,
     Options,
     Resize,
+    Seed,
     Start,
     Steps,
     Storage,
@@ -195,11 +196,11 @@ def default_layers(model: Model, facts: Schedule) -> tuple[int, ...]:
     return tuple(model.recommended.get("layers", facts["layers"]))
 
 
-def default_seed(model: Model, seed: int | str | None) -> int | None:
+def default_seed(model: Model, seed: Seed | None) -> int | None:
     """The seed of the posterior's sample, None for its mean: the given one, else what the model recommends, else the mean."""
     if seed is None:
         return model.recommended.get("seed")
-    return None if seed == MEAN else cast("int", seed)
+    return None if seed == MEAN else seed
 
 
 def model_of(model: Model | None) -> Model:

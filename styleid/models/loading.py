@@ -20,7 +20,7 @@ from styleid.models import lora
 from styleid.models.config import STANDARD_ALPHAS, read_config
 from styleid.models.hub import NAME, fetch
 from styleid.models.ldm import convert
-from styleid.models.model import VAE, Model, Recommended
+from styleid.models.model import LARGEST_SEED, VAE, Model, Recommended
 from styleid.models.origin import Origin
 from styleid.models.placement import place
 from styleid.models.prompts import EmptyPromptTokenizer, Tokenize, read_tokenizer
@@ -286,8 +286,8 @@ def _read_recommended(path: Path) -> Recommended:
     if not isinstance(layers, list) or not all(type(layer) is int and 0 <= layer < 64 for layer in layers):
         raise ValueError(f"{path}: layers is {layers!r}, expected a list of layer numbers")
     seed = values.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < 1 << 63:
-        raise ValueError(f"{path}: seed is {seed!r}, expected a whole number from 0 to {(1 << 63) - 1}")
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"{path}: seed is {seed!r}, expected a whole number from 0 to {LARGEST_SEED}")
     return cast("Recommended", values)
 
 

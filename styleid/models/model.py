@@ -28,6 +28,9 @@ Float32 = NDArray[np.float32]
 HASHING = 8  # threads; more wait for the memory
 
 
+LARGEST_SEED = (1 << 63) - 1  # the largest number that a column of a sweep's table holds
+
+
 class Recommended(TypedDict, total=False):
     """Arguments of `transfer`, `invert` and `inject_styles` that suit a model better than the paper's."""
 
@@ -309,7 +312,7 @@ def _one_latent(latent: ArrayLike) -> Float32:
 
 
 def _generator(seed: int) -> np.random.Generator:
-    return np.random.default_rng(whole("seed", seed, 0, (1 << 64) - 1))
+    return np.random.default_rng(whole("seed", seed, 0, LARGEST_SEED))
 
 
 def float32_array(name: str, value: ArrayLike, rank: int) -> Float32:

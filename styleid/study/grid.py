@@ -10,7 +10,7 @@ from typing import Any
 
 from styleid import _core
 from styleid.method.initial import NAMES
-from styleid.method.options import LAYERS, MEAN, PARTS, RECOMMENDED, check_seed, flag, parse_layers, parse_seed
+from styleid.method.options import LAYERS, MEAN, PARTS, RECOMMENDED, Seed, check_seed, flag, parse_layers, parse_seed
 from styleid.method.rates import PAPER, parse_rate
 from styleid.numbers import number, whole
 
@@ -52,7 +52,7 @@ def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _seeds(text: str) -> list[int | str]:
+def _seeds(text: str) -> list[Seed]:
     """Reads seeds such as mean,0,1."""
     return [parse_seed(part) for part in text.split(",")]
 
