@@ -4,7 +4,8 @@ Functions named plot_* return a matplotlib.figure.Figure, which a notebook shows
 NumPy arrays. In all of them
 
 - a step is an index of `Inversion.timesteps`, a layer the number of a decoder layer whose features the inversions kept
-- a point is a pair (row, column) of fractions of an image: (0, 0) is its top left corner, (1, 1) its bottom right one
+- a point is a pair (row, column) of fractions of an image, the padding of its inversion included (docs/images.md): (0, 0) is
+  its top left corner, (1, 1) its bottom right one
 - model is the model of the inversions; None: the one that made them, or the default one for inversions from files
 - progress is as for `styleid.inject_styles`, of each sampling that a figure is made from
 """

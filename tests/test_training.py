@@ -414,7 +414,7 @@ def test_attention_is_pytorch_s(tokens):
 
 def test_gamma_trades_style_for_content():
     assert {step.share_of(name, 0.0) for name in ("style", "content", "colours")} == {1.0}
-    assert step.share_of("style", 1.0) == 0.25 and step.share_of("layout", 1.0) == 5.0
+    assert step.share_of("style", 1.0) == pytest.approx(0.1) and step.share_of("layout", 1.0) == 9.0
     assert step.share_of("colours", 1.0) == step.share_of("spectra", 1.0) == 1.0
 
 
@@ -537,6 +537,18 @@ def test_spectra_see_excess_power_and_a_lean_to_directions():
     upright = losses.spectra_distance(striped(8, 0.0), content, style)
     softer = losses.spectra_distance(style / 1.5, content, style)
     assert louder > softer > 0.01 and upright > 0.1
+
+
+def test_boxes_of_latent_pixels_are_seen_wherever_they_lie_on_their_grid():
+    smooth = striped(12, 0.6)
+    boxes = torch.nn.functional.interpolate(smooth[..., ::4, ::4], scale_factor=4)
+    turned = losses.grid_distance(boxes.transpose(2, 3))
+    assert losses.grid_distance(smooth) < 0.01 < 0.5 < losses.grid_distance(boxes)
+    torch.testing.assert_close(turned, losses.grid_distance(boxes))
+    # The border's place stands out wherever it is, and strength alone is nothing.
+    assert losses.grid_distance(boxes.roll((1, 2), (2, 3))) > 0.5
+    assert losses.grid_distance(2 * smooth) < 0.01
+    assert losses.grid_distance(torch.zeros(1, 3, 64, 64)) == 0
 
 
 def test_the_layout_of_blocks_counts_blotches_not_strokes():

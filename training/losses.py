@@ -16,6 +16,8 @@ AXES = (LUMA, (0.5, -0.5, 0.0), (0.25, 0.25, -0.5))
 CONTENT_LAYERS = (3, 4)
 # How many pixels a view is shifted, and by which power of two it is scaled, at most.
 SHIFT, ZOOM = 12, 0.5
+# Squared differences of neighbours below which nothing is seen: one level of 255.
+GRID_FLOOR = (2 / 255) ** 2
 
 
 @functools.cache
@@ -185,6 +187,25 @@ def layout_distance(images: torch.Tensor, content: torch.Tensor, side: int = 16)
     a, b = (F.avg_pool2d(luma(x), side, stride=side // 2).flatten(1) for x in (images, content))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return 1 - F.cosine_similarity(a, b, dim=1, eps=0.02).mean()
+
+
+def grid_distance(images: torch.Tensor, pixel: int = 4, cells: int = 8) -> torch.Tensor:
+    """How far the places of a latent pixel differ in how much an image changes there: squared deviations of logarithms.
+
+    Images know nothing of the latents' grid; boxes do: they change at the borders of latent pixels more than within.
+    Neighbours' differences, along both axes, in luma and opponent colours, are first averaged over windows of `cells`
+    latent pixels a side, so that flat areas count as much as others.
+    """
+    x = torch.einsum("ac,nchw->nahw", constant(AXES, images.device), images)
+    total = images.new_zeros(())
+    for along_rows in (x, x.transpose(2, 3)):
+        # The first difference kept is that across a border; it and the three that follow are the places of a latent pixel.
+        change = (along_rows.diff(dim=3)[..., pixel - 1 :].square() + GRID_FLOOR).sqrt().unflatten(3, (-1, pixel))
+        window, stride = (cells * pixel, cells), (cells * pixel // 2, cells // 2)
+        windows = F.avg_pool2d(change.movedim(4, 2).flatten(1, 2), window, stride)
+        places = windows.log().unflatten(1, (-1, pixel))
+        total = total + (places - places.mean(2, keepdim=True)).mean((3, 4)).square().mean()
+    return total / 2
 
 
 def colours_distance(drawn: torch.Tensor, wanted: torch.Tensor, directions: int = 32) -> torch.Tensor:

@@ -16,7 +16,7 @@ from training.step import Step
 
 STEPS = 10
 # How often all decoder layers are injected (else the last six), queries are mixed, and the initial latent is AdaIN's.
-ALL_LAYERS, MIXED, ADAIN = 0.6, 0.35, 0.87
+ALL_LAYERS, MIXED, ADAIN = 0.6, 0.5, 0.87
 GAMMAS, TEMPERATURES = (0.0, 0.9), (1.0, 2.5)
 # The image changes by sqrt(1 - alpha) v, so late steps would hardly count: the square root of at most this makes up for it.
 # The last ones can draw little but dither.

@@ -16,9 +16,9 @@ from training.inputs import Inputs, Shape
 
 # The error's local means are few numbers among many, but they are the palette.
 COARSE_WEIGHT, COARSE_PIXELS = 12.0, 8
-# What gamma trades: at gamma 1 style counts a quarter, and content five times.
-STYLE_LOSSES, STYLE_FALL = ("style", "random", "patches"), 0.75
-CONTENT_LOSSES, CONTENT_RISE = ("content", "layout", "edges"), 4.0
+# What gamma trades: at gamma 1 style counts a tenth, and content nine times.
+STYLE_LOSSES, STYLE_FALL = ("style", "random", "patches"), 0.9
+CONTENT_LOSSES, CONTENT_RISE = ("content", "layout", "edges"), 8.0
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,15 @@ class Weights:
     """Of the parts of the loss."""
 
     plain: float = 1.0
-    colours: float = 30.0
+    colours: float = 40.0
     style: float = 22.0
     random: float = 4.0
-    content: float = 0.3
+    content: float = 0.15
     spectra: float = 4.0
-    layout: float = 0.5
+    grid: float = 80.0
+    layout: float = 0.3
     patches: float = 1.5
-    edges: float = 0.2
+    edges: float = 0.1
 
 
 class Judge(torch.nn.Module):
@@ -63,6 +64,7 @@ class Judge(torch.nn.Module):
             "random": losses.random_filters_distance(marks, wanted),
             "content": in_content,
             "spectra": losses.spectra_distance(images, inputs.content_decoded, inputs.style_decoded),
+            "grid": losses.grid_distance(images),
             "layout": losses.layout_distance(images, inputs.content_decoded),
             "edges": self.patches.moved_edges(drawn, inputs.content),
             "patches": inputs.adain * self.patches.distance(drawn, inputs.style),

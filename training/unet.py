@@ -24,7 +24,7 @@ from training.step import Denoising, Judge, Learner, Step, Trained, Weights
 UNDER_WAY = 5
 # Latent sizes, and how often they are drawn at the begin and in the last part: 64x64 latents have 4,096 keys, as in use.
 SIZES = (SMALLEST, 64)
-EARLY_SHARES, LATE_SHARES = (0.7, 0.3), (0.6, 0.4)
+EARLY_SHARES, LATE_SHARES = (0.7, 0.3), (0.4, 0.6)
 LATE_PART = 0.67
 # Pairs that are scored during training.
 SCORED_PAIRS = 4
