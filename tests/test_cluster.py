@@ -216,11 +216,15 @@ def test_a_worker_is_killed_while_it_loads_the_model(place, model, started, caps
 
 def test_a_worker_hangs(place, model, started, monkeypatch, capsys):
     monkeypatch.setattr(clusters, "SILENCE", 3.0)
-    for _ in range(2):
+    first = started.start_worker()
+
+    def replace():
+        """Stops the only worker, which has work therefore, and starts another."""
+        os.kill(first.pid, signal.SIGSTOP)
         started.start_worker()
-    stop = once(lambda: os.kill(started.workers[0].pid, signal.SIGSTOP), 3)
-    rows = run(place, model, cluster=started.address, progress=stop)
-    os.kill(started.workers[0].pid, signal.SIGCONT)
+
+    rows = run(place, model, cluster=started.address, progress=once(replace, 3))
+    os.kill(first.pid, signal.SIGCONT)
     same(place, model, rows)
     assert "silent for 3 s" in capsys.readouterr().err
 
