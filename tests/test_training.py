@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ from training import (
     scores,
     step,
     unet,
+    workers,
 )
 from training import vae as autoencoder_stages
 from training.attention import DECODER_LAYERS, FEW_TOKENS, attended, shared
@@ -162,7 +164,9 @@ def test_a_row_of_losses_has_every_column(tmp_path):
     with (tmp_path / "losses.csv").open() as file:
         first, second = csv.DictReader(file)
     assert (first["one"], first["two"]) == ("", "2.0") and (second["one"], second["two"]) == ("1.0", "4.0")
-    assert not told.due()
+    assert not told.due() and not (tmp_path / "losses.png").exists()
+    told.plot()
+    assert (tmp_path / "losses.png").exists()
 
 
 def test_an_interrupted_run_goes_on(trained, folder, held_out):
@@ -414,7 +418,7 @@ def test_attention_is_pytorch_s(tokens):
 
 def test_gamma_trades_style_for_content():
     assert {step.share_of(name, 0.0) for name in ("style", "content", "colours")} == {1.0}
-    assert step.share_of("style", 1.0) == pytest.approx(0.1) and step.share_of("layout", 1.0) == 9.0
+    assert step.share_of("style", 1.0) == pytest.approx(0.1) and step.share_of("layout", 1.0) == 13.0
     assert step.share_of("colours", 1.0) == step.share_of("spectra", 1.0) == 1.0
 
 
@@ -432,6 +436,25 @@ def test_without_adain_results_are_judged_by_the_content_s_colours(source, vae):
         made.inputs.write(adain=adain)
         found = made.judge(palette.flip(2, 3), made.inputs)
         assert found["colours"] < 1e-6 and (found["patches"] > 0) == bool(adain)
+
+
+def test_crops_are_denoised_where_their_inversion_took_them(source, vae, monkeypatch):
+    monkeypatch.setattr(rollout, "INVERTED", 1.0)
+    model, random = small_model(), np.random.default_rng(0)
+    made = step_of(model, vae, source, inputs.Shape(16, 2, 1, 3))
+    under_way = rollout.Rollout(made, vae, source, random)
+    under_way.prepare(random)
+    noisy, wanted = method.noised(model, made.inputs.clean, made.inputs.noise, made.inputs.plain_times)
+    level = model.level(made.inputs.plain_times)
+    torch.testing.assert_close(level.sqrt() * noisy - (1 - level).sqrt() * wanted, made.inputs.clean)
+    for time, found in zip(made.inputs.plain_times.tolist(), noisy):
+        assert min((found - passed).abs().max() for passed in under_way.path[time]) < 1e-4
+
+
+def test_one_worker_is_this_process():
+    seen = []
+    workers.run(1, lambda: seen.append((os.getpid(), workers.count(), workers.agreed(2.0))))
+    assert seen == [(os.getpid(), 1, 2.0)] and workers.rank() == 0
 
 
 def test_a_rollout_whose_network_knows_the_result_ends_at_it(source, vae):

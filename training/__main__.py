@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=36000, help="unet: training time, all sittings together")
     parser.add_argument("--batch", type=int, default=4, help="unet: transfers of 32x32 latents in a step; 32 on a GPU")
     parser.add_argument(
-        "--rate", type=float, default=8e-4, help="unet: the peak learning rate; 1.5e-3 with batches of 32"
+        "--rate", type=float, default=8e-4, help="unet: the peak learning rate; 1.2e-3 with batches of 32"
     )
     parser.add_argument("--weight", type=weight, action="append", default=[], metavar="NAME=VALUE", help="of a loss")
     parser.add_argument("--device", default="cpu", help="unet: cpu, or cuda for all of it on one GPU")
@@ -89,7 +89,7 @@ def train_unet(options: argparse.Namespace) -> None:
         weights=unet.Weights(**dict(options.weight)),
         pairs=squares,
     )
-    # One process feeds a GPU; CUDA must not be touched before it is forked.
+    # One process feeds a GPU.
     workers.run(options.workers if options.device == "cpu" else 1, lambda: unet.train(settings))
     manifest = options.images / "manifest.csv"
     if manifest.exists():

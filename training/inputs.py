@@ -41,8 +41,9 @@ class Inputs:
         count = shape.contents
         latent = (networks.LATENT_CHANNELS, shape.size, shape.size)
         image = (3, 4 * shape.size, 4 * shape.size)
-        # The batch: clean crops that get noise, styles and contents on their way, and their timesteps.
-        self.clean, self.plain_times = zeros(shape.plain, *latent), zeros(shape.plain, dtype=torch.long)
+        # The batch: clean crops and the noise that they get, styles and contents on their way, and their timesteps.
+        self.clean, self.noise = zeros(shape.plain, *latent), zeros(shape.plain, *latent)
+        self.plain_times = zeros(shape.plain, dtype=torch.long)
         self.style_latent, self.latent = zeros(shape.styles, *latent), zeros(count, *latent)
         self.time = zeros(1, dtype=torch.long)
         # The method's controls. `deep`: layers 3-5 are injected as well.

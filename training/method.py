@@ -44,9 +44,11 @@ def noise_of(velocity: torch.Tensor, latent: torch.Tensor, level: torch.Tensor) 
     return level.sqrt() * velocity + (1 - level).sqrt() * latent
 
 
-def noised(model: Denoiser, clean: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clean latents with noise of their timesteps, and the v that they have."""
-    level, noise = model.level(timestep), torch.randn_like(clean)
+def noised(
+    model: Denoiser, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clean latents with this noise at their timesteps, and the v that they have."""
+    level = model.level(timestep)
     return level.sqrt() * clean + (1 - level).sqrt() * noise, level.sqrt() * noise - (1 - level).sqrt() * clean
 
 

@@ -46,8 +46,12 @@ class Report:
             row = {"step": run.step, "seconds": round(run.seconds)} | means
             print(row, flush=True)
             log.append_row(self.folder / "losses.csv", row)
-            log.plot(self.folder / "losses.csv", self.losses, self.folder / "losses.png")
             self.sums, self.counts = {}, {}
+
+    def plot(self) -> None:
+        """Draws the losses; a GPU takes many steps in that time."""
+        if (self.folder / "losses.csv").exists():
+            log.plot(self.folder / "losses.csv", self.losses, self.folder / "losses.png")
 
     def due(self) -> bool:
         return bool(self.pairs) and time.monotonic() - self.scored > self.score_every_seconds
@@ -55,6 +59,7 @@ class Report:
     def write(self, run: Run, vae: AutoencoderKL) -> None:
         """Scores the averaged weights on the pairs, if there are any, and lays the results out."""
         self.write_losses(run)
+        self.plot()
         if not self.pairs:
             return
         run.average.swap(run.module)

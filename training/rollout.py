@@ -16,7 +16,9 @@ from training.step import Step
 
 STEPS = 10
 # How often all decoder layers are injected (else the last six), queries are mixed, and the initial latent is AdaIN's.
-ALL_LAYERS, MIXED, ADAIN = 0.6, 0.5, 0.87
+ALL_LAYERS, MIXED, ADAIN = 0.6, 0.6, 0.8
+# How often a crop that is denoised as it is has the noise of its own inversion: sampling should lead back from there.
+INVERTED = 0.5
 GAMMAS, TEMPERATURES = (0.0, 0.9), (1.0, 2.5)
 # The image changes by sqrt(1 - alpha) v, so late steps would hardly count: the square root of at most this makes up for it.
 # The last ones can draw little but dither.
@@ -59,11 +61,11 @@ class Rollout:
         return styles.repeat_interleave(self.shape.contents // self.shape.styles, 0)
 
     def _invert(self) -> None:
-        self.styles: dict[int, torch.Tensor] = {}
+        self.path: dict[int, torch.Tensor] = {}
         self.queries: dict[int, dict[int, torch.Tensor]] = {}
         latent, count = self.clean, self.shape.contents
         for time, following in zip(self.times, self.times[1:] + [999]):
-            self.styles[time] = latent[count:]
+            self.path[time] = latent
             self.step.inputs.write(inverted=latent, inverted_time=time)
             velocity, queries = self.step.invert()
             if self.controls["gamma"]:
@@ -81,11 +83,9 @@ class Rollout:
         """Writes the buffers of the next evaluation; crops that it denoises are those that it began with."""
         inputs, time = self.step.inputs, self.times[-1]
         view, style_view = losses.views(4 * self.shape.size, random)
-        chosen = random.permutation(len(self.clean))[: self.shape.plain]
         inputs.write(
-            clean=self.clean[chosen.tolist()],
-            plain_times=draw_times(self.shape.plain, random),
-            style_latent=self.styles[time],
+            **self._plain(random),
+            style_latent=self.path[time][self.shape.contents :],
             latent=self.latent,
             time=time,
             view=view,
@@ -96,11 +96,22 @@ class Rollout:
         )
         inputs.write_queries(self.queries.get(time, {}))
 
+    def _plain(self, random: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Some of the crops with noise: any, or that which takes them to where they came by on their inversion."""
+        chosen = random.permutation(len(self.clean))[: self.shape.plain].tolist()
+        clean, times = self.clean[chosen], draw_times(self.shape.plain, random)
+        noise = torch.randn_like(clean)
+        for i, crop in enumerate(chosen):
+            if random.random() < INVERTED:
+                times[i] = time = int(random.choice(list(self.path)))
+                level = self.alpha[time]
+                noise[i] = (self.path[time][crop] - level.sqrt() * clean[i]) / (1 - level).sqrt()
+        return {"clean": clean, "noise": noise, "plain_times": times}
+
     def move(self, velocity: torch.Tensor) -> None:
         """Takes the latents along the v that was found."""
         time = self.times.pop()
         self.latent = self._moved(self.latent, velocity, time, self.times[-1] if self.times else 0)
-        del self.styles[time]
         self.queries.pop(time, None)
 
     @property

@@ -18,23 +18,23 @@ from training.inputs import Inputs, Shape
 COARSE_WEIGHT, COARSE_PIXELS = 12.0, 8
 # What gamma trades: at gamma 1 style counts a tenth, and content nine times.
 STYLE_LOSSES, STYLE_FALL = ("style", "random", "patches"), 0.9
-CONTENT_LOSSES, CONTENT_RISE = ("content", "layout", "edges"), 8.0
+CONTENT_LOSSES, CONTENT_RISE = ("content", "layout", "edges"), 12.0
 
 
 @dataclass(frozen=True)
 class Weights:
     """Of the parts of the loss."""
 
-    plain: float = 1.0
+    plain: float = 1.5
     colours: float = 40.0
-    style: float = 22.0
-    random: float = 4.0
-    content: float = 0.15
-    spectra: float = 4.0
-    grid: float = 80.0
-    layout: float = 0.3
+    style: float = 26.0
+    random: float = 5.0
+    content: float = 0.12
+    spectra: float = 6.0
+    grid: float = 100.0
+    layout: float = 0.25
     patches: float = 1.5
-    edges: float = 0.1
+    edges: float = 0.08
 
 
 class Judge(torch.nn.Module):
@@ -125,7 +125,7 @@ class Denoising:
 
     def _train(self) -> Trained:
         model = self.learner.model
-        noisy, wanted = method.noised(model, self.clean, self.times)
+        noisy, wanted = method.noised(model, self.clean, torch.randn_like(self.clean), self.times)
         with networks.quick_arithmetic(self.clean.device):
             found = model.velocity(noisy.contiguous(memory_format=torch.channels_last), self.times)
         return Trained(*self.learner.learn({"plain": velocity_loss(found.float() - wanted)}))
@@ -153,7 +153,7 @@ class Step:
 
     def _train(self) -> Trained:
         inputs = self.inputs
-        noisy, wanted = method.noised(self.model, inputs.clean, inputs.plain_times)
+        noisy, wanted = method.noised(self.model, inputs.clean, inputs.noise, inputs.plain_times)
         plain, injected = self.evaluated(noisy)
         level = self.model.level(inputs.time)
         found = self.judge(level.sqrt() * inputs.latent - (1 - level).sqrt() * injected, inputs)

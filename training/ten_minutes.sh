@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 
 # 500 of ten minutes: reading the images and packing the results take their part.
 timeout 590 python3 -m training --images "$images" --init "$init" --out "$work" \
-    --device cuda --batch 32 --rate 1.5e-3 --seconds 500 "$@" 2>&1 | tee "$out/log.txt" || echo "stopped early: the last saved state is packed"
+    --device cuda --batch 32 --rate 1.2e-3 --seconds 500 "$@" 2>&1 | tee "$out/log.txt" || echo "stopped early: the last saved state is packed"
 
 tar c -C "$work" unet context.safetensors model_index.json scheduler | split -b 16000000 -d - "$out/model.tar."
 (cd "$work" && cp work/*.csv "$out")

@@ -131,6 +131,7 @@ def train(settings: Settings) -> None:
                 report.write(run, vae)
             if run.save_now_and_then():
                 save_model(run, vae, settings.out)
+                report.plot()
     if workers.rank() == 0:
         report.write(run, vae)
         run.save()

@@ -13,9 +13,13 @@ from torch import distributed, multiprocessing
 
 
 def run(count: int, work: Callable[[], None]) -> None:
-    """Calls work() in `count` processes; returns when all are done, and fails when one fails."""
+    """Calls work() in `count` processes, one of them alone in this; returns when all are done, and fails when one fails."""
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = f"file://{folder}/rendezvous"
+        if count == 1:
+            # CUDA, which imports may have initialized, does not outlive a fork.
+            _enter(0, 1, rendezvous, work)
+            return
         # fork: the processes keep this program's name, so that they can be found, paused and ended together.
         context = multiprocessing.get_context("fork")
         processes = [context.Process(target=_enter, args=(rank, count, rendezvous, work)) for rank in range(count)]
