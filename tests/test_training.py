@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import (
     checkpoint,
     crops,
+    evaluate,
     features,
     graphs,
     images,
@@ -453,8 +454,13 @@ def test_crops_are_denoised_where_their_inversion_took_them(source, vae, monkeyp
 
 def test_one_worker_is_this_process():
     seen = []
-    workers.run(1, lambda: seen.append((os.getpid(), workers.count(), workers.agreed(2.0))))
-    assert seen == [(os.getpid(), 1, 2.0)] and workers.rank() == 0
+
+    def work():
+        workers.wait()
+        seen.append((os.getpid(), workers.rank(), workers.count(), workers.agreed(2.0)))
+
+    workers.run(1, work)
+    assert seen == [(os.getpid(), 0, 1, 2.0)]
 
 
 def test_a_rollout_whose_network_knows_the_result_ends_at_it(source, vae):
@@ -613,6 +619,14 @@ def test_the_feature_network_is_the_quantized_one_without_its_rounding():
         scale, zero = scales[name]
         aim = torch.from_numpy((aim.astype(np.float32) - zero) * scale)
         assert (layer - aim).norm() / aim.norm() < 0.15
+
+
+def test_each_control_is_measured_once():
+    chosen = evaluate.Recipe(gamma=0.5, temperature=1.0)
+    table = evaluate.controls(chosen)
+    assert table["recommended"] == chosen and len(set(table.values())) == len(table)
+    assert {"gamma 0.3", "layers 9-11", "published"} <= table.keys()
+    assert not {"gamma 0.5", "temperature 1.0", "layers 6-11"} & table.keys()
 
 
 def test_scores_of_equal_and_of_disjoint_images():

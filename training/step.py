@@ -16,7 +16,7 @@ from training.inputs import Inputs, Shape
 
 # The error's local means are few numbers among many, but they are the palette.
 COARSE_WEIGHT, COARSE_PIXELS = 12.0, 8
-# What gamma trades: at gamma 1 style counts a tenth, and content nine times.
+# What gamma trades: at gamma 1 style counts a tenth, and content 13 times.
 STYLE_LOSSES, STYLE_FALL = ("style", "random", "patches"), 0.9
 CONTENT_LOSSES, CONTENT_RISE = ("content", "layout", "edges"), 12.0
 

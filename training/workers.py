@@ -13,13 +13,13 @@ from torch import distributed, multiprocessing
 
 
 def run(count: int, work: Callable[[], None]) -> None:
-    """Calls work() in `count` processes, one of them alone in this; returns when all are done, and fails when one fails."""
+    """Calls work() in `count` processes; returns when all are done, and fails when one fails. A single one is this process."""
+    if count == 1:
+        # CUDA does not outlive a fork where something has initialized it before.
+        work()
+        return
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = f"file://{folder}/rendezvous"
-        if count == 1:
-            # CUDA, which imports may have initialized, does not outlive a fork.
-            _enter(0, 1, rendezvous, work)
-            return
         # fork: the processes keep this program's name, so that they can be found, paused and ended together.
         context = multiprocessing.get_context("fork")
         processes = [context.Process(target=_enter, args=(rank, count, rendezvous, work)) for rank in range(count)]
@@ -63,6 +63,8 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 def agreed(value: float) -> float:
     """The first process's value, in all of them."""
+    if count() == 1:
+        return value
     shared = torch.tensor([value], dtype=torch.float64)
     distributed.broadcast(shared, 0)
     return shared.item()
@@ -70,4 +72,5 @@ def agreed(value: float) -> float:
 
 def wait() -> None:
     """Until all processes are here."""
-    distributed.barrier()
+    if count() > 1:
+        distributed.barrier()
